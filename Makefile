@@ -1,0 +1,51 @@
+# make demo   train and evaluate on drawn street scenes, write output/demo/report.html
+# make test   lint, types and the whole test suite
+# make setup  only the environment, in .venv
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+JOBS ?= 2
+
+.PHONY: setup demo test lint format lock clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron2.txt setup.py
+	@test -n "$(PYTHON)" || { echo "divdr needs Python 3.10, 3.11 or 3.12 with its venv module; name one by PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/base.txt
+	$(BIN)/python -c 'import detectron2' 2>/dev/null || $(UV) pip install --quiet --no-deps --require-hashes \
+		--python $(BIN)/python --python-version 3.10 \
+		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
+		-r requirements/detectron2.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Newest versions that fit, for every Python and platform, with hashes.
+lock: setup
+	$(UV) pip compile --quiet --no-header --generate-hashes --universal --python-version 3.10 --upgrade requirements/base.in -o requirements/base.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 --upgrade requirements/uv.in -o requirements/uv.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 requirements/detectron2.in -o requirements/detectron2.txt
+
+clean:
+	rm -rf $(VENV) output datasets/streetscapes

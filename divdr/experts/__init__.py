@@ -1,0 +1,28 @@
+"""Local experts (DivDR, section 3.2): the prototypical sub-networks that emerge in one model.
+
+An `ActivationBank` keeps the latest gate activation of every training image, `kmeans` clusters
+them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away from the others, and
+`diversity` measures how well that works. `LocalExperts` ties these together for a trainer.
+"""
+
+from divdr.experts.assignment import nearest_centre
+from divdr.experts.bank import ActivationBank
+from divdr.experts.clustering_loss import cluster_variance, clustering_loss
+from divdr.experts.diversity import Diversity, diversity
+from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.local_experts import ClusteringReport, LocalExperts
+from divdr.experts.matching import match_centres
+
+__all__ = [
+    "ActivationBank",
+    "ClusteringReport",
+    "Diversity",
+    "KMeansResult",
+    "LocalExperts",
+    "cluster_variance",
+    "clustering_loss",
+    "diversity",
+    "kmeans",
+    "match_centres",
+    "nearest_centre",
+]

@@ -1,0 +1,192 @@
+"""The latest gate activation of every training image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from divdr.errors import CheckpointError
+
+
+class ActivationBank:
+    """Keeps one activation vector per image key, and merges those of all ranks.
+
+    Clustering runs over A(x) of the whole data set (DivDR, section 3.2). Evaluating all images for
+    that is expensive, so the bank remembers what training computed last for each.
+
+    Whatever order rows arrive in, they are presented in the order of their keys: equal content
+    means equal tensors on every rank. M is the number of keys, D the length of an activation.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        """Make an empty bank for activations of length `dim`; ValueError if that is below 1."""
+        if dim < 1:
+            raise ValueError(f"An activation bank needs rows of length 1 or more, got {dim}.")
+        self.dim = dim
+        self._storage = torch.empty(0, dim, device=device)
+        self._slots: dict[str, int] = {}
+        self._steps: list[int] = []
+        self._changed: set[str] = set()
+        self._sorted: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._slots
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are stored."""
+        return self._storage.device
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys in sorted order."""
+        if self._sorted is None:
+            self._sorted = sorted(self._slots)
+        return list(self._sorted)
+
+    @property
+    def rows(self) -> Tensor:
+        """Activations (M, D) in float32, in the order of `keys`; a copy."""
+        return self._gather(self.keys)
+
+    @property
+    def steps(self) -> Tensor:
+        """Step (M,) of int64 at which each row was written, in the order of `keys`; on the CPU."""
+        return torch.tensor([self._steps[self._slots[key]] for key in self.keys], dtype=torch.long)
+
+    def update(self, keys: Sequence[str], rows: Tensor, step: int) -> None:
+        """Store activations.
+
+        A row that carries a later step than `step` stays. If a key occurs twice, its last row
+        counts.
+
+        Args:
+            keys: image keys, N of them.
+            rows: their activations (N, D); detached.
+            step: training step they were computed at.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        if rows.dim() != 2 or rows.shape != (len(keys), self.dim):
+            raise ValueError(
+                f"Expected rows of shape {(len(keys), self.dim)} for {len(keys)} keys, "
+                f"got {tuple(rows.shape)}."
+            )
+        self._write(dict(zip(keys, range(len(keys)), strict=True)), rows, [step] * len(keys))
+
+    def replace(self, keys: Sequence[str], rows: Tensor, step: int) -> None:
+        """Forget everything and store these rows, as after an evaluation of the whole data set.
+
+        On several ranks, call it on all of them, each with its part, before `synchronise`.
+        """
+        self.clear()
+        self.update(keys, rows, step)
+
+    def clear(self) -> None:
+        """Forget everything. On several ranks, call it on all of them."""
+        self._storage = self._storage.new_empty(0, self.dim)
+        self._slots.clear()
+        self._steps.clear()
+        self._changed.clear()
+        self._sorted = None
+
+    def to(self, device: torch.device | str) -> ActivationBank:
+        """Move the rows to a device; returns the bank itself."""
+        self._storage = self._storage.to(device)
+        return self
+
+    def synchronise(self) -> None:
+        """Give every rank the rows of all ranks; a collective call.
+
+        Only rows written since the last call travel. Of several rows for a key the one with the
+        latest step wins, and of those with the same step the one of the lowest rank. Without an
+        initialised process group of several ranks nothing happens.
+        """
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        mine = sorted(self._changed)
+        steps = [self._steps[self._slots[key]] for key in mine]
+        payload = (mine, self._gather(mine).cpu(), steps)
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, payload)
+        # Where the winner of each key stands, as (rank, position).
+        winners: dict[str, tuple[int, int]] = {}
+        for rank, (keys, _, their_steps) in enumerate(gathered):
+            for position, key in enumerate(keys):
+                held = winners.get(key)
+                if held is None or their_steps[position] > gathered[held[0]][2][held[1]]:
+                    winners[key] = (rank, position)
+        for rank, (_, rows, their_steps) in enumerate(gathered):
+            won = {key: place for key, (owner, place) in winners.items() if owner == rank}
+            self._write(won, rows, their_steps)
+        self._changed.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Content as tensors on the CPU, lists and numbers (loads with weights_only=True)."""
+        return {
+            "dim": self.dim,
+            "keys": self.keys,
+            "rows": self.rows.cpu(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved content; on several ranks, the same one on all.
+
+        Raises:
+            CheckpointError: the rows are of another length, or parts do not fit together.
+        """
+        if state["dim"] != self.dim:
+            raise CheckpointError(
+                f"The checkpoint's activation bank holds rows of length {state['dim']}, "
+                f"this model's has {self.dim}."
+            )
+        keys, rows, steps = list(state["keys"]), state["rows"], state["steps"].tolist()
+        if rows.shape != (len(keys), self.dim) or len(steps) != len(keys):
+            raise CheckpointError("The checkpoint's activation bank is damaged: sizes differ.")
+        self.clear()
+        self._write(dict(zip(keys, range(len(keys)), strict=True)), rows, steps)
+        # All ranks load the same rows, so there is nothing to tell the others.
+        self._changed.clear()
+
+    def _gather(self, keys: Iterable[str]) -> Tensor:
+        slots = torch.tensor([self._slots[key] for key in keys], dtype=torch.long)
+        return self._storage[slots.to(self.device)]
+
+    def _write(self, positions: dict[str, int], rows: Tensor, steps: Sequence[int]) -> None:
+        """Store rows[positions[key]] with the step at the same position, unless outdated."""
+        slots: list[int] = []
+        sources: list[int] = []
+        for key, position in positions.items():
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._slots[key] = len(self._slots)
+                self._steps.append(steps[position])
+                self._sorted = None
+            elif steps[position] < self._steps[slot]:
+                continue
+            self._steps[slot] = steps[position]
+            self._changed.add(key)
+            slots.append(slot)
+            sources.append(position)
+        if not slots:
+            return
+        self._reserve(len(self._slots))
+        taken = rows.detach()[torch.tensor(sources, device=rows.device)]
+        self._storage[torch.tensor(slots, device=self.device)] = taken.to(self._storage)
+
+    def _reserve(self, size: int) -> None:
+        """Grow by doubling, so that adding images one by one copies each row only a few times."""
+        capacity = len(self._storage)
+        if size > capacity:
+            grown = self._storage.new_empty(max(size, 2 * capacity, 256), self.dim)
+            grown[:capacity] = self._storage
+            self._storage = grown

@@ -1,0 +1,34 @@
+"""The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
+
+from .budget import budget_loss
+from .cost import CellCost, CostTable, CostTensors, cost_table
+from .macs import count_macs
+from .network import DEFAULT_OPS, DynamicRoutingNetwork
+from .ops import build_op, op_names, register_op
+from .record import Routing
+from .schedule import Periods, Ramp, to_iterations
+from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
+
+__all__ = [
+    "DEFAULT_OPS",
+    "DOWN",
+    "KEEP",
+    "TRANSFORMS",
+    "UP",
+    "CellCost",
+    "CostTable",
+    "CostTensors",
+    "DynamicRoutingNetwork",
+    "Node",
+    "Periods",
+    "Ramp",
+    "Routing",
+    "RoutingSpace",
+    "budget_loss",
+    "build_op",
+    "cost_table",
+    "count_macs",
+    "op_names",
+    "register_op",
+    "to_iterations",
+]

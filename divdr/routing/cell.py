@@ -1,0 +1,220 @@
+"""One cell of the routing space: operations, a gate, and the transforms that lead onwards.
+
+Li et al. (CVPR 2020), Section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .drop_path import DropPathSchedule, drop_path
+from .gate import CLOSED_BELOW, Gate, open_gates
+from .layers import NormFactory, conv_norm
+from .ops import build_op
+from .space import DOWN, KEEP, TRANSFORMS, UP, Node
+
+
+@dataclass
+class Departure:
+    """Maps that leave a cell along one transform.
+
+    Attributes:
+        transform: ``UP``, ``KEEP`` or ``DOWN``.
+        maps: (m, C', H', W').
+        images: (m,) positions of these images among the cell's inputs; None for all of them.
+    """
+
+    transform: int
+    maps: Tensor
+    images: Tensor | None
+
+
+@dataclass
+class CellResult:
+    """What a cell did with n images that reached it.
+
+    Attributes:
+        logits: (n, 3) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
+        gates: (n, 3) gate values.
+        leads: (n, 3) bool, open paths; keep is one of them for a closed cell.
+        departures: the maps that go on.
+    """
+
+    logits: Tensor
+    gates: Tensor
+    leads: Tensor
+    departures: list[Departure]
+
+
+class Cell(nn.Module):
+    """Sum of operations, then keep (ReLU), up and down, each weighted by its gate.
+
+    A cell whose gates sum below 1e-4 passes its input on unchanged along keep. In evaluation only
+    what an image opens is computed for it; in training everything is, so that batch statistics
+    are over all images that reach the cell.
+
+    Args:
+        node: place in the routing space.
+        channels: channels at stride 4; the cell works on channels·2^scale.
+        ops: names of operations (``divdr.routing.ops``).
+        gate: "small", "full" or "none" (every transform open at 1).
+        norm: makes the normalisation layer.
+        gate_bias: start value of the gate's last bias.
+        drop_path: schedule shared by the network.
+        num_layers: layers of the network, for the drop path schedule.
+        reach: "open" or "published", see ``DynamicRoutingNetwork``.
+
+    Raises:
+        ConfigError: no operation, the same one twice, or an unknown one.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        channels: int,
+        ops: Sequence[str],
+        gate: str,
+        norm: NormFactory,
+        gate_bias: float,
+        drop_path: DropPathSchedule,
+        num_layers: int,
+        reach: str,
+    ) -> None:
+        super().__init__()
+        if not ops or len(set(ops)) != len(ops):
+            raise ConfigError(f"a cell needs different operations, at least one; got {list(ops)}")
+        width = channels * 2**node.scale
+        self.node = node
+        self.channels = width
+        self.ops = nn.ModuleDict({name: build_op(name, width, norm) for name in ops})
+        self.changes = nn.ModuleDict()
+        if UP in node.transforms:
+            self.changes["up"] = conv_norm(width, width // 2, norm)
+        if DOWN in node.transforms:
+            self.changes["down"] = conv_norm(width, width * 2, norm, stride=2)
+        self.gate = (
+            None
+            if gate == "none"
+            else Gate(width, len(node.transforms), norm, small=gate == "small", bias=gate_bias)
+        )
+        self._drop_path = drop_path
+        self._num_layers = num_layers
+        self._reach = reach
+
+    def forward(
+        self, x: Tensor, up_size: tuple[int, int] | None, imposed: Tensor | None = None
+    ) -> CellResult:
+        """Run the cell for images that reach it.
+
+        Args:
+            x: (n, C·2^scale, H, W).
+            up_size: (rows, columns) of the next finer map, for the up transform.
+            imposed: (n, 3) gate values to use in place of the gate's own.
+        """
+        logits, gates = self._decide(x)
+        if imposed is not None:
+            gates = imposed
+        closed = gates.sum(dim=1) < CLOSED_BELOW
+        opened = (gates > 0) & ~closed[:, None]
+        leads = opened.clone()
+        if self._reach == "published":
+            leads[:, list(self.node.transforms)] = ~closed[:, None]
+        leads[:, KEEP] |= closed
+        if self.training:
+            departures = self._run_all(x, gates, closed, up_size)
+        else:
+            departures = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
+        return CellResult(logits, gates, leads, departures)
+
+    def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (x.shape[0], len(TRANSFORMS))
+        columns = list(self.node.transforms)
+        if self.gate is None:
+            gates = x.new_zeros(shape, dtype=torch.float32)
+            gates[:, columns] = 1.0
+            return gates.clone(), gates
+        index = torch.tensor(columns, device=x.device)
+        decided = self.gate(x)
+        zeros = decided.new_zeros(shape)
+        logits = zeros.index_copy(1, index, decided)
+        return logits, zeros.index_copy(1, index, open_gates(decided))
+
+    def _run_all(
+        self, x: Tensor, gates: Tensor, closed: Tensor, up_size: tuple[int, int] | None
+    ) -> list[Departure]:
+        feature = self._feature(x)
+        departures = []
+        for transform in self.node.transforms:
+            weight = gates[:, transform, None, None, None].to(feature.dtype)
+            maps = self._transform(feature, transform, weight, up_size)
+            if transform == KEEP:
+                maps = torch.where(closed[:, None, None, None], x.to(maps.dtype), maps)
+            departures.append(Departure(transform, maps, None))
+        return departures
+
+    def _run_open(
+        self,
+        x: Tensor,
+        gates: Tensor,
+        opened: Tensor,
+        closed: Tensor,
+        up_size: tuple[int, int] | None,
+    ) -> list[Departure]:
+        departures = []
+        passing = _positions(closed, x.device)
+        if passing is None or len(passing):
+            departures.append(Departure(KEEP, _rows(x, passing), passing))
+        active = _positions(~closed, x.device)
+        if active is not None and not len(active):
+            return departures
+        feature = self._feature(_rows(x, active))
+        for transform in self.node.transforms:
+            chosen = opened[:, transform]
+            if not chosen.any():
+                continue
+            images = _positions(chosen, x.device)
+            within = _positions(chosen[~closed], x.device)
+            weight = _rows(gates, images)[:, transform, None, None, None].to(feature.dtype)
+            maps = self._transform(_rows(feature, within), transform, weight, up_size)
+            departures.append(Departure(transform, maps, images))
+        return departures
+
+    def _feature(self, x: Tensor) -> Tensor:
+        probability = 0.0
+        if self.training:
+            probability = self._drop_path.probability(self.node.layer, self._num_layers)
+        total: Tensor | None = None
+        for op in self.ops.values():
+            y = op(x)
+            if probability and not isinstance(op, nn.Identity):
+                y = drop_path(y, probability)
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def _transform(
+        self, feature: Tensor, transform: int, weight: Tensor, up_size: tuple[int, int] | None
+    ) -> Tensor:
+        maps = F.relu(feature)
+        if transform == KEEP:
+            return maps * weight
+        if transform == DOWN:
+            return self.changes["down"](maps) * weight
+        # Weighting before the upsampling is the same and touches a quarter of the numbers.
+        maps = self.changes["up"](maps) * weight
+        return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
+
+
+def _positions(mask: Tensor, device: torch.device) -> Tensor | None:
+    """Positions where a CPU mask holds, on ``device``; None if it holds everywhere."""
+    return None if bool(mask.all()) else mask.nonzero().flatten().to(device)
+
+
+def _rows(x: Tensor, positions: Tensor | None) -> Tensor:
+    return x if positions is None else x.index_select(0, positions)

@@ -1,0 +1,213 @@
+"""Cost of routes, in multiply-adds per image, from the actual sizes of the maps.
+
+Two figures, always together, because they drift apart: the *expected* cost (differentiable, gates
+× MACs; Li et al., Eq. 7 and 8) and the *real* cost (what runs). A third, the *published* count of
+the Dynamic Routing code, exists for comparison with its numbers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .gate import CLOSED_BELOW
+from .macs import count_macs
+from .space import KEEP, TRANSFORMS
+
+if TYPE_CHECKING:
+    from .cell import Cell
+    from .network import DynamicRoutingNetwork
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """Multiply-adds of one cell for one image.
+
+    Attributes:
+        cell: the sum of its operations.
+        transforms: [up, keep, down]; None where a transform does not exist.
+        gate: the gate; 0 without one.
+    """
+
+    cell: float
+    transforms: tuple[float | None, float | None, float | None]
+    gate: float
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Multiply-adds of every part of a network for one image of a given size.
+
+    Attributes:
+        size: (height, width) of the input in pixels.
+        stem: the stem.
+        initial: the initial cell.
+        cells: the reported cells, in the order of A(x).
+        last_layer: how many of them form the last layer.
+    """
+
+    size: tuple[int, int]
+    stem: float
+    initial: CellCost
+    cells: tuple[CellCost, ...]
+    last_layer: int
+
+    def tensors(self, device: torch.device | str) -> CostTensors:
+        """The table as tensors, for routes on ``device``."""
+        return CostTensors(self, device)
+
+
+class CostTensors:
+    """Cost of routes by table; A(x) comes as (N, cells, 3).
+
+    Attributes:
+        full_cost: expected cost with every gate at 1, multiply-adds.
+    """
+
+    def __init__(self, table: CostTable, device: torch.device | str) -> None:
+        rows = (table.initial, *table.cells)  # the initial cell is row 0 of every tensor
+        self.stem = table.stem
+        self._last = table.last_layer
+        self._cell = torch.tensor([r.cell for r in rows], device=device)
+        self._gate = torch.tensor([r.gate for r in rows], device=device)
+        self._transform = torch.tensor(
+            [[t or 0.0 for t in r.transforms] for r in rows], device=device
+        )
+        exists = [[t is not None for t in r.transforms] for r in rows]
+        ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]
+        self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
+
+    def expected(self, activations: Tensor, initial: Tensor) -> Tensor:
+        """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable.
+
+        Args:
+            activations: (N, cells, 3) gates.
+            initial: (N, 3) gates of the initial cell.
+
+        Returns:
+            (N,) multiply-adds.
+        """
+        gates = _join(initial, activations)
+        return gates.amax(dim=2) @ self._cell + (gates * self._transform).sum(dim=(1, 2))
+
+    def real(self, activations: Tensor, initial: Tensor, reached: Tensor) -> Tensor:
+        """Stem, gates of reached cells, open cells and open transforms: what runs.
+
+        Args:
+            activations: (N, cells, 3) gates, 0 where a cell is not reached.
+            initial: (N, 3) gates of the initial cell, which every image reaches.
+            reached: (N, cells) bool.
+
+        Returns:
+            (N,) multiply-adds, without a graph.
+        """
+        gates = _join(initial.detach(), activations.detach())
+        everyone = torch.ones_like(reached[:, :1])
+        visited = torch.cat([everyone, reached], dim=1).to(self._gate.dtype)
+        running = (gates.sum(dim=2) >= CLOSED_BELOW) & (visited > 0)
+        opened = (gates > 0) & running[..., None]
+        return (
+            self.stem
+            + visited @ self._gate
+            + running.to(self._cell.dtype) @ self._cell
+            + (opened * self._transform).sum(dim=(1, 2))
+        )
+
+    def published(self, activations: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """(expected, real) multiply-adds (N,) as the published code counts them.
+
+        Both leave out the operations of the initial cell and the last layer's ReLU; real charges
+        the gate of every cell, reached or not, but not the initial one's.
+        """
+        gates = _join(initial, activations)
+        cell, gate, transform = self._cell.clone(), self._gate.clone(), self._transform.clone()
+        cell[0] = gate[0] = 0.0
+        transform[-self._last :] = 0.0
+        expected = gates.amax(dim=2) @ cell + (gates * transform).sum(dim=(1, 2))
+        running = gates.sum(dim=2) >= CLOSED_BELOW
+        opened = (gates > 0) & running[..., None]
+        real = self.stem + gate.sum() + running.to(cell.dtype) @ cell
+        return expected, real + (opened * transform).sum(dim=(1, 2))
+
+
+def _join(initial: Tensor, activations: Tensor) -> Tensor:
+    return torch.cat([initial[:, None].float(), activations.float()], dim=1)
+
+
+def cost_table(
+    network: DynamicRoutingNetwork,
+    height: int,
+    width: int,
+    *,
+    affine_norm: bool = True,
+    published_stem: bool = False,
+) -> CostTable:
+    """Count a network's parts for one image of ``height`` × ``width`` pixels.
+
+    Args:
+        network: the supernet.
+        height: rows of the input.
+        width: columns of the input.
+        affine_norm: count normalisation's scale and shift.
+        published_stem: count the stem at exactly half the size, as the published code does,
+            though its unpadded convolution returns one row and column less.
+    """
+    sizes = network.space.map_sizes(height, width)
+
+    def cell_cost(cell: Cell) -> CellCost:
+        shape = (cell.channels, *sizes[cell.node.scale])
+        return _cell_cost(cell, shape, affine_norm)
+
+    return CostTable(
+        size=(height, width),
+        stem=_stem_cost(network.stem, height, width, affine_norm, published_stem),
+        initial=cell_cost(network.initial),
+        cells=tuple(cell_cost(cell) for cell in network.cells()),
+        last_layer=network.space.out_scales,
+    )
+
+
+def _cell_cost(cell: Cell, shape: tuple[int, int, int], affine_norm: bool) -> CellCost:
+    operations = sum(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
+    relu = float(shape[0] * shape[1] * shape[2])
+    transforms: list[float | None] = []
+    for transform, name in enumerate(TRANSFORMS):
+        if transform not in cell.node.transforms:
+            transforms.append(None)
+        elif transform == KEEP:
+            transforms.append(relu)
+        else:
+            change = count_macs(cell.changes[name], shape, affine_norm=affine_norm)[0]
+            transforms.append(relu + change)
+    gate = 0.0
+    if cell.gate is not None:
+        seen = (shape[0], *cell.gate.map_size(*shape[1:]))
+        gate = _sequence_macs(
+            (cell.gate.reduce, cell.gate.pool, cell.gate.predict), seen, affine_norm
+        )
+    up, keep, down = transforms
+    return CellCost(operations, (up, keep, down), gate)
+
+
+def _stem_cost(
+    stem: nn.Module, height: int, width: int, affine_norm: bool, published: bool
+) -> float:
+    channels = 3
+    for layer in stem.modules():
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.in_channels
+            break
+    # An unpadded 3×3 convolution of stride 2 on one row and column more returns exactly half.
+    extra = 1 if published else 0
+    shape = (channels, height + extra, width + extra)
+    return _sequence_macs(list(stem.children()), shape, affine_norm)
+
+
+def _sequence_macs(
+    modules: Sequence[nn.Module], shape: tuple[int, int, int], affine_norm: bool
+) -> float:
+    return count_macs(nn.Sequential(*modules), shape, affine_norm=affine_norm)[0]

@@ -1,0 +1,224 @@
+"""The supernet: a stem, an initial cell, and layers of cells that images pass by their own routes.
+
+Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020). Results for an image
+do not depend on the other images of its batch (batch statistics of training apart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .cell import Cell, CellResult
+from .cost import CostTensors, cost_table
+from .drop_path import DropPathSchedule
+from .gate import GATE_KINDS, Gate
+from .layers import NormFactory, initialise
+from .record import Routing
+from .space import RoutingSpace
+from .stem import Stem
+from .travel import Arrival, Travellers, spread
+
+REACH_KINDS = ("open", "published")
+DEFAULT_OPS = ("sep_conv_3x3", "skip_connect")
+
+
+class DynamicRoutingNetwork(nn.Module):
+    """Dynamic Routing network over a routing space.
+
+    Args:
+        space: which cells exist.
+        channels: C at stride 4; the map of stride 4·2^s has C·2^s channels.
+        ops: names of the operations that every cell sums.
+        gate: "small" (gates look at maps shrunk ×1/4), "full", or "none" (the paper's "Fix"
+            network: every path open at weight 1).
+        gate_bias: start value of the gates' last bias, in logits.
+        norm: makes a normalisation layer for a number of channels.
+        drop_path: largest drop path probability (last layer, end of training).
+        in_channels: channels of the image.
+        reach: what makes an image reach a cell. "open": an open path leads into it. "published":
+            any transform of an open cell does, so that cells behind closed transforms alone run
+            on zeros, and their gates may open paths of their own. The published code works so
+            (for one image at a time); weights trained by it want the same.
+
+    Raises:
+        ConfigError: an unknown gate, operation or reach.
+    """
+
+    def __init__(
+        self,
+        space: RoutingSpace,
+        *,
+        channels: int = 64,
+        ops: Sequence[str] = DEFAULT_OPS,
+        gate: str = "small",
+        gate_bias: float = 1.5,
+        norm: NormFactory = nn.BatchNorm2d,
+        drop_path: float = 0.0,
+        in_channels: int = 3,
+        reach: str = "open",
+    ) -> None:
+        super().__init__()
+        if gate not in GATE_KINDS:
+            raise ConfigError(f"unknown gate {gate!r}; known are {', '.join(GATE_KINDS)}")
+        if reach not in REACH_KINDS:
+            raise ConfigError(f"unknown reach {reach!r}; known are {', '.join(REACH_KINDS)}")
+        if channels < 2 or channels % 2:
+            raise ConfigError(f"channels must be even and at least 2, not {channels}")
+        self.space = space
+        self.channels = channels
+        self.drop_path = DropPathSchedule(drop_path)
+        build = partial(
+            Cell,
+            channels=channels,
+            ops=ops,
+            gate=gate,
+            norm=norm,
+            gate_bias=gate_bias,
+            drop_path=self.drop_path,
+            num_layers=space.num_layers,
+            reach=reach,
+        )
+        self.stem = Stem(in_channels, channels, norm)
+        self.initial = build(space.initial)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(build(node) for node in layer) for layer in space.layers
+        )
+        self.reset_parameters()
+        self._costs: dict[tuple[int, int, str], CostTensors] = {}
+
+    def reset_parameters(self) -> None:
+        """Kaiming initialisation (fan in) and the gates' start bias."""
+        initialise(self)
+        for module in self.modules():
+            if isinstance(module, Gate):
+                module.reset_bias()
+
+    def cells(self) -> Iterator[Cell]:
+        """The reported cells in the order of A(x)."""
+        for layer in self._layers():
+            yield from layer
+
+    def _layers(self) -> list[list[Cell]]:
+        return [[cast(Cell, cell) for cell in cast(nn.ModuleList, row)] for row in self.layers]
+
+    def out_channels(self) -> list[int]:
+        """Channels of the output maps, stride 4 first."""
+        return [self.channels * 2**scale for scale in range(self.space.out_scales)]
+
+    def cost(self, routing: Routing, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """(expected, real) multiply-adds (N,) that the same routes have at another input size."""
+        tensors = self._cost_tensors(height, width, routing.activations.device)
+        gates = routing.activations.unflatten(1, (-1, 3))
+        expected = tensors.expected(gates, routing.initial)
+        return expected, tensors.real(gates, routing.initial, routing.reached)
+
+    def forward(self, x: Tensor, route: Tensor | None = None) -> tuple[list[Tensor], Routing]:
+        """Run every image along its route.
+
+        Args:
+            x: (N, in_channels, H, W), normalised.
+            route: (N, D) gate values to follow in place of the gates' own, which then show in
+                the record's ``logits`` alone. The initial cell always decides for itself.
+
+        Returns:
+            The maps of the last layer, stride 4 first, each (N, C·2^s, H_s, W_s); a map that no
+            path of an image leads to is zero for that image. And the routing record.
+        """
+        height, width = x.shape[-2:]
+        sizes = self.space.map_sizes(height, width)
+        count = x.shape[0]
+        maps = self.stem(x)
+        imposed = None if route is None else route.unflatten(1, (-1, 3))
+        travellers = Travellers(count, maps)
+        arrivals = travellers.arrivals(self.space.scales_per_layer[0])
+        first = self.initial(maps, None)
+        travellers.send(first, self.initial.node, None, arrivals)
+
+        logits: list[Tensor] = []
+        gates: list[Tensor] = []
+        reached: list[Tensor] = []
+        for number, layer in enumerate(self._layers()):
+            last = number + 1 == self.space.num_layers
+            following = travellers.arrivals(
+                len(layer) if last else self.space.scales_per_layer[number + 1]
+            )
+            masks = torch.stack([a.reached for a in arrivals])
+            masks_host = masks.cpu()  # one synchronisation a layer
+            for cell, arrival, mask in zip(layer, arrivals, masks_host, strict=True):
+                values = None if imposed is None else imposed[:, cell.node.index]
+                result, images = self._visit(cell, arrival, mask, sizes, travellers, values)
+                if result is None:
+                    blank = travellers.blank_gates
+                    logits.append(blank)
+                    gates.append(blank)
+                    continue
+                travellers.send(result, cell.node, images, following)
+                logits.append(spread(result.logits, images, count))
+                gates.append(spread(result.gates, images, count))
+            reached.extend(masks)
+            arrivals = following
+        outputs = travellers.tie(
+            [
+                arrival.map(channels, size)
+                for arrival, channels, size in zip(
+                    arrivals, self.out_channels(), sizes, strict=False
+                )
+            ]
+        )
+
+        activations = torch.stack(gates, dim=1)
+        reached_cells = torch.stack(reached, dim=1)
+        costs = self._cost_tensors(height, width, x.device)
+        routing = Routing(
+            activations=activations.flatten(1),
+            logits=torch.stack(logits, dim=1).flatten(1),
+            initial=first.gates,
+            reached=reached_cells,
+            expected_cost=costs.expected(activations, first.gates),
+            real_cost=costs.real(activations, first.gates, reached_cells),
+            full_cost=costs.full_cost,
+            size=(height, width),
+        )
+        return outputs, routing
+
+    def _visit(
+        self,
+        cell: Cell,
+        arrival: Arrival,
+        mask: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        travellers: Travellers,
+        imposed: Tensor | None,
+    ) -> tuple[CellResult | None, Tensor | None]:
+        scale = cell.node.scale
+        up_size = sizes[scale - 1] if scale else None
+        if not mask.any() and not (self.training and _synchronised(cell)):
+            if self.training:
+                travellers.leave_out(cell, arrival)
+            return None, None
+        maps = arrival.map(cell.channels, sizes[scale])
+        if mask.all():
+            return cell(maps, up_size, imposed), None
+        images = mask.nonzero().flatten().to(maps.device)
+        if imposed is not None:
+            imposed = imposed.index_select(0, images)
+        return cell(maps.index_select(0, images), up_size, imposed), images
+
+    def _cost_tensors(self, height: int, width: int, device: torch.device) -> CostTensors:
+        key = (height, width, str(device))
+        if key not in self._costs:
+            if len(self._costs) >= 256:  # images of ever new sizes must not fill the memory
+                self._costs.clear()
+            self._costs[key] = cost_table(self, height, width).tensors(device)
+        return self._costs[key]
+
+
+def _synchronised(module: nn.Module) -> bool:
+    """Whether a normalisation below waits for other processes, which must then all run it."""
+    return any("SyncBatchNorm" in type(m).__name__ for m in module.modules())

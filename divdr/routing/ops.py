@@ -1,0 +1,112 @@
+"""Operations a cell can hold, by name (the search space of Dynamic Routing).
+
+Every operation keeps channels and size. ``register_op`` adds one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..errors import ConfigError
+from .layers import NormFactory, conv_norm, depthwise
+
+OpBuilder = Callable[[int, NormFactory], nn.Module]
+
+_OPS: dict[str, OpBuilder] = {}
+
+
+def register_op(name: str) -> Callable[[OpBuilder], OpBuilder]:
+    """Decorator: makes a builder ``(channels, norm) -> module`` selectable by ``name``.
+
+    The module maps (N, C, H, W) to (N, C, H, W). Its cost is counted from the layers that it
+    holds (``divdr.routing.macs``), so it is best an ``nn.Sequential``.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def register(builder: OpBuilder) -> OpBuilder:
+        if name in _OPS:
+            raise ConfigError(f"an operation named {name!r} exists already")
+        _OPS[name] = builder
+        return builder
+
+    return register
+
+
+def op_names() -> list[str]:
+    """Names of all operations."""
+    return sorted(_OPS)
+
+
+def build_op(name: str, channels: int, norm: NormFactory) -> nn.Module:
+    """The operation ``name`` for maps of ``channels`` channels.
+
+    Raises:
+        ConfigError: no operation has this name.
+    """
+    if name not in _OPS:
+        raise ConfigError(f"unknown operation {name!r}; known are {', '.join(op_names())}")
+    return _OPS[name](channels, norm)
+
+
+@register_op("skip_connect")
+def _skip_connect(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.Identity()
+
+
+@register_op("sep_conv_3x3")
+def _sep_conv(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.Sequential(
+        depthwise(channels),
+        conv_norm(channels, channels, norm),
+        depthwise(channels),
+        conv_norm(channels, channels, norm, relu=False),
+    )
+
+
+@register_op("dil_conv_3x3")
+def _dil_conv(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.Sequential(
+        depthwise(channels, dilation=2), conv_norm(channels, channels, norm, relu=False)
+    )
+
+
+@register_op("conv_3x3")
+def _conv(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.Sequential(
+        conv_norm(channels, channels, norm, kernel_size=3),
+        conv_norm(channels, channels, norm, kernel_size=3, relu=False),
+    )
+
+
+@register_op("bottleneck_3x3")
+def _bottleneck(channels: int, norm: NormFactory) -> nn.Module:
+    inner = max(1, channels // 4)
+    return nn.Sequential(
+        conv_norm(channels, inner, norm),
+        conv_norm(inner, inner, norm, kernel_size=3),
+        conv_norm(inner, channels, norm, relu=False),
+    )
+
+
+@register_op("mb_conv_3x3")
+def _mb_conv(channels: int, norm: NormFactory) -> nn.Module:
+    inner = 4 * channels
+    return nn.Sequential(
+        conv_norm(channels, inner, norm),
+        conv_norm(inner, inner, norm, kernel_size=3, groups=inner),
+        conv_norm(inner, channels, norm, relu=False),
+    )
+
+
+@register_op("avg_pool_3x3")
+def _avg_pool(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+
+
+@register_op("max_pool_3x3")
+def _max_pool(channels: int, norm: NormFactory) -> nn.Module:
+    return nn.MaxPool2d(3, stride=1, padding=1)

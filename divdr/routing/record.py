@@ -1,0 +1,58 @@
+"""What routing did in a forward pass: the contract between the backbone and its users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Routing:
+    """Decisions and cost of N images in one forward pass.
+
+    D = 3 × cells is the length of the gate activation A(x); cells are ordered layer by layer,
+    stride 4 first, and each has three entries [up, keep, down].
+
+    Attributes:
+        activations: (N, D) gate activations A(x) in [0, 1]; 0 where a transform does not exist or
+            the image does not reach the cell. Carries gradients in training.
+        logits: (N, D) the same before ReLU(tanh(·)); 0 where ``activations`` is 0 by definition.
+        initial: (N, 3) gates of the initial cell, which belong neither to A(x) nor to the cells.
+        reached: (N, cells) bool, whether an open path leads into the cell.
+        expected_cost: (N,) differentiable cost, multiply-adds (gates × MACs).
+        real_cost: (N,) multiply-adds that run in evaluation for these images.
+        full_cost: expected cost of this input size with every gate at 1, multiply-adds.
+        size: (height, width) of the network's input in pixels.
+    """
+
+    activations: Tensor
+    logits: Tensor
+    initial: Tensor
+    reached: Tensor
+    expected_cost: Tensor
+    real_cost: Tensor
+    full_cost: float
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.activations.shape[0]
+
+    def __getitem__(self, index: int) -> Routing:
+        """The record of one image, with N = 1."""
+        return self._map(lambda t: t[index : index + 1] if index != -1 else t[index:])
+
+    def detach(self) -> Routing:
+        """The same numbers without their graph."""
+        return self._map(Tensor.detach)
+
+    def to(self, device: torch.device | str) -> Routing:
+        """The record on another device."""
+        return self._map(lambda t: t.to(device))
+
+    def _map(self, function) -> Routing:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Routing(
+            **{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        )

@@ -1,0 +1,99 @@
+"""How maps travel from the cells of one layer to those of the next, image by image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .cell import CellResult
+from .space import TRANSFORMS, Node
+
+
+class Arrival:
+    """Sum of the maps that come to one cell, and which images reach it.
+
+    Attributes:
+        reached: (N,) bool.
+    """
+
+    def __init__(self, count: int, template: Tensor) -> None:
+        self._template = template
+        self._sum: Tensor | None = None
+        self._count = count
+        self.reached = torch.zeros(count, dtype=torch.bool, device=template.device)
+
+    def add(self, maps: Tensor, images: Tensor | None) -> None:
+        """Add maps (m, C, H, W) that belong to ``images`` (m,), None for all."""
+        if images is None:
+            self._sum = maps if self._sum is None else self._sum + maps
+            return
+        if self._sum is None:
+            self._sum = maps.new_zeros(self._count, *maps.shape[1:])
+        self._sum = self._sum.index_add(0, images, maps.to(self._sum.dtype))
+
+    def map(self, channels: int, size: tuple[int, int]) -> Tensor:
+        """The sum, (N, C, H, W); zeros where nothing came."""
+        if self._sum is None:
+            return self._template.new_zeros(self._count, channels, *size)
+        return self._sum
+
+    @property
+    def total(self) -> Tensor | None:
+        """The sum, None where nothing came."""
+        return self._sum
+
+
+class Travellers:
+    """Moves the maps of a batch of N images from layer to layer.
+
+    Attributes:
+        blank_gates: (N, 3) zeros, the gates of a cell that nobody reaches.
+    """
+
+    def __init__(self, count: int, template: Tensor) -> None:
+        self._count = count
+        self._template = template
+        self._left_out: list[Tensor] = []
+        self.blank_gates = torch.zeros(count, len(TRANSFORMS), device=template.device)
+
+    def arrivals(self, scales: int) -> list[Arrival]:
+        """Empty arrivals for a layer of ``scales`` cells."""
+        return [Arrival(self._count, self._template) for _ in range(scales)]
+
+    def send(
+        self, result: CellResult, node: Node, images: Tensor | None, targets: list[Arrival]
+    ) -> None:
+        """Bring what left the cell at ``node`` to the next layer; it ran ``images``."""
+        for departure in result.departures:
+            target = targets[node.target_scale(departure.transform)]
+            target.add(departure.maps, _compose(images, departure.images))
+        leads = spread(result.leads, images, self._count)
+        for transform in node.transforms:
+            targets[node.target_scale(transform)].reached |= leads[:, transform]
+
+    def leave_out(self, cell: nn.Module, arrival: Arrival) -> None:
+        """Note that training skips a cell which no image of the batch reaches."""
+        # Distributed training waits for a gradient of every parameter, even one of zero.
+        self._left_out.extend(p.sum() * 0.0 for p in cell.parameters() if p.requires_grad)
+        if arrival.total is not None:
+            self._left_out.append(arrival.total.sum() * 0.0)
+
+    def tie(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Tie everything left out to the outputs with weight zero."""
+        if not self._left_out:
+            return outputs
+        nothing = torch.stack([t.float() for t in self._left_out]).sum()
+        return [output + nothing.to(output.dtype) for output in outputs]
+
+
+def _compose(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
+    if outer is None or inner is None:
+        return inner if outer is None else outer
+    return outer.index_select(0, inner)
+
+
+def spread(rows: Tensor, images: Tensor | None, count: int) -> Tensor:
+    """Rows (n, 3) of some images → (N, 3), zero or False for the others."""
+    if images is None:
+        return rows
+    return rows.new_zeros(count, rows.shape[1]).index_copy(0, images, rows)
