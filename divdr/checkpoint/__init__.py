@@ -1,0 +1,14 @@
+"""Weights: own checkpoints, and those of the published Dynamic Routing code."""
+
+from .files import is_whole, read_weights, write_atomically, write_text_atomically
+from .published import convert_backbone, convert_decoder, convert_model
+
+__all__ = [
+    "convert_backbone",
+    "convert_decoder",
+    "convert_model",
+    "is_whole",
+    "read_weights",
+    "write_atomically",
+    "write_text_atomically",
+]

@@ -1,0 +1,100 @@
+"""Every configuration key that divdr adds to Detectron2's, with its meaning, unit and source.
+
+DR is Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020); DivDR is
+"Diversified Dynamic Routing for Vision Tasks".
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_divdr_config(cfg: CfgNode) -> None:
+    """Add divdr's keys, with their defaults, to a Detectron2 config."""
+    cfg.MODEL.ROUTING = CfgNode()
+    routing = cfg.MODEL.ROUTING
+
+    # Routing space (DR, Section 3.1). Layer l has min(l + 2, SCALES) cells, strides 4 to 4·2^s.
+    routing.LAYERS = 16
+    routing.SCALES = 4
+    # Number of cells of each layer, one entry a layer; empty: by the rule above. Layer17 is
+    # [2, 3, 4, …, 4, 5] with LAYERS 17.
+    routing.SCALES_PER_LAYER = []
+    # Channels at stride 4; stride 4·2^s has 2^s times as many.
+    routing.CHANNELS = 64
+    # Operations that a cell sums: see divdr.routing.op_names().
+    routing.OPS = ["sep_conv_3x3", "skip_connect"]
+    # "small": gates look at maps shrunk ×1/4 (DR-A to C); "full" (DR-Raw); "none": no gates, every
+    # path open (the "Fix" network).
+    routing.GATE = "small"
+    # Start value of the gates' last bias, in logits; 1.5 opens every gate to tanh(1.5) = 0.9.
+    routing.GATE_BIAS = 1.5
+    # "open": a cell runs for an image where an open path leads into it. "published": cells next to
+    # an open cell always run, on zeros if need be, as in the published code; weights that it
+    # trained want this.
+    routing.REACH = "open"
+    # Normalisation by Detectron2's names; "" is SyncBN on several GPUs and BN otherwise.
+    routing.NORM = ""
+    # Largest drop path probability: grows with depth and linearly over training; 0 is off.
+    routing.DROP_PATH = 0.0
+
+    # Budget loss: WEIGHT · (expected cost / cost with all gates open − TARGET)² (DR, Eq. 9).
+    # DR-A is 0.8 and 0.1, DR-B 0.5 and 0.1, DR-C 0.5 and 0.2.
+    routing.BUDGET = CfgNode()
+    routing.BUDGET.WEIGHT = 0.0  # λ1; 0 is off ("Raw")
+    routing.BUDGET.TARGET = 0.1  # μ, share of the all-open cost
+    # When the loss switches on: an iteration, or a share of training if below 1.
+    routing.BUDGET.START = 0.4
+    # Over how long its weight grows to WEIGHT, likewise.
+    routing.BUDGET.RAMP = 0.02
+
+    # Diversified gate clustering (DivDR, Section 3.2).
+    routing.CLUSTERING = CfgNode()
+    clustering = routing.CLUSTERING
+    # Keep the activation bank and run K-means. With WEIGHT 0 this only measures (plain DR).
+    clustering.ENABLED = True
+    clustering.WEIGHT = 0.1  # λ2 of Eq. 3
+    clustering.NUM_EXPERTS = 3  # K; 1 is the pull term alone
+    clustering.MARGIN = 1.0  # α of Eq. 2
+    # Square the distances of Eq. 2, as the magnet loss does; the paper prints plain norms.
+    clustering.SQUARED = False
+    # Smallest σ² that Eq. 2 divides by, squared activation units.
+    clustering.SIGMA2_FLOOR = 1e-4
+    # Cluster gates "after" their non-linearity or "before" it (supplement 7.2).
+    clustering.GATES = "after"
+    # "latest": the activation that each image had when it was last trained on; "exact": a pass
+    # over the training set in evaluation mode before every clustering.
+    clustering.BANK = "latest"
+    # K-means every PERIOD iterations from START on (iteration, or share of training if below 1).
+    clustering.START = 0.0
+    clustering.PERIOD = 50
+    # Each period is this many times the one before (supplement 7.1 suggests annealing); 1 is off.
+    clustering.PERIOD_GROWTH = 1.0
+    # K-means: "torch" (on the activations' device) or "sklearn" (CPU); restarts; continue from
+    # the present centres, or start anew each time.
+    clustering.KMEANS = CfgNode()
+    clustering.KMEANS.BACKEND = "torch"
+    clustering.KMEANS.RESTARTS = 10
+    clustering.KMEANS.WARM_START = True
+
+    # Sizes (height, width) at which evaluation also reports GFLOPs of the routes taken; the
+    # paper's Cityscapes tables are at 1024×2048.
+    routing.COST_SIZES = []
+
+    # Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from pretrained
+    # weights).
+    cfg.SOLVER.GATE_LR_FACTOR = 1.0
+    # Power of LR_SCHEDULER_NAME "WarmupPolyLR": base · (1 − i / MAX_ITER)^power.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+
+    # DATASET_MAPPER_NAME "semantic_crop" is divdr.data.SemanticCropMapper; "" is Detectron2's.
+    cfg.INPUT.DATASET_MAPPER_NAME = ""
+
+
+def get_divdr_config() -> CfgNode:
+    """A copy of Detectron2's default config with divdr's keys."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_divdr_config(cfg)
+    return cfg

@@ -1,0 +1,101 @@
+"""Data sets by name: registering one's own, and checking that the named ones are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_sem_seg
+
+from ..errors import DataError
+
+
+def register_segmentation_folder(
+    name: str,
+    image_dir: str,
+    label_dir: str,
+    classes: Sequence[str],
+    *,
+    image_ext: str = "png",
+    label_ext: str = "png",
+    ignore_label: int = 255,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> None:
+    """Make a folder of images and label PNGs a Detectron2 data set.
+
+    A label file has the name of its image; its pixels are class numbers from 0.
+
+    Args:
+        name: to use in ``cfg.DATASETS``.
+        image_dir: folder of the images.
+        label_dir: folder of the labels.
+        classes: names, in the order of the numbers.
+        image_ext: ending of image files.
+        label_ext: ending of label files.
+        ignore_label: value of pixels without a class.
+        colors: one (R, G, B) per class for pictures.
+
+    Raises:
+        DataError: a folder is missing, or images are without labels.
+    """
+    for folder, what in ((image_dir, "images"), (label_dir, "labels")):
+        if not os.path.isdir(folder):
+            raise DataError(f"data set {name!r} expects its {what} in {folder}, which is no folder")
+    images = _stems(image_dir, image_ext)
+    missing = sorted(images - _stems(label_dir, label_ext))
+    if missing:
+        raise DataError(
+            f"image {missing[0]}.{image_ext} of data set {name!r} has no label in {label_dir}"
+            + (f", nor have {len(missing) - 1} others" if len(missing) > 1 else "")
+        )
+    if not images:
+        raise DataError(f"data set {name!r}: {image_dir} holds no .{image_ext} images")
+    DatasetCatalog.register(name, lambda: load_sem_seg(label_dir, image_dir, label_ext, image_ext))
+    metadata = MetadataCatalog.get(name)
+    metadata.set(
+        stuff_classes=list(classes),
+        image_root=image_dir,
+        sem_seg_root=label_dir,
+        evaluator_type="sem_seg",
+        ignore_label=ignore_label,
+    )
+    if colors is not None:
+        metadata.set(stuff_colors=[tuple(c) for c in colors])
+
+
+def check_datasets(names: Sequence[str]) -> None:
+    """See that every named data set is registered and its folders and files exist.
+
+    Raises:
+        DataError: which data set, which folder, and what was expected in it.
+    """
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise DataError(
+                f"data set {name!r} is not registered; see datasets/README.md, or register it "
+                "before training"
+            )
+        metadata = MetadataCatalog.get(name).as_dict()
+        for key, content in _EXPECTED.items():
+            path = metadata.get(key)
+            if path and not os.path.exists(path):
+                raise DataError(
+                    f"data set {name!r} expects {content} in {path}, which does not exist; data "
+                    "sets are looked for under $DETECTRON2_DATASETS (default: datasets), see "
+                    "datasets/README.md"
+                )
+
+
+_EXPECTED = {
+    "image_dir": "its images",
+    "image_root": "its images",
+    "gt_dir": "its labels",
+    "sem_seg_root": "its labels",
+    "json_file": "its annotations",
+    "panoptic_root": "its panoptic labels",
+}
+
+
+def _stems(folder: str, ext: str) -> set[str]:
+    return {f[: -len(ext) - 1] for f in os.listdir(folder) if f.endswith("." + ext)}

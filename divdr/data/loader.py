@@ -1,0 +1,191 @@
+"""A training loader whose stream of batches depends on the seed and the position alone.
+
+Detectron2's own loader starts its stream anew after a resumed run, and its augmentations depend on
+what the worker has drawn before. Here a batch is a function of (seed, iteration), so that a
+resumed run sees exactly what an uninterrupted one would have seen, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    MapDataset,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import ConfigError, DataError
+from .mapper import SemanticCropMapper
+
+Ticket = tuple[int, int]
+"""(position in the stream over all processes, index into the data set)."""
+
+
+class TicketBatches:
+    """Endless batches of tickets from an endless stream of indices.
+
+    Args:
+        indices: this process's stream; iterating anew starts it anew.
+        batch_size: tickets a batch.
+        groups: a number for every index of the data set; batches hold one group only (portrait
+            and landscape images, say). None: batches are taken as they come.
+
+    Attributes:
+        start: batches that iteration leaves out, those of a run to be continued.
+    """
+
+    def __init__(
+        self, indices: Iterable[int], batch_size: int, groups: list[int] | None = None
+    ) -> None:
+        self.start = 0
+        self._indices = indices
+        self._batch_size = batch_size
+        self._groups = groups
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        return itertools.islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[list[Ticket]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        waiting: dict[int, list[Ticket]] = {}
+        for position, index in enumerate(self._indices):
+            group = self._groups[index] if self._groups is not None else 0
+            batch = waiting.setdefault(group, [])
+            batch.append((position * world + rank, index))
+            if len(batch) == self._batch_size:
+                waiting[group] = []
+                yield batch
+
+
+class SeededDataset(Dataset):
+    """Items drawn with randomness that depends on the seed and the ticket's position alone."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, ticket: Ticket) -> Any:
+        position, index = ticket
+        seed_everything(self._seed, position)
+        return self._dataset[index]
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators from non-negative numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002  Detectron2 draws from this one
+    torch.manual_seed(int(state[2]))
+
+
+def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
+    """The training mapper that ``cfg.INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name == "semantic_crop":
+        return SemanticCropMapper(cfg)
+    if name:
+        raise ConfigError(
+            f'INPUT.DATASET_MAPPER_NAME {name!r} is unknown; known are "semantic_crop" and ""'
+        )
+    return DatasetMapper(cfg, is_train=True)
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Callable[[dict], Any] | None = None, *, seed: int | None = None
+) -> DataLoader:
+    """An endless loader over ``cfg.DATASETS.TRAIN``; its ``batch_sampler.start`` skips batches.
+
+    Args:
+        cfg: the whole configuration.
+        mapper: from dataset dict to model input; None: by ``build_mapper``.
+        seed: of order and augmentations; None: ``cfg.SEED``, or a shared random one below 0.
+
+    Raises:
+        ConfigError: the batch does not divide among the processes, or an unknown sampler.
+        DataError: the data sets hold no images.
+    """
+    world = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by the {world} "
+            "processes"
+        )
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    dicts = training_dicts(cfg)
+    groups = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]
+    dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or build_mapper(cfg))
+    return DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=TicketBatches(
+            _index_stream(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world, groups
+        ),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_list,
+    )
+
+
+def training_dicts(cfg: CfgNode) -> list[dict]:
+    """Dicts of all training images, filtered as Detectron2 does.
+
+    Raises:
+        DataError: there are none.
+    """
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    if not cfg.DATASETS.TRAIN:
+        raise DataError("DATASETS.TRAIN names no data set")
+    try:
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    except AssertionError as error:  # Detectron2's word for no images, or labels not made yet
+        raise DataError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from None
+
+
+def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dicts), seed=seed)
+    if name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise ConfigError(
+        f"DATALOADER.SAMPLER_TRAIN {name!r} is unknown; known are TrainingSampler, "
+        "RandomSubsetTrainingSampler and RepeatFactorTrainingSampler"
+    )
+
+
+def _as_list(items: list) -> list:
+    return items

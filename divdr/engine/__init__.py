@@ -1,0 +1,24 @@
+"""Training: trainer, hooks, checkpointer and configuration from the command line."""
+
+from .checkpointer import RoutingCheckpointer, load_for_evaluation
+from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
+from .setup import check_config, load_config, one_sentence, report_errors
+from .solver import build_lr_scheduler, build_optimizer
+from .trainer import Trainer
+
+__all__ = [
+    "ClusteringHook",
+    "DropPathHook",
+    "PreciseBNHook",
+    "RoutingCheckpointer",
+    "SeedHook",
+    "Trainer",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "check_config",
+    "load_config",
+    "load_for_evaluation",
+    "one_sentence",
+    "report_errors",
+    "update_precise_bn",
+]

@@ -1,0 +1,183 @@
+"""Hooks of training: K-means over gate activations, drop path, precise BatchNorm, seeds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from ..data import seed_everything
+from ..experts import LocalExperts
+from ..routing import DynamicRoutingNetwork, Periods
+
+logger = logging.getLogger(__name__)
+
+
+class ClusteringHook(HookBase):
+    """Clusters the activation bank every so many iterations (DivDR, Section 3.2).
+
+    Writes to the event storage, under ``clustering/``: inter, intra_pairs, intra_centre, sigma2,
+    movement, inertia, seconds, size_K of every expert.
+
+    Args:
+        experts: bank and centres.
+        periods: when to cluster.
+        refill: called before each clustering to fill the bank anew (``BANK: exact``).
+    """
+
+    def __init__(
+        self, experts: LocalExperts, periods: Periods, refill: Callable[[], Any] | None = None
+    ) -> None:
+        self.experts = experts
+        self.periods = periods
+        self.refill = refill
+
+    def after_step(self) -> None:
+        """Cluster if it is time."""
+        if not self.periods.due(self.trainer.iter):
+            return
+        if self.refill is not None:
+            self.refill()
+        report = self.experts.cluster(self.trainer.iter)
+        if report is None:
+            logger.info(
+                "Clustering waits: %d activations for %d experts",
+                len(self.experts.bank),
+                self.experts.num_experts,
+            )
+            return
+        values = {
+            "inter": report.inter,
+            "intra_pairs": report.intra_pairs,
+            "intra_centre": report.intra_centre,
+            "sigma2": report.sigma2,
+            "movement": report.movement,
+            "inertia": report.inertia,
+            "seconds": report.seconds,
+            **{f"size_{expert}": size for expert, size in enumerate(report.sizes)},
+        }
+        for name, value in values.items():
+            self.trainer.storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
+
+
+class DropPathHook(HookBase):
+    """Tells the network how far training is, for scheduled drop path.
+
+    Args:
+        networks: routed networks of the model.
+        max_iter: iterations of the whole training.
+    """
+
+    def __init__(self, networks: Iterable[DynamicRoutingNetwork], max_iter: int) -> None:
+        self.networks = list(networks)
+        self.max_iter = max(1, max_iter)
+
+    def before_step(self) -> None:
+        """Update the progress."""
+        for network in self.networks:
+            network.drop_path.progress = self.trainer.iter / self.max_iter
+
+
+class SeedHook(HookBase):
+    """Seeds all generators anew each iteration, so that a resumed run draws the same numbers.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        """Seed from run, iteration and process."""
+        seed_everything(self.seed, 1, self.trainer.iter, comm.get_rank())
+
+
+class PreciseBNHook(HookBase):
+    """Re-estimates BatchNorm statistics before each evaluation, from the same batches each time.
+
+    Args:
+        period: iterations between evaluations; 0: at the end alone.
+        model: the model, in training mode.
+        loader: makes the loader of the batches.
+        num_iter: batches to look at.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        model: nn.Module,
+        loader: Callable[[], Iterable],
+        num_iter: int,
+    ) -> None:
+        self.period = period
+        self.model = model
+        self.loader = loader
+        self.num_iter = num_iter
+
+    def after_step(self) -> None:
+        """Update the statistics if an evaluation follows."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            with EventStorage():  # the passes are no training; nothing of them is logged
+                update_precise_bn(self.model, self.loader(), self.num_iter)
+
+
+def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> None:
+    """Population statistics of BatchNorm over ``num_iter`` batches, the same on all processes.
+
+    Layers of cells that no image reaches keep the statistics they have.
+    """
+    layers = get_bn_modules(model)
+    before = [(bn.running_mean.clone(), bn.running_var.clone()) for bn in layers]
+    used: set[nn.Module] = set()
+    handles = [bn.register_forward_pre_hook(lambda module, args: used.add(module)) for bn in layers]
+    try:
+        update_bn_stats(model, batches, num_iter)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for bn, (mean, var) in zip(layers, before, strict=True):
+        if bn not in used:
+            bn.running_mean, bn.running_var = mean, var
+        if comm.get_world_size() > 1:
+            dist.broadcast(bn.running_mean, 0)
+            dist.broadcast(bn.running_var, 0)
+
+
+@torch.no_grad()
+def refill_bank(
+    model: nn.Module,
+    experts: LocalExperts,
+    loader: Iterable[list[dict]],
+    values: Callable[[], torch.Tensor],
+    keys: Callable[[list[dict]], list[str]],
+    step: int,
+) -> None:
+    """Fill the bank by a pass over the training set in evaluation mode (``BANK: exact``).
+
+    Args:
+        model: the model; its mode is restored.
+        experts: whose bank to fill.
+        loader: this process's share of the training set.
+        values: (N, D) activations of the last forward.
+        keys: keys of a batch's images.
+        step: noted with the rows.
+    """
+    training = model.training
+    model.eval()
+    try:
+        experts.bank.clear()
+        for inputs in loader:
+            model(inputs)
+            experts.bank.update(keys(inputs), values(), step)
+    finally:
+        model.train(training)

@@ -1,0 +1,83 @@
+"""The command-line program behind ``tools/train_net.py``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections import OrderedDict
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..data import check_datasets
+from ..modeling import attached_routing
+from .checkpointer import load_for_evaluation
+from .setup import load_config, report_errors
+from .trainer import Trainer
+
+
+def run(args: argparse.Namespace) -> None:
+    """Start as many processes as the arguments (or torchrun) say, and train or evaluate.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun()
+        main(args)
+        return
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+@report_errors
+def main(args: argparse.Namespace) -> OrderedDict | None:
+    """One process of a run."""
+    cfg = configure(args)
+    if args.eval_only:
+        check_datasets(cfg.DATASETS.TEST)
+        model = Trainer.build_model(cfg)
+        load_for_evaluation(model, cfg.MODEL.WEIGHTS, routing=attached_routing(model))
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def configure(args: argparse.Namespace) -> CfgNode:
+    """Configuration of the arguments; sets up loggers, output folder and seeds.
+
+    Raises:
+        ConfigError: see ``load_config``.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        logging.getLogger(__name__).warning("No CUDA device; training on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
+    return cfg
+
+
+def _join_torchrun() -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        backend = "nccl"
+    dist.init_process_group(backend)
+    size = int(os.environ["LOCAL_WORLD_SIZE"])
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(size)

@@ -1,0 +1,74 @@
+"""Optimizer and learning rate schedule from a config, with the additions of divdr's recipe."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from torch import nn
+
+from ..errors import ConfigError
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD as Detectron2 builds it, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of the norm of all
+    gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``)."""
+    solver = cfg.SOLVER
+    factor = solver.GATE_LR_FACTOR
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: factor if is_gate_parameter(name) else 1.0,
+    )
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        parameters,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        weight_decay=solver.WEIGHT_DECAY,
+    )
+    clip = solver.CLIP_GRADIENTS
+    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    def clip_all(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        tensors = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(tensors, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
+def is_gate_parameter(name: str) -> bool:
+    """Whether a parameter of a routed model belongs to a gate."""
+    return ".gate." in name and "network." in name
+
+
+def build_lr_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Detectron2's schedules, and "WarmupPolyLR": (1 − i / MAX_ITER)^``POLY_LR_POWER``.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        try:
+            return build_detectron2_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}") from None
+    schedule = WarmupParamScheduler(
+        PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+    )
+    return LRMultiplier(optimizer, schedule, max_iter=solver.MAX_ITER)

@@ -1,0 +1,211 @@
+"""Detectron2's default trainer, with routing losses, clustering and exact resumption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+from ..data import build_train_loader, check_datasets
+from ..errors import ConfigError, NonFiniteLossError
+from ..evaluation import build_routing_evaluator, build_task_evaluator, summary_table
+from ..modeling import attach_routing_from_config, attached_routing
+from ..modeling.attach import image_keys
+from ..routing import DynamicRoutingNetwork, Periods, to_iterations
+from .checkpointer import RoutingCheckpointer
+from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
+from .solver import build_lr_scheduler, build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains any Detectron2 model from a config; one with a routed backbone gets routing losses,
+    the activation bank and clustering.
+
+    Args:
+        cfg: Detectron2's configuration with divdr's keys.
+
+    Raises:
+        DivdrError: a setting or the data cannot be used; the message says which and why.
+    """
+
+    cfg: CfgNode
+
+    def __init__(self, cfg: CfgNode) -> None:
+        check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+        super().__init__(cfg)
+        self._check_experts()
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of the config, with routing attached."""
+        model = build_model(cfg)
+        attach_routing_from_config(model, cfg)
+        model.register_forward_hook(_check_losses)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See ``divdr.engine.solver``."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """See ``divdr.engine.solver``."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> torch.utils.data.DataLoader:
+        """See ``divdr.data.loader``."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator that suits the data set; :meth:`test` adds the routing evaluator."""
+        return build_task_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, and those of divdr at the places where they belong."""
+        cfg: CfgNode = self.cfg
+        model = self.model
+        routing = attached_routing(model)
+        checkpointables: dict[str, Any] = {} if routing is None else {"routing": routing}
+        self.checkpointer = RoutingCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **checkpointables
+        )
+        plain = cfg.clone()
+        plain.defrost()
+        plain.TEST.PRECISE_BN.ENABLED = False  # ours knows of cells that no image reaches
+        self.cfg = plain
+        built = super().build_hooks()
+        self.cfg = cfg
+
+        # Everything that changes weights or centres stands before the checkpointer.
+        later = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        first = next((i for i, h in enumerate(built) if isinstance(h, later)), len(built))
+        built[first:first] = self._own_hooks()
+        return [hook for hook in built if hook is not None]
+
+    def _own_hooks(self) -> list[HookBase]:
+        cfg, model = self.cfg, self.model
+        networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
+        own: list[HookBase] = [SeedHook(self.seed), DropPathHook(networks, cfg.SOLVER.MAX_ITER)]
+        routing = attached_routing(model)
+        if routing is not None and routing.experts is not None:
+            settings = cfg.MODEL.ROUTING.CLUSTERING
+            periods = Periods(
+                to_iterations(settings.START, cfg.SOLVER.MAX_ITER),
+                settings.PERIOD,
+                settings.PERIOD_GROWTH,
+            )
+            refill = self._refill_bank if settings.BANK == "exact" else None
+            own.append(ClusteringHook(routing.experts, periods, refill))
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
+            own.append(
+                PreciseBNHook(
+                    cfg.TEST.EVAL_PERIOD,
+                    model,
+                    self._precise_bn_loader,
+                    cfg.TEST.PRECISE_BN.NUM_ITER,
+                )
+            )
+        return own
+
+    def _precise_bn_loader(self) -> torch.utils.data.DataLoader:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        return build_train_loader(cfg, seed=self.seed + 1)
+
+    def _refill_bank(self) -> None:
+        routing = attached_routing(self.model)
+        assert routing is not None
+        assert routing.experts is not None
+        backbone = routing.backbone
+
+        def values() -> torch.Tensor:
+            assert backbone.routing is not None
+            return routing.clustered_values(backbone.routing)
+
+        loader = build_detection_test_loader(self.cfg, list(self.cfg.DATASETS.TRAIN))
+        refill_bank(self.model, routing.experts, loader, values, image_keys, self.iter)
+
+    def _check_experts(self) -> None:
+        routing = attached_routing(self.model)
+        if routing is None or routing.experts is None:
+            return
+        images = len(self.data_loader.dataset)
+        if routing.experts.num_experts > images:
+            raise ConfigError(
+                f"MODEL.ROUTING.CLUSTERING.NUM_EXPERTS is {routing.experts.num_experts}, but the "
+                f"training set holds {images} images"
+            )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the run in ``OUTPUT_DIR`` where its last checkpoint stands, or load weights.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or belongs to another model.
+        """
+        super().resume_or_load(resume)
+        self.data_loader.batch_sampler.start = self.start_iter
+        if self.start_iter:
+            logger.info("Continuing at iteration %d", self.start_iter)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
+        """Evaluate on ``DATASETS.TEST``, routing included for a routed model; print one table and
+        write ``inference/results.json``."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            if attached_routing(model) is not None:
+                evaluators = [
+                    DatasetEvaluators([evaluator, build_routing_evaluator(cfg, name, model)])
+                    for evaluator, name in zip(evaluators, cfg.DATASETS.TEST, strict=True)
+                ]
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = cfg.DATASETS.TEST
+            by_dataset = {names[0]: results} if len(names) == 1 else dict(results)
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
+                json.dump(by_dataset, file, indent=2, default=float)
+            logger.info("Results\n%s", summary_table(by_dataset))
+        return results
+
+
+def _check_losses(model: nn.Module, args: tuple, output: Any) -> None:
+    """Stop at a loss that is not finite, before it reaches the weights."""
+    if not (model.training and isinstance(output, Mapping)):
+        return
+    losses = {k: v for k, v in output.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
+    if not losses:
+        return
+    values = torch.stack([v.detach().float().flatten()[0] for v in losses.values()]).tolist()
+    broken = [name for name, value in zip(losses, values, strict=True) if not math.isfinite(value)]
+    if broken:
+        raise NonFiniteLossError(
+            f"{', '.join(broken)} is not finite; training stops, the last good checkpoint stays"
+        )

@@ -1,0 +1,208 @@
+"""What routing did on a data set: cost, open cells, experts, diversity."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from ..errors import ConfigError
+from ..experts import diversity, kmeans
+from ..modeling import DynamicRoutingDecoder, attached_routing
+from ..routing import Routing
+
+
+@dataclass
+class _Row:
+    name: str
+    activations: np.ndarray
+    values: np.ndarray
+    reached: np.ndarray
+    costs: np.ndarray  # (1 + sizes, 2): expected and real multiply-adds
+    head: float
+
+
+class RoutingEvaluator(DatasetEvaluator):
+    """Gathers the routing records of evaluated images.
+
+    Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
+    image, the same at fixed sizes, the share of open cells, images per expert, and inter and
+    intra distances of K-means over the evaluated activations. GFLOPs are 10⁹ multiply-adds of the
+    backbone; ``*_with_head`` adds the decoder. Activations are kept in
+    ``activations_DATASET.npz``.
+
+    Args:
+        dataset_name: name in the catalog.
+        model: the evaluated model, with routing attached.
+        output_dir: folder of the npz file; None writes none.
+        sizes: (height, width) at which GFLOPs are reported too.
+        num_experts: K of the diversity figures where the model has no experts.
+        seed: of K-means.
+
+    Raises:
+        ConfigError: no routing is attached to the model.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        model: nn.Module,
+        *,
+        output_dir: str | None = None,
+        sizes: Sequence[tuple[int, int]] = (),
+        num_experts: int = 3,
+        seed: int = 0,
+    ) -> None:
+        routed = attached_routing(model)
+        if routed is None:
+            raise ConfigError("the routing evaluator needs a model with routing attached")
+        self._dataset_name = dataset_name
+        self._routed = routed
+        self._head = getattr(_unwrap(model), "sem_seg_head", None)
+        self._output_dir = output_dir
+        self._sizes = [tuple(size) for size in sizes]
+        self._num_experts = num_experts
+        self._seed = seed
+        self._rows: list[_Row] = []
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._rows = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Note the records of a batch."""
+        for item, output in zip(inputs, outputs, strict=True):
+            if "routing" not in output:
+                continue
+            self._rows.append(self._row(str(item.get("file_name", "")), output["routing"]))
+
+    def evaluate(self) -> OrderedDict | None:
+        """{"routing": figures} on the main process, None on the others."""
+        comm.synchronize()
+        gathered = comm.gather(self._rows)
+        if not comm.is_main_process():
+            return None
+        rows = sorted((r for part in gathered for r in part), key=lambda r: r.name)
+        if not rows:
+            return OrderedDict()
+        return OrderedDict(routing=self._figures(rows))
+
+    def _row(self, name: str, record: Routing) -> _Row:
+        costs = [torch.stack([record.expected_cost[0], record.real_cost[0]])]
+        for height, width in self._sizes:
+            costs.append(torch.cat(self._routed.backbone.network.cost(record, height, width)))
+        return _Row(
+            name=name,
+            activations=record.activations[0].float().cpu().numpy(),
+            values=self._routed.clustered_values(record)[0].float().cpu().numpy(),
+            reached=record.reached[0].cpu().numpy(),
+            costs=torch.stack(costs).double().cpu().numpy(),
+            head=self._head_macs(record.size),
+        )
+
+    def _head_macs(self, size: tuple[int, int]) -> float:
+        if not isinstance(self._head, DynamicRoutingDecoder):
+            return 0.0
+        space = self._routed.backbone.space
+        return self._head.macs(list(space.map_sizes(*size))[: space.out_scales])
+
+    def _figures(self, rows: list[_Row]) -> dict[str, Any]:
+        costs = np.stack([r.costs for r in rows]) / 1e9
+        heads = np.array([r.head for r in rows]) / 1e9
+        activations = np.stack([r.activations for r in rows])
+        gates = activations.reshape(len(rows), -1, 3)
+        reached = np.stack([r.reached for r in rows])
+        figures: dict[str, Any] = {
+            "images": len(rows),
+            "expected_gflops": costs[:, 0, 0].mean(),
+            "expected_gflops_std": costs[:, 0, 0].std(),
+            "real_gflops": costs[:, 0, 1].mean(),
+            "real_gflops_std": costs[:, 0, 1].std(),
+        }
+        if heads.any():
+            figures["real_gflops_with_head"] = (costs[:, 0, 1] + heads).mean()
+        for number, (height, width) in enumerate(self._sizes, start=1):
+            figures[f"expected_gflops_{height}x{width}"] = costs[:, number, 0].mean()
+            figures[f"real_gflops_{height}x{width}"] = costs[:, number, 1].mean()
+        figures["open_cells"] = float(((gates.sum(axis=2) >= 1e-4) & reached).mean())
+        figures["reached_cells"] = float(reached.mean())
+        values = torch.from_numpy(np.stack([r.values for r in rows]))
+        figures.update(self._diversity(values))
+        expert, centres = self._experts(values)
+        if centres is not None:
+            counts = np.bincount(expert, minlength=len(centres)).tolist()
+            figures.update({f"images_expert_{k}": n for k, n in enumerate(counts)})
+        self._write(rows, activations, reached, expert, centres)
+        return figures
+
+    def _diversity(self, values: torch.Tensor) -> dict[str, float]:
+        experts = self._routed.experts
+        k = experts.num_experts if experts is not None else self._num_experts
+        if len(values) < k:
+            return {}
+        found = kmeans(values, k, seed=self._seed)
+        spread = diversity(values, found.centres, found.assignment)
+        return {
+            "inter": spread.inter,
+            "intra_pairs": spread.intra_pairs,
+            "intra_centre": spread.intra_centre,
+        }
+
+    def _experts(self, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        experts = self._routed.experts
+        if experts is None or experts.centres is None:
+            return np.full(len(values), -1), None
+        centres = experts.centres
+        expert = experts.assign(values.to(centres.device))
+        return expert.cpu().numpy(), centres.cpu().numpy()
+
+    def _write(
+        self,
+        rows: list[_Row],
+        activations: np.ndarray,
+        reached: np.ndarray,
+        expert: np.ndarray,
+        centres: np.ndarray | None,
+    ) -> None:
+        if self._output_dir is None:
+            return
+        os.makedirs(self._output_dir, exist_ok=True)
+        np.savez_compressed(
+            os.path.join(self._output_dir, f"activations_{self._dataset_name}.npz"),
+            file_names=np.array([r.name for r in rows]),
+            activations=activations,
+            reached=reached,
+            expected_cost=np.array([r.costs[0, 0] for r in rows]),
+            real_cost=np.array([r.costs[0, 1] for r in rows]),
+            expert=expert,
+            centres=np.zeros((0, activations.shape[1])) if centres is None else centres,
+            scales_per_layer=np.array(self._routed.backbone.space.scales_per_layer),
+        )
+
+
+def check_sizes(sizes: Sequence) -> list[tuple[int, int]]:
+    """``MODEL.ROUTING.COST_SIZES`` as (height, width) pairs.
+
+    Raises:
+        ConfigError: an entry is no pair of positive whole numbers.
+    """
+    pairs = []
+    for size in sizes:
+        if len(size) != 2 or any(int(n) != n or n < 3 for n in size):
+            raise ConfigError(
+                f"MODEL.ROUTING.COST_SIZES holds {size}; give (height, width) pairs in pixels"
+            )
+        pairs.append((int(size[0]), int(size[1])))
+    return pairs
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

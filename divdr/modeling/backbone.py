@@ -1,0 +1,148 @@
+"""The Dynamic Routing network as a Detectron2 backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor
+
+from ..routing import DEFAULT_OPS, DynamicRoutingNetwork, Routing, RoutingSpace
+from .norm import norm_factory
+
+
+class _LastRouting:
+    """Holds the last record; a copied model starts without one (its tensors carry a graph)."""
+
+    def __init__(self) -> None:
+        self.record: Routing | None = None
+
+    def __deepcopy__(self, memo) -> _LastRouting:
+        return _LastRouting()
+
+    def __reduce__(self):
+        return (_LastRouting, ())
+
+
+@BACKBONE_REGISTRY.register()
+class DynamicRouting(Backbone):
+    """Dynamic Routing backbone: images (N, C, H, W) → feature dict.
+
+    The maps of the last layer are called "res2" (stride 4), "res3", … as Detectron2's ResNet
+    calls maps of the same strides, so that necks and heads take them without other settings.
+    :attr:`routing` tells what routing did in the last forward.
+
+    Args:
+        layers: number of layers.
+        scales: largest number of cells a layer (strides 4, 8, …).
+        scales_per_layer: cells of each layer in place of the rule min(l + 2, ``scales``).
+        channels: channels at stride 4.
+        ops: names of the operations a cell sums.
+        gate: "small", "full" or "none".
+        gate_bias: start value of the gates' last bias.
+        norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
+        drop_path: largest drop path probability.
+        reach: "open" or "published", see ``DynamicRoutingNetwork``.
+        in_channels: channels of the image.
+
+    Raises:
+        ValueError: the space cannot exist, or a gate or operation is unknown.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        layers: int = 16,
+        scales: int = 4,
+        scales_per_layer: Sequence[int] = (),
+        channels: int = 64,
+        ops: Sequence[str] = DEFAULT_OPS,
+        gate: str = "small",
+        gate_bias: float = 1.5,
+        norm: str = "",
+        drop_path: float = 0.0,
+        reach: str = "open",
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        space = RoutingSpace.build(layers, scales, scales_per_layer)
+        self.network = DynamicRoutingNetwork(
+            space,
+            channels=channels,
+            ops=ops,
+            gate=gate,
+            gate_bias=gate_bias,
+            norm=norm_factory(norm),
+            drop_path=drop_path,
+            reach=reach,
+            in_channels=in_channels,
+        )
+        self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
+        self._last = _LastRouting()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Arguments from ``cfg.MODEL.ROUTING``."""
+        routing = cfg.MODEL.ROUTING
+        return {
+            "layers": routing.LAYERS,
+            "scales": routing.SCALES,
+            "scales_per_layer": routing.SCALES_PER_LAYER,
+            "channels": routing.CHANNELS,
+            "ops": routing.OPS,
+            "gate": routing.GATE,
+            "gate_bias": routing.GATE_BIAS,
+            "norm": routing.NORM,
+            "drop_path": routing.DROP_PATH,
+            "reach": routing.REACH,
+            "in_channels": input_shape.channels,
+        }
+
+    @property
+    def routing(self) -> Routing | None:
+        """Record of the last forward; None before the first."""
+        return self._last.record
+
+    def forget(self) -> None:
+        """Drop the record of the last forward."""
+        self._last.record = None
+
+    @property
+    def space(self) -> RoutingSpace:
+        """The routing space."""
+        return self.network.space
+
+    @property
+    def size_divisibility(self) -> int:
+        """Inputs of this multiple keep the maps of all strides aligned."""
+        return self.space.max_stride
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every feature."""
+        return {
+            name: ShapeSpec(channels=channels, stride=4 * 2**scale)
+            for scale, (name, channels) in enumerate(
+                zip(self._out_features, self.network.out_channels(), strict=True)
+            )
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) → {"res2": (N, C, H/4, W/4), "res3": …}."""
+        outputs, self._last.record = self.network(x)
+        return dict(zip(self._out_features, outputs, strict=True))
+
+
+def find_backbone(model: torch.nn.Module) -> DynamicRouting:
+    """The Dynamic Routing backbone inside a model.
+
+    Raises:
+        ValueError: the model has none, or several.
+    """
+    found = [m for m in model.modules() if isinstance(m, DynamicRouting)]
+    if len(found) != 1:
+        raise ValueError(f"the model has {len(found)} DynamicRouting backbones; one is needed")
+    return found[0]
