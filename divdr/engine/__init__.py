@@ -2,6 +2,7 @@
 
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
+from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
 from .solver import build_lr_scheduler, build_optimizer
 from .trainer import Trainer
@@ -10,6 +11,7 @@ __all__ = [
     "ClusteringHook",
     "DropPathHook",
     "PreciseBNHook",
+    "Predictor",
     "RoutingCheckpointer",
     "SeedHook",
     "Trainer",

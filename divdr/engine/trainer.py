@@ -18,10 +18,11 @@ from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..data import build_train_loader, check_datasets
+from ..data import build_train_loader, check_datasets, seed_everything
 from ..errors import ConfigError, NonFiniteLossError
 from ..evaluation import build_routing_evaluator, build_task_evaluator, summary_table
 from ..modeling import attach_routing_from_config, attached_routing
@@ -48,8 +49,12 @@ class Trainer(DefaultTrainer):
     cfg: CfgNode
 
     def __init__(self, cfg: CfgNode) -> None:
+        if not logging.getLogger("divdr").isEnabledFor(logging.INFO):
+            setup_logger(name="divdr")
         check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+        if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
+            seed_everything(self.seed, 0)
         super().__init__(cfg)
         self._check_experts()
 

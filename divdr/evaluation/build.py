@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -15,6 +18,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from PIL import Image
 from torch import nn
 
 from ..errors import ConfigError
@@ -46,7 +50,7 @@ def build_task_evaluator(dataset_name: str, folder: str) -> DatasetEvaluators:
         return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
     found: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg"):
-        found.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
+        found.append(_semantic_evaluator(dataset_name, folder))
     if kind in ("coco", "coco_panoptic_seg"):
         found.append(COCOEvaluator(dataset_name, output_dir=folder))
     if kind == "coco_panoptic_seg":
@@ -56,3 +60,17 @@ def build_task_evaluator(dataset_name: str, folder: str) -> DatasetEvaluators:
             f"data set {dataset_name!r} has evaluator_type {kind!r}, which is not supported"
         )
     return DatasetEvaluators(found)
+
+
+def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
+    options: dict[str, Any] = {}
+    # Detectron2's own loading function asks NumPy for no copy, which NumPy 2 cannot promise;
+    # Detectron2 0.6 reads labels in a way that works and has no such argument.
+    if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
+        options["sem_seg_loading_fn"] = _read_labels
+    return SemSegEvaluator(dataset_name, distributed=True, output_dir=folder, **options)
+
+
+def _read_labels(path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=dtype)

@@ -150,8 +150,8 @@ def _log_costs(storage: EventStorage, routing: Routing) -> None:
     expected = routing.expected_cost.detach().mean()
     pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
     expected_gflops, real_gflops = pair.tolist()
-    storage.put_scalar("routing/expected_gflops", expected_gflops)
-    storage.put_scalar("routing/real_gflops", real_gflops)
+    storage.put_scalar("train/expected_gflops", expected_gflops)
+    storage.put_scalar("train/real_gflops", real_gflops)
 
 
 def image_keys(inputs: list[dict]) -> list[str]:

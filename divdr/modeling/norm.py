@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from detectron2.layers import get_norm
 from detectron2.utils import comm
-from torch import nn
 
 from ..errors import ConfigError
-from ..routing.layers import NormFactory
+from ..routing.layers import BatchNorm, NormFactory
 
 
 def norm_factory(name: str) -> NormFactory:
@@ -22,7 +21,7 @@ def norm_factory(name: str) -> NormFactory:
     if not name:
         name = "SyncBN" if comm.get_world_size() > 1 and torch.cuda.is_available() else "BN"
     if name == "BN":
-        return nn.BatchNorm2d
+        return BatchNorm
     try:
         get_norm(name, 2)
     except KeyError:

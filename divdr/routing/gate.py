@@ -60,7 +60,8 @@ class Gate(nn.Module):
         x = self.reduce(x)
         # A decision near the threshold must not hang on half precision.
         with torch.autocast(device_type=x.device.type, enabled=False):
-            return self.predict(self.pool(x.float())).flatten(1)
+            x = x if x.dtype == torch.float64 else x.float()
+            return self.predict(self.pool(x)).flatten(1)
 
 
 def open_gates(logits: Tensor) -> Tensor:

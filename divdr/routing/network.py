@@ -18,7 +18,7 @@ from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
 from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .layers import NormFactory, initialise
+from .layers import BatchNorm, NormFactory, initialise
 from .record import Routing
 from .space import RoutingSpace
 from .stem import Stem
@@ -58,7 +58,7 @@ class DynamicRoutingNetwork(nn.Module):
         ops: Sequence[str] = DEFAULT_OPS,
         gate: str = "small",
         gate_bias: float = 1.5,
-        norm: NormFactory = nn.BatchNorm2d,
+        norm: NormFactory = BatchNorm,
         drop_path: float = 0.0,
         in_channels: int = 3,
         reach: str = "open",

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Compare the network with reference files of the published one; exit 1 beyond the bound.
+
+python tools/check_reference.py tests/data/dynamic_routing_l16_c8_small_gate.npz
+"""
+
+import argparse
+import sys
+
+from tabulate import tabulate
+
+from divdr.engine import report_errors
+from divdr.modeling.reference import BOUND, check_reference
+
+
+@report_errors
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="FILE.npz")
+    passed = True
+    for path in parser.parse_args().files:
+        check = check_reference(path)
+        passed &= check.passed
+        rows = [
+            (c.name, c.on_route, c.free, c.exact, "ok" if c.passed else "BEYOND")
+            for c in check.comparisons
+        ]
+        headers = ("quantity", "on its route", "free run", "free run, float64", "")
+        print(f"{path}: {check.description}")
+        print(tabulate(rows, headers=headers, floatfmt=".1e"), "\n")
+    print(f"errors relative to the largest reference value; bound on its route {BOUND:.0e}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

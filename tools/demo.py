@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""The demo: draw street scenes, train DR and DivDR on them, evaluate, and write a report.
+
+Finished parts are skipped when it is run again; an interrupted training goes on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {"DR": "dr", "DivDR": "divdr"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="output/demo", help="folder of runs and report")
+    parser.add_argument("--data", default="datasets/streetscapes", help="folder of the scenes")
+    parser.add_argument("--train", type=int, default=320, help="training scenes")
+    parser.add_argument("--val", type=int, default=80, help="scenes to evaluate on")
+    parser.add_argument(
+        "--iterations", type=int, help="of each training; as configured if left out"
+    )
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    started = time.time()
+    # Detectron2 finds its registered Cityscapes data sets below this folder.
+    os.environ["DETECTRON2_DATASETS"] = str(Path(args.data).resolve())
+
+    draw = ["datasets/make_streetscapes.py", "--output", args.data]
+    draw += [
+        "--train",
+        str(args.train),
+        "--val",
+        str(args.val),
+        "--height",
+        "128",
+        "--width",
+        "256",
+    ]
+    if subprocess.run([sys.executable, *draw], check=False).returncode:
+        return fail("drawing the street scenes failed")
+    if not train(Path(args.output), args.iterations):
+        return 1
+
+    print("Writing the report ...", flush=True)
+    from divdr.visualization.from_runs import report_from_runs
+
+    report = report_from_runs(
+        Path(args.output) / "report.html",
+        {name: Path(args.output) / folder for name, folder in RUNS.items()},
+        title="Diversified Dynamic Routing on drawn street scenes",
+        data_root=args.data,
+        notes=[
+            "The scenes are drawn and the networks small; the numbers show that everything works "
+            "together, not what the method reaches on Cityscapes."
+        ],
+    )
+    print(f"Done in {(time.time() - started) / 60:.1f} minutes. The report: {report.resolve()}")
+    return 0
+
+
+def train(output: Path, iterations: int | None) -> bool:
+    """Train the runs that are not finished, side by side; False if one fails."""
+    threads = max(1, (os.cpu_count() or 1) // len(RUNS))
+    running = {}
+    for name, folder in RUNS.items():
+        run = output / folder
+        if (run / "model_final.pth").is_file() and (run / "inference" / "results.json").is_file():
+            print(f"{name} is trained and evaluated already ({run})")
+            continue
+        run.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--resume"]
+        command += ["--config-file", f"configs/demo/{folder}.yaml", "OUTPUT_DIR", str(run)]
+        if iterations:
+            command += ["SOLVER.MAX_ITER", str(iterations)]
+        log = (run / "console.txt").open("w")
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        running[name] = (run, process)
+    if running:
+        print(f"Training {' and '.join(running)}; the logs are {output}/*/console.txt", flush=True)
+        follow(running)
+    failed = [(n, run) for n, (run, process) in running.items() if process.wait()]
+    for name, run in failed:
+        tail = (run / "console.txt").read_text().strip().splitlines()[-15:]
+        fail(f"training {name} failed; the end of {run}/console.txt:\n" + "\n".join(tail))
+    return not failed
+
+
+def follow(running: dict) -> None:
+    """Show each run's progress and ETA until all have ended."""
+    bars = {
+        name: tqdm(desc=f"{name:>6}", unit="it", position=place, total=0, mininterval=1.0)
+        for place, name in enumerate(running)
+    }
+    while any(process.poll() is None for _, process in running.values()):
+        time.sleep(1.0)
+        for name, (run, _) in running.items():
+            advance(bars[name], run)
+    for bar in bars.values():
+        bar.close()
+
+
+def advance(bar: tqdm, run: Path) -> None:
+    """Bring a bar to where the run's metrics say that it is."""
+    metrics, config = run / "metrics.json", run / "config.yaml"
+    if not (metrics.is_file() and config.is_file()):
+        return
+    if not bar.total:
+        line = next(
+            ln for ln in config.read_text().splitlines() if ln.strip().startswith("MAX_ITER:")
+        )
+        bar.total = int(line.split(":")[1])
+    lines = metrics.read_text().splitlines()
+    try:
+        values = json.loads(lines[-1])
+    except (IndexError, json.JSONDecodeError):
+        return
+    bar.update(values["iteration"] + 1 - bar.n)
+    shown = {"loss": "total_loss", "GFLOPs": "train/real_gflops", "inter": "clustering/inter"}
+    bar.set_postfix({k: f"{values[v]:.3f}" for k, v in shown.items() if v in values})
+
+
+def fail(message: str) -> int:
+    """Tell what went wrong; the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
