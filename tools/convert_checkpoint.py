@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("published", help="checkpoint file of the published code")
     parser.add_argument("converted", help="file to write")
     parser.add_argument("--config-file", required=True, help="config of the model to convert to")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs that override the config")
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     loaded = read_weights(args.published)

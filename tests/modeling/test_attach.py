@@ -1,0 +1,215 @@
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import FPN, SemanticSegmentor
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from divdr.errors import DataError
+from divdr.modeling import (
+    ClusteringLossSettings,
+    DynamicRouting,
+    DynamicRoutingDecoder,
+    attach_routing,
+    attached_routing,
+)
+from divdr.routing import Ramp
+
+
+def segmentor() -> SemanticSegmentor:
+    backbone = DynamicRouting(layers=3, scales=3, channels=4)
+    head = DynamicRoutingDecoder(input_shape=backbone.output_shape(), num_classes=3)
+    return SemanticSegmentor(
+        backbone=backbone,
+        sem_seg_head=head,
+        pixel_mean=[0.0, 0.0, 0.0],
+        pixel_std=[1.0, 1.0, 1.0],
+    )
+
+
+def retinanet() -> RetinaNet:
+    bottom_up = DynamicRouting(layers=3, scales=4, scales_per_layer=[2, 3, 4], channels=4)
+    backbone = FPN(bottom_up, ["res3", "res4", "res5"], 8, top_block=LastLevelMaxPool())
+    names = ["p3", "p4", "p5"]
+    shapes = [backbone.output_shape()[n] for n in names]
+    anchors = DefaultAnchorGenerator(
+        sizes=[[16], [32], [64]], aspect_ratios=[[1.0]], strides=[8, 16, 32]
+    )
+    head = RetinaNetHead(
+        input_shape=shapes, num_classes=2, num_anchors=1, conv_dims=[8], prior_prob=0.01
+    )
+    return RetinaNet(
+        backbone=backbone,
+        head=head,
+        head_in_features=names,
+        anchor_generator=anchors,
+        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+        anchor_matcher=Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True),
+        num_classes=2,
+        pixel_mean=[0.0, 0.0, 0.0],
+        pixel_std=[1.0, 1.0, 1.0],
+    )
+
+
+def inputs(count: int = 2) -> list[dict]:
+    items = []
+    for index in range(count):
+        boxes = Instances((32, 32))
+        boxes.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 20.0, 24.0]]))
+        boxes.gt_classes = torch.tensor([1])
+        items.append(
+            {
+                "image": torch.randn(3, 32, 32),
+                "sem_seg": torch.randint(0, 3, (32, 32)),
+                "instances": boxes,
+                "file_name": f"{index}.png",
+                "height": 32,
+                "width": 32,
+            }
+        )
+    return items
+
+
+ALWAYS = Ramp(0.8, 0, 0)
+
+
+@pytest.mark.parametrize("make", [segmentor, retinanet])
+def test_losses_and_records_reach_any_model(make):
+    model = make()
+    names = set(model.state_dict())
+    with EventStorage():
+        plain = set(model.train()(inputs()))
+    routing = attach_routing(model, num_experts=2, budget=ALWAYS, budget_target=0.1)
+    assert set(model.state_dict()) == names
+    assert attached_routing(model) is routing
+    with EventStorage():
+        losses = model(inputs())
+    assert set(losses) == plain | {"loss_budget", "loss_clustering"}
+    record = routing.backbone.routing
+    share = record.expected_cost.detach() / record.full_cost
+    assert float(losses["loss_budget"].detach()) == pytest.approx(
+        float(0.8 * ((share - 0.1) ** 2).mean()), rel=1e-5
+    )
+    sum(losses.values()).backward()
+    assert routing.backbone.network.layers[0][0].gate.predict.bias.grad.abs().sum() > 0
+
+    with torch.no_grad():
+        outputs = model.eval()(inputs(3))
+    batch = routing.backbone.routing
+    for index, output in enumerate(outputs):
+        assert output["routing"].activations.equal(batch.activations[index : index + 1])
+
+
+def test_clustering_loss_is_that_of_the_experts():
+    model = segmentor().train()
+    settings = ClusteringLossSettings(weight=0.3, margin=0.7, squared=True)
+    routing = attach_routing(model, num_experts=2, clustering=settings)
+    assert float(model(inputs())["loss_clustering"]) == 0.0
+    for index in range(4):
+        batch = inputs()
+        for item in batch:
+            item["file_name"] = f"{index}{item['file_name']}"
+        model(batch)
+    assert routing.experts.cluster(0) is not None
+    loss = model(inputs())["loss_clustering"]
+    a = routing.backbone.routing.activations.detach()
+    squares = torch.cdist(a, routing.experts.centres) ** 2 / (2 * routing.experts.sigma2)
+    near, far = squares.min(dim=1).values, squares.max(dim=1).values
+    wanted = 0.3 * (0.7 + near - far).clamp(min=0).mean()
+    assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_bank_notes_every_image_once_and_only_while_training():
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2)
+    model(inputs())
+    model(inputs(3))
+    assert sorted(routing.experts.bank.keys) == ["0.png", "1.png", "2.png"]
+    latest = routing.backbone.routing.activations.detach()
+    order = [routing.experts.bank.keys.index(f"{i}.png") for i in range(3)]
+    assert routing.experts.bank.rows[order].equal(latest)
+    with torch.no_grad():
+        model(inputs(4))
+    model.eval()(inputs(5))
+    assert len(routing.experts.bank) == 3
+
+
+def test_gates_before_the_non_linearity():
+    model = segmentor().train()
+    routing = attach_routing(
+        model, num_experts=2, clustering=ClusteringLossSettings(gates="before")
+    )
+    model(inputs())
+    record = routing.backbone.routing
+    assert not record.logits.equal(record.activations)
+    assert sorted(routing.experts.bank.rows.tolist()) == sorted(record.logits.detach().tolist())
+    shown = record.activations > 0
+    assert torch.tanh(record.logits[shown]).allclose(record.activations[shown])
+
+
+def test_budget_switches_on_by_the_iteration_of_the_trainer():
+    model = segmentor().train()
+    attach_routing(model, budget=Ramp(0.8, start=10, length=0))
+    with EventStorage(9):
+        assert float(model(inputs())["loss_budget"]) == 0.0
+    with EventStorage(10) as storage:
+        assert float(model(inputs())["loss_budget"]) > 0.0
+        assert storage.latest()["train/real_gflops"][0] > 0
+
+
+def test_state_goes_into_a_checkpoint_and_comes_back(tmp_path):
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2)
+    model(inputs(4))
+    routing.experts.cluster(0)
+    torch.save(routing.state_dict(), tmp_path / "state.pth")
+    other = attach_routing(segmentor(), num_experts=2)
+    other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert other.experts.centres.equal(routing.experts.centres)
+    assert other.experts.bank.rows.equal(routing.experts.bank.rows)
+    assert other.experts.sigma2.equal(routing.experts.sigma2)
+
+
+def test_images_without_a_name_are_refused():
+    model = segmentor().train()
+    attach_routing(model, num_experts=2)
+    batch = inputs()
+    del batch[1]["file_name"]
+    with pytest.raises(DataError, match="file_name"):
+        model(batch)
+
+
+def test_attaching_twice_or_to_another_backbone_is_refused():
+    model = segmentor()
+    attach_routing(model)
+    with pytest.raises(ValueError, match="attached"):
+        attach_routing(model)
+    with pytest.raises(ValueError, match="0 DynamicRouting"):
+        attach_routing(torch.nn.Linear(1, 1))
+
+
+def test_a_copied_model_keeps_its_own_record():
+    model = segmentor()
+    attach_routing(model, num_experts=2)
+    twin = copy.deepcopy(model).train()
+    twin(inputs())
+    assert attached_routing(twin).backbone.routing is not None
+    assert attached_routing(model).backbone.routing is None
+
+
+def test_autocast_keeps_decisions_in_full_precision():
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2, budget=ALWAYS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs())
+    record = routing.backbone.routing
+    assert record.activations.dtype == torch.float32
+    assert record.expected_cost.dtype == torch.float32
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,154 @@
+"""Numbers of the published network; see tests/data/README.md."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from divdr import get_divdr_config
+from divdr.checkpoint import convert_backbone, convert_model
+from divdr.errors import CheckpointError, DataError
+from divdr.modeling.reference import check_reference
+from divdr.routing import DynamicRoutingNetwork, RoutingSpace
+
+FILES = ["dynamic_routing_l16_c8_small_gate.npz", "dynamic_routing_l16_c8_full_gate.npz"]
+
+
+@pytest.fixture(params=FILES)
+def reference(request, repository):
+    return repository / "tests" / "data" / request.param
+
+
+def test_network_reproduces_the_published_one(reference):
+    check = check_reference(reference)
+    kind = "small" if "small" in reference.name else "full"
+    assert check.description == f"16 layers, 8 channels, {kind} gate, 19 classes"
+    assert {c.name for c in check.comparisons} == {
+        "gates",
+        *(f"output, stride {s}" for s in (4, 8, 16, 32)),
+        "logits",
+        "head cost",
+        "expected cost",
+        "real cost",
+    }
+    for comparison in check.comparisons:
+        assert comparison.on_route <= 1e-5, comparison
+        assert comparison.passed, comparison
+
+
+def tampered(reference, folder, **changes):
+    content = dict(np.load(reference))
+    content.update({name.replace("__", "/"): value for name, value in changes.items()})
+    path = folder / "tampered.npz"
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["out/layer_2", "real_mflops_backbone", "gates_up_keep_down"])
+def test_a_wrong_number_is_found(repository, tmp_path, name):
+    reference = repository / "tests" / "data" / FILES[0]
+    value = np.load(reference)[name].copy()
+    value.flat[np.abs(value).argmax()] *= 1.001
+    path = tampered(reference, tmp_path, **{name: value})
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "tools/check_reference.py", str(path)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "BEYOND" in result.stdout
+
+
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(DataError, match="no reference file"):
+        check_reference(path)
+
+
+def state(repository, prefix):
+    file = np.load(repository / "tests" / "data" / FILES[0])
+    return {
+        name[len(prefix) :]: torch.from_numpy(file[name])
+        for name in file.files
+        if name.startswith(prefix)
+    }
+
+
+def test_converter_names_the_first_shape_that_differs(repository):
+    wider = DynamicRoutingNetwork(RoutingSpace.build(16, 4), channels=16)
+    with pytest.raises(CheckpointError, match=r"'stem.third.1.0.weight'.*\(8, 64, 1, 1\).*\(16, "):
+        convert_backbone(state(repository, "backbone/"), wider.state_dict())
+
+
+def test_converter_names_the_first_key_that_is_missing_or_too_many(repository):
+    published = state(repository, "backbone/")
+    deeper = DynamicRoutingNetwork(RoutingSpace.build(17, 4), channels=8)
+    with pytest.raises(CheckpointError, match=r"lack 'layers.15.0.changes.down.0.weight'"):
+        convert_backbone(published, deeper.state_dict())
+    shallower = DynamicRoutingNetwork(RoutingSpace.build(15, 4), channels=8)
+    with pytest.raises(CheckpointError, match=r"'layers.14.0.gate.predict.weight'.*\(2, 4"):
+        convert_backbone(published, shallower.state_dict())
+    with pytest.raises(CheckpointError, match=r"'something\.else'"):
+        convert_backbone({"something.else": torch.zeros(1)}, deeper.state_dict())
+
+
+def segmentation_config(**routing) -> CfgNode:
+    cfg = get_divdr_config()
+    cfg.merge_from_file("configs/dr_a_cityscapes.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    for name, value in routing.items():
+        cfg.MODEL.ROUTING[name] = value
+    return cfg
+
+
+def test_a_published_checkpoint_file_converts_to_a_whole_model(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    published = {
+        **{f"backbone.{k}": v for k, v in state(repository, "backbone/").items()},
+        **{f"sem_seg_head.{k}": v for k, v in state(repository, "head/").items()},
+        "pixel_mean": torch.zeros(3, 1, 1),
+    }
+    torch.save({"model": published, "iteration": 3}, tmp_path / "published.pth")
+    command = [sys.executable, "-W", "ignore", "tools/convert_checkpoint.py"]
+    command += [str(tmp_path / "published.pth"), str(tmp_path / "converted.pth")]
+    command += ["--config-file", "configs/dr_a_cityscapes.yaml"]
+    command += ["--opts", "MODEL.ROUTING.CHANNELS", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    model = build_model(segmentation_config(CHANNELS=8, REACH="published")).eval()
+    converted = torch.load(tmp_path / "converted.pth", weights_only=True)["model"]
+    missing, unexpected = model.load_state_dict(converted, strict=False)
+    assert not unexpected
+    assert not missing
+    file = np.load(repository / "tests" / "data" / FILES[0])
+    model.pixel_mean.zero_()
+    model.pixel_std.fill_(1.0)
+    with torch.no_grad():
+        logits = model([{"image": torch.from_numpy(file["x"][0])}])[0]["sem_seg"]
+    wanted = file["logits_every_8th_pixel"][0]
+    assert np.abs(logits[:, ::8, ::8].numpy() - wanted).max() / np.abs(wanted).max() < 1e-2
+
+    command[-1] = "16"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'stem.third.1.0.weight' has shape (8, 64, 1, 1)")
+
+
+def test_decoder_of_other_classes_is_refused(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    cfg = segmentation_config(CHANNELS=8)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 7
+    published = {
+        **{f"backbone.{k}": v for k, v in state(repository, "backbone/").items()},
+        **{f"sem_seg_head.{k}": v for k, v in state(repository, "head/").items()},
+    }
+    with pytest.raises(CheckpointError, match=r"predictor.weight.*\(19, 8, 3, 3\).*\(7, 8, 3, 3\)"):
+        convert_model(published, build_model(cfg).state_dict())
