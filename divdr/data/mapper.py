@@ -85,8 +85,8 @@ class SemanticCropMapper:
         image, labels = self._read(item)
         aug_input = T.AugInput(image, sem_seg=labels)
         self.augmentations(aug_input)
-        pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))).float()
-        classes = torch.as_tensor(np.ascontiguousarray(aug_input.sem_seg)).long()
+        pixels = torch.from_numpy(aug_input.image.transpose(2, 0, 1).astype(np.float32))
+        classes = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
         item["image"], item["sem_seg"] = self._pad(pixels, classes)
         return item
 

@@ -31,12 +31,11 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(overrides))
-    except KeyError as error:
-        raise ConfigError(_unknown_key(str(error.args[0]), cfg)) from None
-    except (AssertionError, ValueError) as error:
-        if isinstance(error, DivdrError):
-            raise
-        raise ConfigError(f"configuration: {error}") from None
+    except (KeyError, AssertionError, ValueError) as error:
+        message = str(error.args[0]) if error.args else str(error)
+        if message.startswith("Non-existent"):  # yacs' word for an unknown key
+            raise ConfigError(_unknown_key(message, cfg)) from None
+        raise ConfigError(f"configuration: {message}") from None
     check_config(cfg)
     return cfg
 

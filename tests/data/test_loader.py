@@ -1,0 +1,93 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+
+from divdr import get_divdr_config
+from divdr.data import build_train_loader
+from divdr.data.loader import TicketBatches
+from divdr.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def dataset(request):
+    name = f"numbers_{request.node.name}"
+    dicts = [{"number": n, "width": 2 if n % 3 else 1, "height": 1} for n in range(11)]
+    DatasetCatalog.register(name, lambda: dicts)
+    yield name
+    DatasetCatalog.remove(name)
+
+
+def config(dataset, **dataloader):
+    cfg = get_divdr_config()
+    cfg.DATASETS.TRAIN = (dataset,)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.SEED = 3
+    cfg.DATALOADER.NUM_WORKERS = 0
+    for name, value in dataloader.items():
+        cfg.DATALOADER[name] = value
+    return cfg
+
+
+def draw(item):
+    """A mapper that draws from every generator that augmentations use."""
+    return item["number"], float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def batches(cfg, count, start=0):
+    loader = build_train_loader(cfg, draw)
+    loader.batch_sampler.start = start
+    return list(itertools.islice(loader, count))
+
+
+def test_stream_goes_on_where_it_stopped(dataset):
+    cfg = config(dataset)
+    whole = batches(cfg, 9)
+    assert batches(cfg, 4, start=5) == whole[5:]
+
+
+def test_workers_do_not_change_the_stream(dataset):
+    alone = batches(config(dataset), 5)
+    assert batches(config(dataset, NUM_WORKERS=2), 5) == alone
+
+
+def test_draws_differ_between_passes_and_seeds(dataset):
+    cfg = config(dataset)
+    items = [item for batch in batches(cfg, 8) for item in batch]
+    assert len({item[1] for item in items}) == len(items)
+    other = config(dataset)
+    other.SEED = 4
+    assert batches(other, 2) != batches(cfg, 2)
+
+
+def test_every_image_comes_once_a_pass(dataset):
+    cfg = config(dataset, ASPECT_RATIO_GROUPING=False)
+    numbers = [item[0] for batch in batches(cfg, 11) for item in batch]
+    for first in range(0, 44, 11):
+        assert sorted(numbers[first : first + 11]) == list(range(11))
+
+
+def test_batches_hold_one_aspect_ratio(dataset):
+    for batch in batches(config(dataset), 12):
+        assert len({number % 3 == 0 for number, *_ in batch}) == 1
+
+
+def test_grouped_batches_by_hand():
+    # Groups of indices 0..5 are a, b, a, a, b, b; batches of two fill in the order of the stream.
+    sampler = TicketBatches(range(6), 2, groups=[0, 1, 0, 0, 1, 1])
+    assert list(sampler) == [[(0, 0), (2, 2)], [(1, 1), (4, 4)]]
+
+
+def test_settings_and_data_are_checked(dataset):
+    with pytest.raises(ConfigError, match="SAMPLER_TRAIN 'Nothing'"):
+        build_train_loader(config(dataset, SAMPLER_TRAIN="Nothing"), draw)
+    cfg = config(dataset)
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(DataError, match="names no data set"):
+        build_train_loader(cfg, draw)
+    cfg = config(dataset)
+    cfg.INPUT.DATASET_MAPPER_NAME = "other"
+    with pytest.raises(ConfigError, match="semantic_crop"):
+        build_train_loader(cfg)
