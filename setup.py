@@ -1,4 +1,4 @@
-"""Packaging of divdr. Detectron2 is not named among the dependencies: see README.md, "Detectron2"."""
+"""Packaging of divdr. Detectron2 is no declared dependency: README.md says how to get it."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ setup(
         "cityscapesscripts",
         "scikit-learn>=1.2",
         "scipy",
-        "numpy",
+        "numpy<2.4",  # cityscapesscripts calls a function that 2.4 has dropped
         "Pillow",
         "opencv-python-headless",
         "matplotlib",

@@ -39,19 +39,14 @@ def register_segmentation_folder(
     Raises:
         DataError: a folder is missing, or images are without labels.
     """
-    for folder, what in ((image_dir, "images"), (label_dir, "labels")):
-        if not os.path.isdir(folder):
-            raise DataError(f"data set {name!r} expects its {what} in {folder}, which is no folder")
-    images = _stems(image_dir, image_ext)
-    missing = sorted(images - _stems(label_dir, label_ext))
-    if missing:
-        raise DataError(
-            f"image {missing[0]}.{image_ext} of data set {name!r} has no label in {label_dir}"
-            + (f", nor have {len(missing) - 1} others" if len(missing) > 1 else "")
-        )
-    if not images:
-        raise DataError(f"data set {name!r}: {image_dir} holds no .{image_ext} images")
-    DatasetCatalog.register(name, lambda: load_sem_seg(label_dir, image_dir, label_ext, image_ext))
+
+    def load() -> list[dict]:
+        # Checked again when it is used: Detectron2 leaves out images without labels silently.
+        _check_folders(name, image_dir, label_dir, image_ext, label_ext)
+        return load_sem_seg(label_dir, image_dir, label_ext, image_ext)
+
+    _check_folders(name, image_dir, label_dir, image_ext, label_ext)
+    DatasetCatalog.register(name, load)
     metadata = MetadataCatalog.get(name)
     metadata.set(
         stuff_classes=list(classes),
@@ -95,6 +90,23 @@ _EXPECTED = {
     "json_file": "its annotations",
     "panoptic_root": "its panoptic labels",
 }
+
+
+def _check_folders(
+    name: str, image_dir: str, label_dir: str, image_ext: str, label_ext: str
+) -> None:
+    for folder, what in ((image_dir, "images"), (label_dir, "labels")):
+        if not os.path.isdir(folder):
+            raise DataError(f"data set {name!r} expects its {what} in {folder}, which is no folder")
+    images = _stems(image_dir, image_ext)
+    if not images:
+        raise DataError(f"data set {name!r}: {image_dir} holds no .{image_ext} images")
+    missing = sorted(images - _stems(label_dir, label_ext))
+    if missing:
+        raise DataError(
+            f"image {missing[0]}.{image_ext} of data set {name!r} has no label in {label_dir}"
+            + (f", nor have {len(missing) - 1} others" if len(missing) > 1 else "")
+        )
 
 
 def _stems(folder: str, ext: str) -> set[str]:

@@ -14,13 +14,21 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    hooks,
+)
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data import build_train_loader, check_datasets, seed_everything
 from ..errors import ConfigError, NonFiniteLossError
@@ -49,14 +57,26 @@ class Trainer(DefaultTrainer):
     cfg: CfgNode
 
     def __init__(self, cfg: CfgNode) -> None:
-        if not logging.getLogger("divdr").isEnabledFor(logging.INFO):
-            setup_logger(name="divdr")
+        # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
+        TrainerBase.__init__(self)
+        for name in ("detectron2", "divdr"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
         check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
         if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
             seed_everything(self.seed, 0)
-        super().__init__(cfg)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(_distributed(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._check_experts()
+        self.checkpointer = self._build_checkpointer()
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -90,13 +110,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, and those of divdr at the places where they belong."""
-        cfg: CfgNode = self.cfg
-        model = self.model
-        routing = attached_routing(model)
-        checkpointables: dict[str, Any] = {} if routing is None else {"routing": routing}
-        self.checkpointer = RoutingCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **checkpointables
-        )
+        cfg = self.cfg
         plain = cfg.clone()
         plain.defrost()
         plain.TEST.PRECISE_BN.ENABLED = False  # ours knows of cells that no image reaches
@@ -109,6 +123,13 @@ class Trainer(DefaultTrainer):
         first = next((i for i, h in enumerate(built) if isinstance(h, later)), len(built))
         built[first:first] = self._own_hooks()
         return [hook for hook in built if hook is not None]
+
+    def _build_checkpointer(self) -> RoutingCheckpointer:
+        routing = attached_routing(self.model)
+        checkpointables: dict[str, Any] = {} if routing is None else {"routing": routing}
+        return RoutingCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **checkpointables
+        )
 
     def _own_hooks(self) -> list[HookBase]:
         cfg, model = self.cfg, self.model
@@ -199,6 +220,17 @@ class Trainer(DefaultTrainer):
                 json.dump(by_dataset, file, indent=2, default=float)
             logger.info("Results\n%s", summary_table(by_dataset))
         return results
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        broadcast_buffers=False,
+    )
 
 
 def _check_losses(model: nn.Module, args: tuple, output: Any) -> None:

@@ -88,7 +88,8 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
         raise DataError(f"{path} is no reference file ({error})") from None
     weights = _part(file, "backbone/")
     has_gates = any("gate_conv_beta" in name for name in weights)
-    candidates = [_network(weights, kind) for kind in (("small", "full") if has_gates else ("none",))]
+    kinds = ("small", "full") if has_gates else ("none",)
+    candidates = [_network(weights, kind) for kind in kinds]
     runs = [(network, *_run(network, images, gates)) for network in candidates]
     network, on_route, own = min(
         runs, key=lambda run: float((_decisions(run[2][1], gates) - gates).abs().max())

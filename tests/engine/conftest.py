@@ -1,0 +1,45 @@
+"""A small data set of drawn street scenes and a config that trains on it in seconds."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Folder for $DETECTRON2_DATASETS with 8 training and 4 validation scenes."""
+    from divdr.data.streetscapes import make_streetscapes
+
+    root = tmp_path_factory.mktemp("scenes")
+    make_streetscapes(root, train=8, val=4, height=64, width=128, seed=0, workers=1)
+    return root
+
+
+@pytest.fixture
+def overrides():
+    """KEY VALUE pairs over configs/demo/divdr.yaml: ten iterations of a tiny network."""
+    pairs = {
+        "SOLVER.MAX_ITER": 10,
+        "SOLVER.CHECKPOINT_PERIOD": 3,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.WARMUP_ITERS": 0,
+        "MODEL.ROUTING.LAYERS": 3,
+        "MODEL.ROUTING.SCALES": 3,
+        "MODEL.ROUTING.CHANNELS": 4,
+        "MODEL.ROUTING.DROP_PATH": 0.2,
+        "MODEL.ROUTING.CLUSTERING.START": 0.0,
+        "MODEL.ROUTING.CLUSTERING.PERIOD": 2,
+        "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS": 2,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4"],
+        "INPUT.CROP.SIZE": (64, 64),
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MIN_SIZE_TEST": 64,
+        "TEST.PRECISE_BN.NUM_ITER": 2,
+    }
+    return [str(part) for pair in pairs.items() for part in pair]
+
+
+@pytest.fixture
+def environment(scenes):
+    """Environment of a process that trains on the scenes, with one thread."""
+    return {**os.environ, "DETECTRON2_DATASETS": str(scenes), "OMP_NUM_THREADS": "1"}

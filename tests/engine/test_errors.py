@@ -1,0 +1,117 @@
+"""What a user does wrong is told in one sentence, and the exit code is 2."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from divdr.data import register_segmentation_folder
+from divdr.engine import launch
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    """A registered data set of four images with labels 0 and 1."""
+    name = request.node.name
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for index in range(4):
+        labels = np.zeros((64, 64), np.uint8)
+        labels[:, index * 8 : 40] = 1
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{index}.png")
+        Image.fromarray(np.stack([labels * 200] * 3, 2)).save(tmp_path / "images" / f"{index}.png")
+    register_segmentation_folder(
+        name, str(tmp_path / "images"), str(tmp_path / "labels"), ["a", "b"]
+    )
+    yield tmp_path, name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name)
+
+
+def run(capsys, folder, overrides, *more, eval_only=False) -> str:
+    root, name = folder
+    arguments = argparse.Namespace(
+        config_file="configs/demo/divdr.yaml",
+        eval_only=eval_only,
+        resume=False,
+        opts=[
+            *overrides,
+            *("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"),
+            *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", "OUTPUT_DIR", str(root / "out")),
+            *map(str, more),
+        ],
+    )
+    with pytest.raises(SystemExit) as exit_info:
+        launch.main(arguments)
+    assert exit_info.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()[-1]
+    assert errors.startswith("error: ")
+    return errors
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+
+
+def test_missing_data_folder(capsys, folder, overrides):
+    missing = "cityscapes_fine_sem_seg_train"
+    MetadataCatalog.get(missing)
+    told = run(capsys, folder, overrides, "DATASETS.TRAIN", f"('{missing}',)")
+    assert "expects its images in" in told
+    assert "leftImg8bit/train" in told
+
+
+def test_label_out_of_range(capsys, folder, overrides):
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(folder[0] / "labels" / "2.png")
+    told = run(capsys, folder, overrides)
+    assert told.endswith("labels/2.png holds 9; classes are 0 to 1, and 255 is ignored")
+
+
+def test_image_without_label(capsys, folder, overrides):
+    (folder[0] / "labels" / "1.png").unlink()
+    told = run(capsys, folder, overrides)
+    assert "1.png" in told
+
+
+def test_unknown_operation(capsys, folder, overrides):
+    told = run(capsys, folder, overrides, "MODEL.ROUTING.OPS", "['sep_conv_9x9']")
+    assert "unknown operation 'sep_conv_9x9'; known are avg_pool_3x3" in told
+
+
+def test_unknown_key(capsys, folder, overrides):
+    assert "unknown configuration key" in run(capsys, folder, overrides, "MODEL.ROUTNG.LAYERS", 3)
+
+
+def test_more_experts_than_images(capsys, folder, overrides):
+    told = run(capsys, folder, overrides, "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", 5)
+    assert "NUM_EXPERTS is 5, but the training set holds 4 images" in told
+
+
+def test_evaluation_without_weights(capsys, folder, overrides):
+    assert "set MODEL.WEIGHTS" in run(capsys, folder, overrides, eval_only=True)
+
+
+def test_loss_that_is_not_finite(capsys, folder, overrides):
+    root, _ = folder
+    told = run(
+        capsys,
+        folder,
+        overrides,
+        "SOLVER.BASE_LR",
+        "1e12",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "1",
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        "False",
+    )
+    assert "not finite" in told
+    saved = sorted(Path(root / "out").glob("model_*.pth"))
+    assert not (root / "out" / "model_final.pth").exists()
+    for path in saved:
+        weights = torch.load(path, weights_only=True)["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values())

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from detectron2.engine import TrainerBase
+from detectron2.utils.events import EventStorage
+
+from divdr.engine import ClusteringHook, DropPathHook, SeedHook, update_precise_bn
+from divdr.engine.hooks import refill_bank
+from divdr.experts import LocalExperts
+from divdr.routing import DynamicRoutingNetwork, Periods, RoutingSpace
+
+
+class _Loop(TrainerBase):
+    def __init__(self, *hooks, step=lambda iteration: None):
+        super().__init__()
+        self.register_hooks(hooks)
+        self._step = step
+        self.seen = {}
+
+    def run_step(self):
+        self._step(self.iter)
+
+    def after_step(self):
+        super().after_step()
+        latest = self.storage.latest().items()
+        self.seen[self.iter] = {k: v for k, (v, when) in latest if when == self.iter}
+
+
+def two_groups(count=20):
+    rows = torch.rand(count, 6) * 0.1
+    rows[: count // 2, 0] += 1.0
+    return rows
+
+
+def test_clustering_runs_every_period_and_is_logged():
+    experts = LocalExperts(2, 6)
+    experts.bank.update([f"{i:02}" for i in range(20)], two_groups(), 0)
+    loop = _Loop(ClusteringHook(experts, Periods(2, 3)))
+    loop.train(0, 10)
+    # From iteration 2 on, every third: done after iterations 4 and 7 (counted from 0).
+    assert [i for i, values in loop.seen.items() if "clustering/inter" in values] == [4, 7]
+    values = loop.seen[4]
+    rows = experts.bank.rows
+    centres = torch.stack([rows[:10].mean(0), rows[10:].mean(0)])
+    inter = float((centres[0] - centres[1]).norm())
+    assert values["clustering/inter"] == pytest.approx(inter, rel=1e-4)
+    spread = torch.cat([rows[:10] - centres[0], rows[10:] - centres[1]]).norm(dim=1)
+    assert values["clustering/intra_centre"] == pytest.approx(float(spread.mean()), rel=1e-4)
+    assert values["clustering/sigma2"] == pytest.approx(float((spread**2).sum() / 19), rel=1e-4)
+    assert {values["clustering/size_0"], values["clustering/size_1"]} == {10}
+    assert loop.seen[7]["clustering/movement"] == pytest.approx(0, abs=1e-5)
+    assert "clustering/seconds" in values
+    assert "clustering/intra_pairs" in values
+
+
+def test_clustering_waits_for_enough_images():
+    experts = LocalExperts(3, 6)
+    experts.bank.update(["a", "b"], two_groups(2), 0)
+    _Loop(ClusteringHook(experts, Periods(0, 1))).train(0, 2)
+    assert not experts.ready
+
+
+def test_bank_is_refilled_before_clustering_if_asked():
+    experts = LocalExperts(2, 6)
+    calls = []
+
+    def refill():
+        calls.append(True)
+        experts.bank.update([f"{i:02}" for i in range(20)], two_groups(), 0)
+
+    _Loop(ClusteringHook(experts, Periods(0, 2), refill)).train(0, 5)
+    assert len(calls) == 2
+    assert experts.ready
+
+
+def test_refill_is_the_evaluation_of_every_image():
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(6)).train()
+    network[0].running_mean.fill_(0.5)
+    experts = LocalExperts(2, 6)
+    experts.bank.update(["stale"], torch.ones(1, 6), 0)
+    images = {f"{i}": torch.randn(6) for i in range(5)}
+    last = {}
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, items):
+            last["values"] = self.inner(torch.stack([images[i["file_name"]] for i in items]))
+
+    model = Model().train()
+    loader = [[{"file_name": str(i)} for i in part] for part in ((0, 1), (2,), (3,), (4,))]
+    keys = lambda items: [i["file_name"] for i in items]  # noqa: E731
+    refill_bank(model, experts, loader, lambda: last["values"], keys, 7)
+    assert model.training
+    assert experts.bank.keys == ["0", "1", "2", "3", "4"]
+    wanted = torch.stack([(images[k] - 0.5) / (1 + 1e-5) ** 0.5 for k in experts.bank.keys])
+    assert experts.bank.rows.allclose(wanted, atol=1e-6)
+
+
+def test_seeds_depend_on_the_iteration_alone():
+    def draws(start):
+        found = []
+        _Loop(SeedHook(3), step=lambda i: found.append(float(torch.rand(())))).train(start, 6)
+        return found
+
+    whole = draws(0)
+    assert len(set(whole)) == 6
+    assert draws(4) == whole[4:]
+
+
+def test_drop_path_follows_training():
+    network = DynamicRoutingNetwork(RoutingSpace.build(2, 2), channels=4, drop_path=0.4)
+    seen = []
+    hook = DropPathHook([network], 4)
+    _Loop(hook, step=lambda i: seen.append(network.drop_path.progress)).train(0, 4)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_precise_statistics_are_those_of_the_batches():
+    norm = torch.nn.BatchNorm2d(2)
+    batches = [torch.randn(4, 2, 3, 3) * (i + 1) + i for i in range(3)]
+    with EventStorage():
+        update_precise_bn(norm.train(), iter(batches), 3)
+    together = torch.cat(batches)
+    assert norm.running_mean.allclose(together.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert norm.running_var.allclose(together.var(dim=(0, 2, 3), unbiased=False), rtol=0.02)
+    assert norm.momentum == 0.1
+
+
+def test_cells_that_nobody_reaches_keep_their_statistics():
+    network = DynamicRoutingNetwork(RoutingSpace.build(3, 2), channels=4).train()
+    for cell in [network.initial, *network.cells()]:
+        torch.nn.init.zeros_(cell.gate.predict.weight)
+        bias = torch.full_like(cell.gate.predict.bias, -1.0)
+        bias[list(cell.node.transforms).index(1)] = 1.0
+        cell.gate.predict.bias.data = bias
+    unreached = network.layers[1][1].ops["sep_conv_3x3"][1][1]
+    unreached.running_mean.fill_(0.3)
+    reached = network.layers[1][0].ops["sep_conv_3x3"][1][1]
+    before = reached.running_mean.clone()
+    update_precise_bn(network, (torch.randn(2, 3, 32, 32) for _ in range(2)), 2)
+    assert unreached.running_mean.eq(0.3).all()
+    assert unreached.running_var.eq(1.0).all()
+    assert not reached.running_mean.equal(before)

@@ -1,0 +1,121 @@
+"""Runs of tools/train_net.py as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+TRAIN = [sys.executable, "-W", "ignore", "tools/train_net.py"]
+CONFIG = ["--config-file", "configs/demo/divdr.yaml"]
+
+
+def losses(folder) -> dict[int, dict]:
+    """The last record of every iteration, without times."""
+    records = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        record = json.loads(line)
+        records[record["iteration"]] = {
+            k: v for k, v in record.items() if "time" not in k and "seconds" not in k
+        }
+    return records
+
+
+def state(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    repository, tmp_path, environment, overrides
+):
+    def start(name, *options):
+        return subprocess.Popen(
+            [*TRAIN, *CONFIG, *options, "OUTPUT_DIR", str(tmp_path / name), *overrides],
+            cwd=repository,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    whole, killed = start("whole"), start("killed")
+    deadline = time.time() + 300
+    while not (tmp_path / "killed" / "model_0000005.pth").exists():
+        assert killed.poll() is None, killed.stdout.read()
+        assert time.time() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert whole.communicate()[0].count("mIoU") or whole.returncode == 0
+    assert whole.returncode == 0
+    if (tmp_path / "killed" / "model_final.pth").exists():  # it was faster than the kill
+        for name in ("model_final.pth", "model_0000008.pth"):
+            (tmp_path / "killed" / name).unlink(missing_ok=True)
+    # The newest file is cut short, as if the kill had come while it was written.
+    newest = sorted((tmp_path / "killed").glob("model_*.pth"))[-1]
+    (tmp_path / "killed" / "model_9999999.pth").write_bytes(newest.read_bytes()[:-100])
+    (tmp_path / "killed" / "last_checkpoint").write_text("model_9999999.pth")
+
+    resumed = start("killed", "--resume")
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0, output
+    assert "Continuing at iteration" in output
+
+    one, other = state(tmp_path / "whole"), state(tmp_path / "killed")
+    assert all(one["model"][k].equal(other["model"][k]) for k in one["model"])
+    experts, twin = one["routing"]["experts"], other["routing"]["experts"]
+    assert experts["centres"].equal(twin["centres"])
+    assert experts["sigma2"].equal(twin["sigma2"])
+    assert experts["bank"]["rows"].equal(twin["bank"]["rows"])
+    assert len(experts["bank"]["rows"]) == 8
+    last, again = losses(tmp_path / "whole")[9], losses(tmp_path / "killed")[9]
+    for key in ("total_loss", "loss_sem_seg", "loss_budget", "loss_clustering", "clustering/inter"):
+        assert np.isfinite(last[key])
+    assert last["clustering/inter"] == again["clustering/inter"]
+
+    results = json.loads((tmp_path / "whole" / "inference" / "results.json").read_text())
+    figures = results["cityscapes_fine_sem_seg_val"]
+    assert 0 <= figures["sem_seg"]["IoU"] <= 100
+    assert figures["routing"]["images"] == 4
+    assert figures["routing"]["images_expert_0"] + figures["routing"]["images_expert_1"] == 4
+    assert figures["routing"]["real_gflops"] > 0
+    assert any(name.startswith("events.out") for name in os.listdir(tmp_path / "whole"))
+    _evaluation_alone_gives_the_same(repository, tmp_path, environment, overrides, figures)
+
+
+def _evaluation_alone_gives_the_same(repository, tmp_path, environment, overrides, figures):
+    weights = str(tmp_path / "whole" / "model_final.pth")
+    alone = ["--eval-only", "OUTPUT_DIR", str(tmp_path / "alone"), "MODEL.WEIGHTS", weights]
+    done = subprocess.run(
+        [*TRAIN, *CONFIG, *alone, *overrides],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "alone" / "inference" / "results.json").read_text())
+    again = results["cityscapes_fine_sem_seg_val"]
+    assert again["sem_seg"]["IoU"] == figures["sem_seg"]["IoU"]
+    assert again["routing"] == figures["routing"]
+
+
+def test_two_processes_train_and_agree(repository, tmp_path, environment, overrides):
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "tools/train_net.py", *CONFIG]
+    command += ["OUTPUT_DIR", str(tmp_path), *overrides, "SOLVER.MAX_ITER", "6"]
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = state(tmp_path)
+    bank = content["routing"]["experts"]["bank"]
+    # 6 iterations of 1 image on each of 2 processes: one pass over the 8 images and a half.
+    assert len(bank["rows"]) == 8
+    results = json.loads((tmp_path / "inference" / "results.json").read_text())
+    assert results["cityscapes_fine_sem_seg_val"]["routing"]["images"] == 4

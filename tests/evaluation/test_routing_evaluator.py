@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import SemanticSegmentor
+from scipy.spatial.distance import cdist, pdist
+from sklearn.cluster import KMeans
+
+from divdr.errors import ConfigError
+from divdr.evaluation import RoutingEvaluator, summary_table
+from divdr.evaluation.routing_evaluator import check_sizes
+from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, attach_routing
+
+
+@pytest.fixture
+def model():
+    backbone = DynamicRouting(layers=4, scales=3, channels=4)
+    for cell in backbone.network.cells():
+        torch.nn.init.normal_(cell.gate.predict.weight, 0, 3.0)
+    head = DynamicRoutingDecoder(input_shape=backbone.output_shape(), num_classes=3)
+    return SemanticSegmentor(
+        backbone=backbone, sem_seg_head=head, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+    )
+
+
+def batch(count=6):
+    names = {"height": 32, "width": 48}
+    return [
+        {"image": torch.randn(3, 32, 48) * (i + 1), "file_name": f"{i}.png", **names}
+        for i in range(count)
+    ]
+
+
+def test_figures_are_those_of_the_records(model, tmp_path):
+    routing = attach_routing(model, num_experts=2)
+    model.train()([{**item, "sem_seg": torch.zeros(32, 48, dtype=torch.long)} for item in batch()])
+    routing.experts.cluster(0)
+    evaluator = RoutingEvaluator(
+        "some_set", model, output_dir=str(tmp_path), sizes=[(64, 96)], num_experts=5
+    )
+    evaluator.reset()
+    inputs = batch()
+    records = []
+    with torch.no_grad():
+        for item in inputs[::-1]:
+            outputs = model.eval()([item])
+            evaluator.process([item], outputs)
+            records.insert(0, outputs[0]["routing"])
+    figures = evaluator.evaluate()["routing"]
+
+    expected = np.array([float(r.expected_cost) for r in records]) / 1e9
+    real = np.array([float(r.real_cost) for r in records]) / 1e9
+    assert figures["images"] == 6
+    assert figures["expected_gflops"] == pytest.approx(expected.mean(), rel=1e-6)
+    assert figures["expected_gflops_std"] == pytest.approx(expected.std(), rel=1e-4)
+    assert figures["real_gflops"] == pytest.approx(real.mean(), rel=1e-6)
+    head = model.sem_seg_head.macs([(8, 12), (4, 6), (2, 3)]) / 1e9
+    assert figures["real_gflops_with_head"] == pytest.approx(real.mean() + head, rel=1e-6)
+    larger = [model.backbone.network.cost(r, 64, 96) for r in records]
+    assert figures["expected_gflops_64x96"] == pytest.approx(
+        np.mean([float(e) for e, _ in larger]) / 1e9, rel=1e-6
+    )
+    assert figures["real_gflops_64x96"] == pytest.approx(
+        np.mean([float(r) for _, r in larger]) / 1e9, rel=1e-6
+    )
+
+    a = np.concatenate([r.activations.numpy() for r in records])
+    gates = a.reshape(6, -1, 3)
+    assert figures["open_cells"] == pytest.approx((gates.sum(2) >= 1e-4).mean())
+    found = KMeans(2, n_init=20, random_state=0).fit(a)
+    assert figures["inter"] == pytest.approx(pdist(found.cluster_centers_).mean(), rel=1e-3)
+    to_centre = np.linalg.norm(a - found.cluster_centers_[found.labels_], axis=1)
+    assert figures["intra_centre"] == pytest.approx(to_centre.mean(), rel=1e-3)
+    pairs = np.concatenate([pdist(a[found.labels_ == k]) for k in range(2)])
+    assert figures["intra_pairs"] == pytest.approx(pairs.mean(), rel=1e-3)
+
+    nearest = cdist(a, routing.experts.centres.numpy()).argmin(axis=1)
+    counts = np.bincount(nearest, minlength=2)
+    assert [figures["images_expert_0"], figures["images_expert_1"]] == counts.tolist()
+
+    kept = np.load(tmp_path / "activations_some_set.npz")
+    assert kept["file_names"].tolist() == [f"{i}.png" for i in range(6)]
+    assert np.allclose(kept["activations"], a)
+    assert kept["expert"].tolist() == nearest.tolist()
+    assert kept["scales_per_layer"].tolist() == [2, 3, 3, 3]
+    assert np.allclose(kept["real_cost"] / 1e9, real)
+
+
+def test_fewer_images_than_experts(model):
+    attach_routing(model, num_experts=4)
+    evaluator = RoutingEvaluator("some_set", model)
+    item = batch(1)
+    with torch.no_grad():
+        evaluator.process(item, model.eval()(item))
+    figures = evaluator.evaluate()["routing"]
+    assert "inter" not in figures
+    assert figures["images"] == 1
+
+
+def test_a_model_without_routing_is_refused(model):
+    with pytest.raises(ConfigError, match="routing attached"):
+        RoutingEvaluator("some_set", model)
+
+
+def test_sizes_are_checked():
+    assert check_sizes([[1024, 2048]]) == [(1024, 2048)]
+    for wrong in ([5], [1, 1], [10.5, 20]):
+        with pytest.raises(ConfigError, match="COST_SIZES"):
+            check_sizes([wrong])
+
+
+def test_table_has_every_figure_but_single_classes():
+    figures = {"sem_seg": {"mIoU": 51.25, "IoU-road": 90.0}, "routing": {"x": 1}}
+    table = summary_table({"a_set": figures})
+    assert "mIoU" in table
+    assert "51.2500" in table
+    assert "IoU-road" not in table
