@@ -23,9 +23,10 @@ setup(
         "iopath",
         "pycocotools",
         "cityscapesscripts",
+        "shapely",  # Detectron2 reads the polygons of Cityscapes instances with it
         "scikit-learn>=1.2",
         "scipy",
-        "numpy<2.4",  # cityscapesscripts calls a function that 2.4 has dropped
+        "numpy<2.3",  # cityscapesscripts fails with later ones
         "Pillow",
         "opencv-python-headless",
         "matplotlib",

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Generates street scenes in the layout of Cityscapes; see datasets/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from divdr.data.streetscapes import make_streetscapes
+from divdr.errors import DivdrError
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="gets a folder 'cityscapes'")
+    parser.add_argument("--train", type=int, default=240, help="number of training images")
+    parser.add_argument("--val", type=int, default=60, help="number of validation images")
+    parser.add_argument("--height", type=int, default=256, help="height of the images in pixels")
+    parser.add_argument("--width", type=int, default=512, help="width of the images in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the scenes")
+    parser.add_argument("--workers", type=int, default=_cores(), help="number of processes")
+    options = parser.parse_args(arguments)
+    try:
+        make_streetscapes(
+            options.output,
+            train=options.train,
+            val=options.val,
+            height=options.height,
+            width=options.width,
+            seed=options.seed,
+            workers=options.workers,
+        )
+    except DivdrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
