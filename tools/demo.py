@@ -122,10 +122,13 @@ def advance(bar: tqdm, run: Path) -> None:
             ln for ln in config.read_text().splitlines() if ln.strip().startswith("MAX_ITER:")
         )
         bar.total = int(line.split(":")[1])
-    lines = metrics.read_text().splitlines()
-    try:
-        values = json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):
+    values: dict = {}
+    for line in metrics.read_text().splitlines()[-8:]:  # figures come at different iterations
+        try:
+            values.update(json.loads(line))
+        except json.JSONDecodeError:  # being written
+            continue
+    if not values:
         return
     bar.update(values["iteration"] + 1 - bar.n)
     shown = {"loss": "total_loss", "GFLOPs": "train/real_gflops", "inter": "clustering/inter"}
