@@ -130,7 +130,7 @@ def advance(bar: tqdm, run: Path) -> None:
             continue
     if not values:
         return
-    bar.update(values["iteration"] + 1 - bar.n)
+    bar.update(min(values["iteration"] + 1, bar.total) - bar.n)
     shown = {"loss": "total_loss", "GFLOPs": "train/real_gflops", "inter": "clustering/inter"}
     bar.set_postfix({k: f"{values[v]:.3f}" for k, v in shown.items() if v in values})
 

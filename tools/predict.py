@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from divdr.engine import Predictor, load_config, report_errors
 from divdr.errors import DataError
-from divdr.visualization import prediction_picture, route_figure
+from divdr.visualization import route_figure
+from divdr.visualization.prediction import prediction_picture
 
 
 @report_errors
@@ -62,7 +63,7 @@ def _route(predictor: Predictor, output: dict) -> tuple[Figure, str]:
     record = output["routing"].to("cpu")
     real, expected = float(record.real_cost) / 1e9, float(record.expected_cost) / 1e9
     full = record.full_cost / 1e9
-    line = f"{real:.3f} GFLOPs (expected {expected:.3f}, all open {full:.3f})"
+    line = f"real cost {real:.3f} GFLOPs, expected {expected:.3f} of {full:.3f}"
     expert = predictor.expert(output)
     if expert is not None:
         line += f", expert {expert}"

@@ -228,7 +228,7 @@ def _distributed(model: nn.Module) -> nn.Module:
     on_gpu = next(model.parameters()).is_cuda
     return DistributedDataParallel(
         model,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        device_ids=[torch.cuda.current_device()] if on_gpu else None,
         broadcast_buffers=False,
     )
 

@@ -1,5 +1,4 @@
 import io
-from datetime import timedelta
 
 import pytest
 import torch
@@ -7,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_processes import join
 
 from divdr.errors import CheckpointError
 from divdr.experts import ActivationBank
@@ -152,14 +152,7 @@ def test_state_that_is_damaged():
 
 
 def _bank_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     sent = []
     original = dist.all_gather_object
 

@@ -1,11 +1,11 @@
 import io
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from two_processes import join
 
 from divdr.errors import CheckpointError, ConfigError, DivdrError
 from divdr.experts import LocalExperts, clustering_loss
@@ -210,14 +210,7 @@ def test_assign_needs_centres():
 
 
 def _cluster_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     # A different seed on each rank stands for devices that round differently.
     experts = LocalExperts(5, 6, seed=rank, restarts=2)
     reports = []

@@ -41,6 +41,15 @@ def images(count: int, height: int = 64, width: int = 96, seed: int = 1) -> torc
     return (x * torch.rand(count, 1, 1, 1, generator=generator) * 2 + level).double()
 
 
+def keep_only(network: DynamicRoutingNetwork) -> None:
+    """Set every gate so that all images keep and neither go up nor down."""
+    for cell in [network.initial, *network.cells()]:
+        torch.nn.init.zeros_(cell.gate.predict.weight)
+        bias = torch.full_like(cell.gate.predict.bias, -1.0)
+        bias[list(cell.node.transforms).index(KEEP)] = 1.0
+        cell.gate.predict.bias.data = bias
+
+
 def naive_forward(network: DynamicRoutingNetwork, image: torch.Tensor):
     """One image, cell by cell, by the rules of the design: returns (maps, gates, reached, macs).
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routed import images, mixed_network, naive_forward
+from routed import images, keep_only, mixed_network, naive_forward
 
 from divdr.errors import ConfigError
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
@@ -73,11 +73,7 @@ def test_closed_cell_passes_its_input_on_unchanged():
 
 def test_scale_that_no_image_reaches_is_zero():
     network = mixed_network(3, 3)
-    for cell in [network.initial, *network.cells()]:
-        torch.nn.init.zeros_(cell.gate.predict.weight)
-        bias = torch.full_like(cell.gate.predict.bias, -1.0)
-        bias[list(cell.node.transforms).index(1)] = 1.0
-        cell.gate.predict.bias.data = bias
+    keep_only(network)
     with torch.no_grad():
         maps, routing = network(images(2))
     assert maps[0].abs().sum() > 0
@@ -193,11 +189,7 @@ def test_imposed_route_is_followed():
 
 def test_published_reach_runs_cells_behind_closed_transforms_on_zeros():
     network = mixed_network(3, 2, reach="published")
-    for cell in [network.initial, *network.cells()]:
-        torch.nn.init.zeros_(cell.gate.predict.weight)
-        bias = torch.full_like(cell.gate.predict.bias, -1.0)
-        bias[list(cell.node.transforms).index(1)] = 1.0
-        cell.gate.predict.bias.data = bias
+    keep_only(network)
     with torch.no_grad():
         maps, routing = network(images(1))
         cell = network.layers[2][1]

@@ -141,8 +141,8 @@ def _town_kerb(
         while z < 60:
             items.append(surroundings.tree(s, edge + side * 0.3, z, s.between(5, 8.5)))
             z += s.between(8, 20)
-    for z in np.arange(s.between(7, 16), 90, s.between(18, 30)):
-        items.append(furniture.lamp(s, edge, float(z)))
+    for place in np.arange(s.between(7, 16), 90, s.between(18, 30)):
+        items.append(furniture.lamp(s, edge, float(place)))
     for _ in range(s.count(1, 3)):
         items += furniture.traffic_sign(s, edge, s.between(7, 30))
     if s.chance(0.65):
@@ -192,9 +192,9 @@ def _highway_side(s: Setting, side: float, edge: float) -> list[SceneObject]:
                 s, verge + side * s.between(6, 14), z, z + long, s.between(6, 16)
             )
             z += long + s.between(2, 25)
-    for z in np.arange(s.between(12, 30), 140, s.between(30, 45)):
+    for place in np.arange(s.between(12, 30), 140, s.between(30, 45)):
         if kind != 3:
-            items.append(furniture.lamp(s, edge + side * 0.9, float(z)))
+            items.append(furniture.lamp(s, edge + side * 0.9, float(place)))
     return items
 
 

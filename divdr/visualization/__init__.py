@@ -1,0 +1,37 @@
+"""Pictures of routes, experts and training, and the report that collects them."""
+
+from .colours import default_palette
+from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
+from .embedding import embed, embedding_figure
+from .example import Example
+from .montage import montage_figure, nearest_to_centres, read_thumbnail
+from .overlay import colour_labels, overlay, side_by_side_figure
+from .reach import follow, open_transforms
+from .report import write_report
+from .route_data import RouteData
+from .routes import route_figure, routes_figure
+from .run_data import RunData
+
+__all__ = [
+    "Example",
+    "RouteData",
+    "RunData",
+    "colour_labels",
+    "default_palette",
+    "diversity_figure",
+    "embed",
+    "embedding_figure",
+    "follow",
+    "gflops_figure",
+    "losses_figure",
+    "montage_figure",
+    "nearest_to_centres",
+    "open_transforms",
+    "overlay",
+    "read_metrics",
+    "read_thumbnail",
+    "route_figure",
+    "routes_figure",
+    "side_by_side_figure",
+    "write_report",
+]

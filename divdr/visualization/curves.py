@@ -1,0 +1,183 @@
+"""Training curves from Detectron2's ``metrics.json``, several runs in one figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from divdr.errors import DataError
+
+from .colours import colour
+
+Style = Literal["-", "--", ":", "-."]
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
+GFLOPS = {"expected": "train/expected_gflops", "real": "train/real_gflops"}
+DIVERSITY = {
+    "inter": "clustering/inter",
+    "intra (pairs)": "clustering/intra_pairs",
+    "intra (to centre)": "clustering/intra_centre",
+}
+_STYLES: tuple[Style, ...] = ("-", "--", ":", "-.")
+
+
+def read_metrics(path: str | Path) -> Metrics:
+    """Read JSON lines, one object a line, each with its ``iteration``.
+
+    A resumed run writes iterations again: the last value of each stays. Lines that are cut short
+    or have no iteration, and values that are not numbers, are skipped.
+
+    Returns:
+        For each key its iterations (M,) int64, ascending, and values (M,) float64.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}") from error
+    series: dict[str, dict[int, float]] = {}
+    for line in lines:
+        record = _record(line)
+        if record is None:
+            continue
+        for key, value in record.items():
+            if key != "iteration" and _is_number(value):
+                series.setdefault(key, {})[int(record["iteration"])] = float(value)
+    metrics = {}
+    for key, values in series.items():
+        iterations = sorted(values)
+        metrics[key] = (
+            np.array(iterations, dtype=np.int64),
+            np.array([values[i] for i in iterations], dtype=np.float64),
+        )
+    return metrics
+
+
+def _record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not _is_number(record.get("iteration")):
+        return None
+    return record if math.isfinite(record["iteration"]) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def loss_keys(runs: Mapping[str, Metrics]) -> list[str]:
+    """Names of all losses in any run, the total first."""
+    keys = {key for metrics in runs.values() for key in metrics if _is_loss(key)}
+    return sorted(keys, key=lambda key: (key != "total_loss", key))
+
+
+def _is_loss(key: str) -> bool:
+    return key == "total_loss" or key.startswith("loss")
+
+
+def losses_figure(runs: Mapping[str, Metrics]) -> Figure:
+    """Draw a panel for every loss, a colour for every run.
+
+    Raises:
+        ValueError: no run has a loss.
+    """
+    keys = loss_keys(runs)
+    if not keys:
+        raise ValueError("no run has a loss to draw")
+    columns = min(2, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(4.2 * columns + 0.4, 2.5 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for axis, key in zip(axes, keys, strict=False):
+        _draw(axis, runs, {key: key})
+        axis.set_title(key, fontsize=10, loc="left")
+        axis.tick_params(labelbottom=True)
+    for axis in axes[len(keys) :]:
+        axis.set_axis_off()
+    _legend(figure, list(runs), [])
+    return figure
+
+
+def gflops_figure(runs: Mapping[str, Metrics]) -> Figure:
+    """Draw expected cost (solid) and real cost (dashed).
+
+    Raises:
+        ValueError: no run has either.
+    """
+    return _one_panel(runs, GFLOPS, "GFLOPs an image")
+
+
+def diversity_figure(runs: Mapping[str, Metrics]) -> Figure:
+    """Draw inter (solid), intra over pairs (dashed) and intra to the centre (dotted).
+
+    Raises:
+        ValueError: no run has any of them.
+    """
+    return _one_panel(runs, DIVERSITY, "distance between gate activations")
+
+
+def _one_panel(runs: Mapping[str, Metrics], keys: Mapping[str, str], label: str) -> Figure:
+    present = [name for name, key in keys.items() if any(key in m for m in runs.values())]
+    if not present:
+        raise ValueError(f"no run has {' or '.join(keys.values())}")
+    figure = Figure(figsize=(7.0, 3.7), layout="constrained")
+    axis = figure.subplots()
+    _draw(axis, runs, keys)
+    axis.set_ylabel(label, fontsize=9)
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    styles = list(keys)
+    _legend(figure, list(runs), [(name, _STYLES[styles.index(name)]) for name in present])
+    return figure
+
+
+def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> None:
+    for number, (run, metrics) in enumerate(runs.items()):
+        for (name, key), style in zip(keys.items(), _STYLES, strict=False):
+            if key not in metrics:
+                continue
+            iterations, values = metrics[key]
+            axis.plot(
+                iterations,
+                values,
+                color=colour(number),
+                linestyle=style,
+                linewidth=1.5,
+                marker="o" if len(iterations) < 3 else None,
+                markersize=4,
+                gid=f"{run}:{name}",
+            )
+    axis.set_xlabel("iteration", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(color="#eeeeee")
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _legend(figure: Figure, runs: Sequence[str], styles: Sequence[tuple[str, Style]]) -> None:
+    handles = [
+        Line2D([], [], color=colour(number), linewidth=3, label=run)
+        for number, run in enumerate(runs)
+    ]
+    handles += [
+        Line2D([], [], color="#666666", linewidth=1.5, linestyle=style, label=name)
+        for name, style in styles
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 5),
+        fontsize=8.5,
+        frameon=False,
+    )

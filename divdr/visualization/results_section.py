@@ -1,0 +1,140 @@
+"""Accuracy, cost and diversity of every run, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .parts import Entry, Section, Table
+from .run_data import RunData
+from .words import MISSING, fixed, listing, signed
+
+Reader = Callable[[RunData, str], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the results table.
+
+    Attributes:
+        title: heading.
+        words: the quantity within a sentence.
+        read: finds the number in a run, None if it is not there.
+        decimals: how many are printed; costs below 1 get two more.
+        spread: finds the standard deviation over images.
+    """
+
+    title: str
+    words: str
+    read: Reader
+    decimals: int
+    spread: Reader | None = None
+
+    def digits(self, reference: float | None) -> int:
+        """Decimals to print where the first run's number is ``reference``."""
+        small = self.spread is not None and reference is not None and abs(reference) < 1
+        return self.decimals + 2 if small else self.decimals
+
+
+def _routing(key: str) -> Reader:
+    return lambda run, data: run.number(data, "routing", key)
+
+
+def _mean_iou(run: RunData, data: str) -> float | None:
+    value = run.number(data, "sem_seg", "mIoU")
+    return run.number(data, "sem_seg", "IoU") if value is None else value
+
+
+def _open_cells(run: RunData, data: str) -> float | None:
+    share = run.number(data, "routing", "open_cells")
+    return None if share is None else 100 * share
+
+
+COLUMNS = (
+    Column("mIoU, %", "mIoU", _mean_iou, 2),
+    Column(
+        "expected GFLOPs",
+        "expected GFLOPs",
+        _routing("expected_gflops"),
+        2,
+        _routing("expected_gflops_std"),
+    ),
+    Column("real GFLOPs", "real GFLOPs", _routing("real_gflops"), 2, _routing("real_gflops_std")),
+    Column("open cells, %", "share of open cells", _open_cells, 1),
+    Column("inter", "inter", _routing("inter"), 3),
+    Column("intra (pairs)", "intra (pairs)", _routing("intra_pairs"), 3),
+    Column("intra (to centre)", "intra (to centre)", _routing("intra_centre"), 3),
+)
+
+
+def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
+    """Build the table, a row a run; runs after the first show their difference to it."""
+    section = Section("Results")
+    with_results = [run for run in runs if run.result(dataset_name) is not None]
+    without = [run.name for run in runs if run.result(dataset_name) is None]
+    if without:
+        section.sentences.append(
+            f"There are no evaluation results on {dataset_name} for {listing(without)}."
+        )
+    if not with_results:
+        return section
+    first = with_results[0]
+    rows = [(run.name, _entries(run, first, dataset_name)) for run in with_results]
+    caption = (
+        "Cost is in GFLOPs (10⁹ multiply-adds) an image, mean ± standard deviation over images "
+        "where known. inter is the mean distance between centres, intra the mean distance within "
+        "an expert's images."
+    )
+    if len(with_results) > 1:
+        caption += f" The small numbers are differences to {first.name}."
+        section.sentences += [_compared(run, first, dataset_name) for run in with_results[1:]]
+    if any(entry.text == MISSING for _, entries in rows for entry in entries):
+        caption += f" {MISSING} stands for a number that the run's results do not hold."
+    header = ["run", *(column.title for column in COLUMNS)]
+    section.tables.append(Table(caption, header, rows))
+    return section
+
+
+def _entries(run: RunData, first: RunData, data: str) -> list[Entry]:
+    entries = []
+    for column in COLUMNS:
+        value, reference = column.read(run, data), column.read(first, data)
+        digits = column.digits(reference)
+        text = fixed(value, digits)
+        spread = column.spread(run, data) if column.spread else None
+        if value is not None and spread is not None:
+            text += f" ± {fixed(spread, digits)}"
+        small = ""
+        if run is not first and value is not None and reference is not None:
+            small = _difference(column, value, reference)
+        entries.append(Entry(text, small))
+    return entries
+
+
+def _difference(column: Column, value: float, reference: float) -> str:
+    """Difference of the printed numbers, so that a reader who subtracts them agrees."""
+    digits = column.digits(reference)
+    return signed(round(value, digits) - round(reference, digits), digits)
+
+
+def _compared(run: RunData, first: RunData, data: str) -> str:
+    higher: list[str] = []
+    lower: list[str] = []
+    same: list[str] = []
+    for column in COLUMNS:
+        value, reference = column.read(run, data), column.read(first, data)
+        if value is None or reference is None:
+            continue
+        difference = _difference(column, value, reference)
+        if difference.startswith("±"):
+            same.append(column.words)
+        else:
+            (higher if difference.startswith("+") else lower).append(column.words)
+    if not (higher or lower or same):
+        return f"{run.name} and {first.name} have no number in common."
+    parts = [
+        f"{words} {listing(names)}"
+        for words, names in (("higher", higher), ("lower", lower), ("the same", same))
+        if names
+    ]
+    return f"Compared with {first.name}, {run.name} has {'; '.join(parts)}."

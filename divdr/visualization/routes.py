@@ -1,0 +1,217 @@
+"""The route of an image drawn on the grid of the routing space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from divdr.routing.gate import CLOSED_BELOW
+from divdr.routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
+
+from .reach import follow
+
+COLOURS = {"up": "#0072B2", "keep": "#444444", "down": "#D55E00"}
+FAINT = "#e3e5e8"
+INK = "#222222"
+_PITCH = 0.46  # inches between layers
+_RISE = 0.5  # inches between scales
+
+
+def line_width(gate: np.ndarray | float) -> np.ndarray:
+    """Width in points of an open transform's line, growing with its gate in [0, 1]."""
+    return 0.7 + 3.3 * np.clip(gate, 0.0, 1.0)
+
+
+def route_figure(
+    space: RoutingSpace,
+    activations: np.ndarray,
+    reached: np.ndarray | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw one route: layers from left to right, stride 4 at the top.
+
+    Args:
+        space: the routing space.
+        activations: A(x), (D,).
+        reached: (cells,) bool; followed from the gates if None (``reach.follow``).
+        title: text above the grid.
+
+    Raises:
+        ValueError: a shape does not belong to the space.
+    """
+    rows = None if reached is None else np.asarray(reached)[None]
+    return routes_figure(space, np.asarray(activations)[None], [title], rows)
+
+
+def routes_figure(
+    space: RoutingSpace,
+    activations: np.ndarray,
+    titles: Sequence[str],
+    reached: np.ndarray | None = None,
+) -> Figure:
+    """Draw R routes below each other with one legend.
+
+    Args:
+        space: the routing space.
+        activations: (R, D), a gate activation A(x) a row; a centre works too.
+        titles: R texts.
+        reached: (R, cells) bool; followed from the gates if None.
+
+    Raises:
+        ValueError: no row, or a shape does not belong to the space.
+    """
+    activations = np.asarray(activations, dtype=np.float64)
+    if activations.ndim != 2 or activations.shape[1] != space.activation_size:
+        raise ValueError(
+            f"expected activations of length {space.activation_size}, got {activations.shape}"
+        )
+    if len(activations) == 0 or len(titles) != len(activations):
+        raise ValueError(f"{len(activations)} routes need as many titles, got {len(titles)}")
+    if reached is None:
+        reached = np.stack([follow(space, row) for row in activations])
+    reached = np.asarray(reached, dtype=bool)
+    if reached.shape != (len(activations), space.num_cells):
+        raise ValueError(
+            f"expected reached ({len(activations)}, {space.num_cells}), got {reached.shape}"
+        )
+    width = max(_PITCH * (space.num_layers + 1.6) + 0.9, 6.6)
+    height = (_RISE * space.max_scales + 0.75) * len(activations) + 0.6
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(len(activations), 1, squeeze=False)[:, 0]
+    for axis, row, mask, title in zip(axes, activations, reached, titles, strict=True):
+        _prepare(axis, space, title)
+        _draw_transforms(axis, space, row.reshape(-1, 3), mask)
+        _draw_initial(axis, space, mask)
+        _draw_cells(axis, space, row.reshape(-1, 3), mask)
+    axes[-1].set_xlabel("layer", fontsize=9)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def _prepare(axis: Axes, space: RoutingSpace, title: str) -> None:
+    scales = range(space.max_scales)
+    axis.set_xlim(-1.5, space.num_layers - 0.1)
+    axis.set_ylim(space.max_scales - 0.55, -0.45)
+    axis.set_yticks(list(scales), [f"stride {4 * 2**s}" for s in scales])
+    layers = range(space.num_layers)
+    axis.set_xticks([-1, *layers], ["start", *(str(layer) for layer in layers)])
+    axis.tick_params(length=0, labelsize=8, colors="#555555")
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if title:
+        axis.set_title(title, fontsize=10, loc="left", color=INK)
+
+
+def _draw_transforms(
+    axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray
+) -> None:
+    opened: dict[str, list[tuple[Node, float]]] = {name: [] for name in TRANSFORMS}
+    closed, passed = [], []
+    for node in space.cells:
+        row = gates[node.index]
+        active = bool(reached[node.index]) and row.sum() >= CLOSED_BELOW
+        for transform in node.transforms:
+            if active and row[transform] > 0:
+                opened[TRANSFORMS[transform]].append((node, float(row[transform])))
+            elif transform == KEEP and reached[node.index] and not active:
+                passed.append(_segment(node, KEEP))
+            else:
+                closed.append(_segment(node, transform))
+    _add(axis, "closed", closed, colors=FAINT, linewidths=0.6, zorder=1)
+    _add(axis, "passed", passed, colors=INK, linewidths=1.1, linestyles=(0, (3, 2)), zorder=2)
+    for transform, name in enumerate(TRANSFORMS):
+        gate = np.array([value for _, value in opened[name]])
+        _add(
+            axis,
+            f"open-{name}",
+            [_segment(node, transform) for node, _ in opened[name]],
+            colors=COLOURS[name],
+            linewidths=line_width(gate),
+            alpha=0.35 + 0.6 * np.clip(gate, 0.0, 1.0) if len(gate) else None,
+            capstyle="round",
+            zorder=3,
+        )
+
+
+def _segment(node: Node, transform: int) -> list[tuple[float, float]]:
+    return [(node.layer, node.scale), (node.layer + 1, node.target_scale(transform))]
+
+
+def _add(axis: Axes, name: str, segments: list, **style) -> None:
+    lines = LineCollection(segments, **style)
+    lines.set_gid(name)
+    axis.add_collection(lines, autolim=False)
+
+
+def _draw_initial(axis: Axes, space: RoutingSpace, reached: np.ndarray) -> None:
+    node = space.initial
+    for transform in node.transforms:
+        scale = node.target_scale(transform)
+        colour = INK if reached[space.layers[0][scale].index] else FAINT
+        axis.annotate(
+            "",
+            xy=(0, scale),
+            xytext=(-1, 0),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": colour,
+                "lw": 1.0,
+                "shrinkA": 5,
+                "shrinkB": 6,
+            },
+        )
+    axis.scatter([-1], [0], s=70, marker="s", color=INK, zorder=4, gid="initial")
+
+
+def _draw_cells(axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray) -> None:
+    place = np.array([(node.layer, node.scale) for node in space.cells], dtype=float)
+    open_cells = reached & (gates.sum(axis=1) >= CLOSED_BELOW)
+    kinds = (
+        ("unreached", ~reached, 26, FAINT, FAINT),
+        ("closed", reached & ~open_cells, 62, "#ffffff", INK),
+        ("open", open_cells, 74, INK, "#ffffff"),
+    )
+    for order, (name, mask, size, face, edge) in enumerate(kinds):
+        axis.scatter(
+            place[mask, 0],
+            place[mask, 1],
+            s=size,
+            facecolors=face,
+            edgecolors=edge,
+            linewidths=1.3 if name == "closed" else 0.8,
+            zorder=5 + order,
+            gid=f"cells-{name}",
+        )
+
+
+def _legend() -> list[Line2D]:
+    def dot(label: str, face: str, edge: str, marker: str = "o", size: float = 7.5) -> Line2D:
+        return Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=marker,
+            markersize=size,
+            markerfacecolor=face,
+            markeredgecolor=edge,
+            label=label,
+        )
+
+    def line(label: str, colour: str, **style) -> Line2D:
+        return Line2D([], [], color=colour, label=label, **style)
+
+    return [
+        line("up (thicker: larger gate)", COLOURS["up"], linewidth=3),
+        line("keep", COLOURS["keep"], linewidth=3),
+        line("down", COLOURS["down"], linewidth=3),
+        line("closed transform", FAINT, linewidth=1),
+        dot("open cell", INK, INK),
+        dot("reached, closed", "#ffffff", INK),
+        dot("not reached", FAINT, FAINT, size=5),
+        line("input passed on", INK, linewidth=1.1, linestyle=(0, (3, 2))),
+    ]

@@ -1,0 +1,153 @@
+"""What the routes look like: one for each expert, all of them on a plane, and their images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .embedding import embed, embedding_figure, method_used
+from .montage import montage_figure, nearest_to_centres, read_thumbnail
+from .parts import Picture, Section
+from .reach import open_transforms
+from .route_data import RouteData
+from .routes import routes_figure
+from .run_data import RunData
+from .words import count, fixed
+
+_METHODS = {"tsne": "t-SNE", "pca": "PCA"}
+_PICTURES = 6
+
+
+def routes_section(runs: Sequence[RunData], dataset_name: str) -> Section:
+    """Draw for each run the route of the image nearest to each centre."""
+    section = Section("Routes of the experts")
+    if any((r := run.routes_of(dataset_name)) and len(r.centres) for run in runs):
+        section.sentences.append(
+            "Each grid is the routing space: a circle is a cell, layers run from left to right, "
+            "strides from 4 at the top downwards. A coloured line is an open transform, thicker "
+            "for a larger gate."
+        )
+    for run in runs:
+        routes = _with_experts(section, run, dataset_name)
+        if routes is None:
+            continue
+        nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, 1)
+        chosen = [(k, found[0]) for k, found in enumerate(nearest) if found]
+        if not chosen:
+            section.sentences.append(f"{run.name}: no expert has an image.")
+            continue
+        images = [i for _, i in chosen]
+        figure = routes_figure(
+            routes.space,
+            routes.activations[images],
+            [f"expert {k}: {routes.stems[i]}" for k, i in chosen],
+            routes.reached[images],
+        )
+        facts = "; ".join(f"expert {k}: {_route_facts(routes, i)}" for k, i in chosen)
+        words = (
+            f"{run.name}: the route of the image whose gate activation is nearest to the centre "
+            f"of each expert. {facts[0].upper()}{facts[1:]}."
+        )
+        if len(chosen) > 1:
+            words += f" {_common(routes, images)}"
+        section.pictures.append(Picture(figure, words, shape="wide"))
+    return section
+
+
+def _route_facts(routes: RouteData, image: int) -> str:
+    reached, activations = routes.reached[image], routes.activations[image]
+    opened = open_transforms(routes.space, activations, reached)
+    return (
+        f"reaches {int(reached.sum())} of {routes.space.num_cells} cells and opens "
+        f"{count(int(opened.sum()), 'transform')}, "
+        f"{fixed(routes.expected_cost[image] / 1e9, 2)} expected and "
+        f"{fixed(routes.real_cost[image] / 1e9, 2)} real GFLOPs"
+    )
+
+
+def _common(routes: RouteData, images: Sequence[int]) -> str:
+    opened = np.stack(
+        [open_transforms(routes.space, routes.activations[i], routes.reached[i]) for i in images]
+    )
+    some, every = int(opened.any(axis=0).sum()), int(opened.all(axis=0).sum())
+    return (
+        f"Of the {count(some, 'transform')} open in any of these routes, {every} "
+        f"{'is' if every == 1 else 'are'} open in all of them."
+    )
+
+
+def plane_section(
+    runs: Sequence[RunData], dataset_name: str, characters: Mapping[str, str] | None
+) -> Section:
+    """Draw A(x) of all images of each run on a plane, coloured by expert."""
+    section = Section("Gate activations of all images")
+    if any(run.routes_of(dataset_name) is not None for run in runs):
+        shape = ", its shape the scene character" if characters else ""
+        section.sentences.append(
+            "Each mark is an image; images with similar gate activations lie close to each other. "
+            f"The colour of a mark is the expert{shape}."
+        )
+    for run in runs:
+        routes = run.routes_of(dataset_name)
+        if routes is None:
+            section.sentences.append(f"{run.name} has no stored gate activations.")
+            continue
+        method = _METHODS[method_used(routes.activations)]
+        marks = [characters.get(s, "no character") for s in routes.stems] if characters else None
+        figure = embedding_figure(
+            embed(routes.activations), routes.expert, f"{run.name}: {method} of A(x)", marks
+        )
+        words = (
+            f"{run.name}: gate activations of {count(len(routes), 'image')}, "
+            f"{routes.space.activation_size} numbers each, placed by {method}."
+        )
+        if method == "t-SNE":
+            words += " Only neighbourhoods mean something here, not the gaps between groups."
+        section.pictures.append(Picture(figure, words, shape="half"))
+    return section
+
+
+def montage_section(runs: Sequence[RunData], dataset_name: str) -> Section:
+    """Show for each run the images closest to each centre."""
+    section = Section("Images closest to each centre")
+    for run in runs:
+        routes = _with_experts(section, run, dataset_name)
+        if routes is None:
+            continue
+        nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, _PICTURES)
+        names = [[routes.file_names[i] for i in row] for row in nearest]
+        images = [[read_thumbnail(name) for name in row if Path(name).is_file()] for row in names]
+        missing = sum(not Path(name).is_file() for row in names for name in row)
+        if not any(images):
+            section.sentences.append(
+                f"{run.name}: the images themselves are not where the file names say, so none "
+                "are shown."
+            )
+            continue
+        sizes = routes.images_per_expert()
+        titles = [f"expert {k} ({count(int(n), 'image')})" for k, n in enumerate(sizes)]
+        words = (
+            f"{run.name}: a row an expert, its images with the gate activations closest to its "
+            "centre, the closest first."
+        )
+        if missing:
+            words += f" {count(missing, 'image')} could not be found and {_is(missing)} left out."
+        section.pictures.append(Picture(montage_figure(images, titles), words))
+    return section
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _with_experts(section: Section, run: RunData, dataset_name: str) -> RouteData | None:
+    routes = run.routes_of(dataset_name)
+    if routes is None:
+        section.sentences.append(f"{run.name} has no stored gate activations.")
+        return None
+    if not len(routes.centres):
+        section.sentences.append(f"{run.name} has no experts.")
+        return None
+    return routes

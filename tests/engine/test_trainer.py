@@ -1,0 +1,75 @@
+"""The trainer as a library, on the drawn scenes."""
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+
+from divdr.engine import Trainer, load_config
+from divdr.modeling import attached_routing
+
+
+@pytest.fixture
+def cfg(scenes, overrides, repository, tmp_path, request):
+    """Config of the tiny network on a data set of the scenes' 8 training images."""
+    name = f"scenes_{request.node.name}"
+    images, labels = (str(scenes / "cityscapes" / d / "train") for d in ("leftImg8bit", "gtFine"))
+    DatasetCatalog.register(name, lambda: load_cityscapes_semantic(images, labels))
+    MetadataCatalog.get(name).set(evaluator_type="sem_seg", ignore_label=255)
+    own = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
+    yield load_config(str(repository / "configs/demo/divdr.yaml"), [*overrides, *own])
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name)
+
+
+def test_exact_bank_is_the_evaluation_of_the_training_set(cfg):
+    cfg.MODEL.ROUTING.CLUSTERING.BANK = "exact"
+    cfg.MODEL.ROUTING.NORM = "FrozenBN"  # nothing changes while it trains at rate 0
+    cfg.SOLVER.BASE_LR = 0.0
+    cfg.SOLVER.MAX_ITER = 4
+    trainer = Trainer(cfg)
+    trainer.train()
+    routing = attached_routing(trainer.model)
+    assert trainer.storage.history("clustering/inter").values()
+    wanted = {}
+    trainer.model.eval()
+    with torch.no_grad():
+        for inputs in build_detection_test_loader(cfg, cfg.DATASETS.TRAIN[0]):
+            record = trainer.model(inputs)[0]["routing"]
+            wanted[inputs[0]["file_name"]] = record.activations[0]
+    assert routing.experts.bank.keys == sorted(wanted)
+    rows = torch.stack([wanted[key] for key in routing.experts.bank.keys])
+    assert routing.experts.bank.rows.allclose(rows, atol=1e-6)
+
+
+def test_plain_dynamic_routing_measures_without_a_clustering_loss(cfg):
+    cfg.MODEL.ROUTING.CLUSTERING.WEIGHT = 0.0
+    cfg.SOLVER.MAX_ITER = 4
+    trainer = Trainer(cfg)
+    trainer.train()
+    latest = trainer.storage.latest()
+    assert "loss_clustering" not in latest
+    assert latest["clustering/inter"][1] == 3
+    assert latest["clustering/size_0"][0] + latest["clustering/size_1"][0] == 8
+
+
+def test_without_clustering_there_is_no_bank(cfg):
+    cfg.MODEL.ROUTING.CLUSTERING.ENABLED = False
+    cfg.MODEL.ROUTING.GATE = "none"
+    cfg.SOLVER.MAX_ITER = 2
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert attached_routing(trainer.model).experts is None
+    assert "clustering/inter" not in trainer.storage.latest()
+    assert "train/real_gflops" in trainer.storage.latest()
+
+
+def test_sync_batch_norm_is_chosen_on_several_gpus_alone(monkeypatch):
+    from divdr.modeling import norm
+    from divdr.routing.layers import BatchNorm
+
+    assert type(norm.norm_factory("")(4)) is BatchNorm
+    monkeypatch.setattr(norm.comm, "get_world_size", lambda: 2)
+    assert type(norm.norm_factory("")(4)) is BatchNorm
+    monkeypatch.setattr(norm.torch.cuda, "is_available", lambda: True)
+    assert "SyncBatchNorm" in type(norm.norm_factory("")(4)).__name__

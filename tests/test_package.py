@@ -1,0 +1,63 @@
+"""The package as users and their environments meet it."""
+
+import re
+import subprocess
+import sys
+
+
+def run(code: str, repository) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_detectron2_one_sentence_says_how_to_get_it(repository):
+    done = run("import sys; sys.modules['detectron2'] = None; import divdr", repository)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: divdr needs Detectron2")
+    assert "make setup" in last
+
+
+def test_importing_registers_backbone_and_head(repository):
+    code = """
+import divdr
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+print(BACKBONE_REGISTRY.get("DynamicRouting").__name__)
+print(SEM_SEG_HEADS_REGISTRY.get("DynamicRoutingDecoder").__name__)
+"""
+    done = run(code, repository)
+    assert done.stdout.split() == ["DynamicRouting", "DynamicRoutingDecoder"], done.stderr
+
+
+def test_dependencies_leave_detectron2_to_the_user(repository):
+    text = (repository / "setup.py").read_text()
+    named = re.findall(r'^ +"([\w-]+)', text.split("install_requires=[")[1], re.MULTILINE)
+    assert {"torch", "torchvision", "fvcore", "pycocotools", "scikit-learn"} <= set(named)
+    assert not [name for name in named if "detectron" in name]
+
+
+def test_rooms_import_downwards_only(repository):
+    rooms = ["routing", "experts", "modeling", "data", "evaluation", "engine", "visualization"]
+    may_import = {
+        "routing": set(),
+        "experts": {"routing"},
+        "modeling": {"routing", "experts", "checkpoint"},
+        "data": set(),
+        "evaluation": {"routing", "experts", "modeling"},
+        "engine": {"routing", "experts", "modeling", "data", "evaluation", "checkpoint"},
+        "visualization": {*rooms, "checkpoint"},
+        "checkpoint": set(),
+    }
+    for room, allowed in may_import.items():
+        for file in (repository / "divdr" / room).rglob("*.py"):
+            for line in file.read_text().splitlines():
+                words = line.replace("from ..", "from divdr.").split()
+                if words[:1] == ["from"] and words[1].startswith("divdr."):
+                    target = words[1].split(".")[1]
+                    if target in may_import and target != room:
+                        assert target in allowed, f"{file} imports {target}"

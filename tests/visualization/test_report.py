@@ -1,0 +1,220 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_mutual_info_score
+from synthetic_runs import scene, write_metrics, write_run
+
+from divdr.routing.space import RoutingSpace
+from divdr.visualization import Example, RunData, write_report
+
+SPACE = RoutingSpace.build(5, 3)
+VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tables, pictures and text, and checks that tags close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.links, self.tables, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        elif self.open and self.open[-1] == "small":
+            self.tables[-1][-1][-1] += "|" + data
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(("plain", "divdr")):
+        write_run(folder / name, space=SPACE, seed=seed, picture_folder=folder / "pictures")
+    return [RunData.load(folder / name, name) for name in ("plain", "divdr")]
+
+
+@pytest.fixture(scope="module")
+def characters(runs):
+    stems = runs[0].routes_of("toy_val").stems
+    known = {stem: stem.split("_")[0] for stem in stems}
+    known["city_000"], known["city_003"] = "night", "<b>odd</b>"
+    del known["rural_002"]
+    return known
+
+
+@pytest.fixture(scope="module")
+def page(runs, characters, tmp_path_factory):
+    image, labels = scene(0, 0)
+    worse = np.where(np.arange(labels.shape[1]) < 32, 0, labels)
+    example = Example("street <1>", image, labels, {"plain": worse, "divdr": labels})
+    path = tmp_path_factory.mktemp("page") / "new" / "report.html"
+    written = write_report(
+        path,
+        runs,
+        title="Two runs & more",
+        dataset_name="toy_val",
+        examples=[example],
+        characters=characters,
+        notes=["A note."],
+        class_names=["sky", "road"],
+    )
+    assert written == path
+    assert path.stat().st_size < 6_000_000
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_self_contained(page):
+    assert page.images
+    for link in page.links:
+        assert link.startswith(("data:image/png;base64,", "#"))
+    # losses, GFLOPs, diversity, examples; and for each run routes, plane, montage
+    assert len(page.images) == 4 + 2 * 3
+    assert all(image["alt"] for image in page.images)
+
+
+def test_results_of_each_run_and_their_difference(page, runs):
+    header, first, second = page.tables[0]
+    assert header[1:] == [
+        "mIoU, %",
+        "expected GFLOPs",
+        "real GFLOPs",
+        "open cells, %",
+        "inter",
+        "intra (pairs)",
+        "intra (to centre)",
+    ]
+    assert first[:2] == ["plain", "51.23"]
+    assert second[:2] == ["divdr", "52.23|+1.00"]
+    for run, row in zip(runs, (first, second), strict=True):
+        number = run.number("toy_val", "routing", "real_gflops")
+        spread = run.number("toy_val", "routing", "real_gflops_std")
+        assert row[3].startswith(f"{number:.2f} ± {spread:.2f}")
+        assert row[4].startswith(f"{100 * run.number('toy_val', 'routing', 'open_cells'):.1f}")
+    # Both were written with the same noise.
+    assert (first[5], second[5]) == ("2.910", "2.910|±0.000")
+    assert "divdr has higher mIoU" in page.text
+
+
+def test_sentences_say_what_the_curves_do(page, runs):
+    for key, name in (("clustering/inter", "inter"), ("clustering/intra_pairs", "intra (pairs)")):
+        values = runs[0].metrics[key][1]
+        verb = "rose" if values[-1] > values[0] else "fell"
+        found = re.search(
+            rf"plain: from [^:]*{re.escape(name)} {verb} from (\S+) to (\S+)", page.text
+        )
+        assert float(found[1]) == pytest.approx(values[0], rel=0.01)
+        assert float(found[2].strip(",.")) == pytest.approx(values[-1], rel=0.01)
+
+
+def test_character_table_counts(page, runs, characters):
+    routes = runs[0].routes_of("toy_val")
+    table = page.tables[2]
+    assert table[0] == ["plain", "<b>odd</b>", "city", "night", "rural", "all"]
+    # 24 images, 8 an expert. Expert 0 got all of city: one of them became night, one odd. One of
+    # expert 2's rural images has no character.
+    assert table[1] == ["expert 0", "1|12 %", "6|75 %", "1|12 %", "0|0 %", "8"]
+    assert table[2] == ["expert 1", "0|0 %", "0|0 %", "8|100 %", "0|0 %", "8"]
+    assert table[3] == ["expert 2", "0|0 %", "0|0 %", "0|0 %", "7|100 %", "7"]
+    assert table[4][-1] == "23"
+    pairs = [
+        (k, characters[s])
+        for k, s in zip(routes.expert, routes.stems, strict=True)
+        if s in characters
+    ]
+    score = adjusted_mutual_info_score([c for _, c in pairs], [k for k, _ in pairs])
+    assert f"is {score:.3f} over 23 images" in page.text
+    assert "1 image had no character" in page.text
+
+
+def test_images_per_expert_and_examples(page):
+    assert page.tables[1][1] == ["plain", "8|33 %", "8|33 %", "8|33 %", "24"]
+    assert "divdr 100.0 %" in page.text
+    assert "Two runs & more" in page.text
+    assert "A note." in page.text
+
+
+def test_missing_parts(tmp_path):
+    (tmp_path / "training").mkdir()
+    write_metrics(tmp_path / "training")
+    (tmp_path / "results" / "inference").mkdir(parents=True)
+    stored = {"toy_val": {"sem_seg": {"IoU": 40.5}, "routing": {"images_per_expert": [3, 1]}}}
+    (tmp_path / "results" / "inference" / "results.json").write_text(json.dumps(stored))
+    runs = [RunData.load(tmp_path / name) for name in ("training", "results")]
+    path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.tables[0][1] == ["results", "40.50", *["–"] * 6]
+    assert page.tables[1][1] == ["results", "3|75 %", "1|25 %", "4"]
+    assert len(page.images) == 3
+    for sentence in (
+        "There are no evaluation results on toy_val for training.",
+        "There are no training curves for results.",
+        "training has no stored gate activations.",
+        "No example images were given.",
+    ):
+        assert sentence in page.text
+
+
+def test_run_without_experts_or_images(tmp_path):
+    write_run(tmp_path / "a", space=SPACE, images=4)
+    path = tmp_path / "a" / "inference" / "activations_toy_val.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays |= {"centres": np.zeros((0, SPACE.activation_size)), "expert": np.full(4, -1)}
+    np.savez(path, **arrays)
+    written = write_report(
+        tmp_path / "r.html",
+        [RunData.load(tmp_path / "a")],
+        title="t",
+        dataset_name="toy_val",
+        characters={"city_000": "city"},
+    )
+    page = Page(written.read_text(encoding="utf-8"))
+    assert "a has no experts." in page.text
+    assert "a has no experts on toy_val." in page.text
+    assert "placed by PCA" in page.text  # four images are too few for t-SNE
+
+
+def test_pictures_that_are_not_there(tmp_path):
+    write_run(tmp_path / "a", space=SPACE, images=6)
+    written = write_report(
+        tmp_path / "r.html", [RunData.load(tmp_path / "a")], title="t", dataset_name="toy_val"
+    )
+    assert "the images themselves are not where" in written.read_text(encoding="utf-8")
+
+
+def test_other_data_set(tmp_path, runs):
+    written = write_report(tmp_path / "r.html", runs, title="t", dataset_name="elsewhere")
+    page = Page(written.read_text(encoding="utf-8"))
+    assert "no evaluation results on elsewhere for plain and divdr" in page.text
+
+
+def test_runs_need_different_names(tmp_path, runs):
+    for wrong in ([], [runs[0], runs[0]]):
+        with pytest.raises(ValueError, match="different names"):
+            write_report(tmp_path / "r.html", wrong, title="t", dataset_name="toy_val")

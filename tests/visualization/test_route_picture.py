@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from synthetic_runs import route
+
+from divdr.routing.space import DOWN, KEEP, UP, RoutingSpace
+from divdr.visualization import follow, open_transforms, route_figure, routes_figure
+
+SPACES = {
+    "layer16": RoutingSpace.build(16, 4),
+    "layer17": RoutingSpace((2, 3, *[4] * 14, 5)),
+    "layer33": RoutingSpace.build(33, 4),
+    "small": RoutingSpace.build(3, 2),
+    "one cell": RoutingSpace((1,)),
+}
+
+
+def lines(figure, name, axis=0):
+    found = [c for c in figure.axes[axis].collections if c.get_gid() == name]
+    assert len(found) == 1
+    return found[0]
+
+
+def number_of_open_lines(figure, axis=0):
+    return sum(len(lines(figure, f"open-{t}", axis).get_segments()) for t in ("up", "keep", "down"))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_line_for_every_transform(name):
+    space = SPACES[name]
+    base = np.random.default_rng(0).normal(0.2, 0.9, (space.num_cells, 3))
+    activations = route(space, base, 0.1, 0)
+    reached = follow(space, activations)
+    figure = route_figure(space, activations, reached)
+    assert number_of_open_lines(figure) == open_transforms(space, activations, reached).sum()
+    others = sum(len(lines(figure, kind).get_segments()) for kind in ("closed", "passed"))
+    assert number_of_open_lines(figure) + others == sum(len(n.transforms) for n in space.cells)
+    dots = [len(lines(figure, f"cells-{k}").get_offsets()) for k in ("open", "closed", "unreached")]
+    assert sum(dots) == space.num_cells
+    assert dots[2] == (~reached).sum()
+    figure.canvas.draw()
+
+
+def test_width_and_opacity_grow_with_the_gate():
+    # Stride 4 keeps through all layers, with gates 0.2, 0.5 and 1.
+    space = RoutingSpace.build(3, 2)
+    activations = np.zeros(space.activation_size)
+    for layer, gate in zip(space.layers, (0.2, 0.5, 1.0), strict=True):
+        activations[space.activation_index(layer[0], KEEP)] = gate
+    keep = lines(route_figure(space, activations), "open-keep")
+    widths = list(keep.get_linewidth())
+    opacities = list(keep.get_alpha())
+    assert widths == sorted(set(widths))
+    assert opacities == sorted(set(opacities))
+    assert len(widths) == len(opacities) == 3
+
+
+def test_each_line_leads_where_its_transform_leads():
+    # Layer 0: stride 4 goes down, stride 8 goes up. They cross.
+    space = RoutingSpace.build(2, 2)
+    activations = np.zeros(space.activation_size)
+    fine, coarse = space.layers[0]
+    activations[space.activation_index(fine, DOWN)] = 0.7
+    activations[space.activation_index(coarse, UP)] = 0.4
+    figure = route_figure(space, activations)
+    assert lines(figure, "open-down").get_segments()[0].tolist() == [[0, 0], [1, 1]]
+    assert lines(figure, "open-up").get_segments()[0].tolist() == [[0, 1], [1, 0]]
+
+
+def test_closed_cell_passes_its_input_on_and_unreached_cells_are_faint():
+    # Stride 4 is reached everywhere but all its gates sum to 0.9e-4: three dashed lines and no
+    # open one. Stride 8 is not reached at all.
+    space = RoutingSpace.build(3, 2)
+    activations = np.zeros(space.activation_size)
+    reached = np.zeros(space.num_cells, dtype=bool)
+    for layer in space.layers:
+        activations[space.activation_index(layer[0], KEEP)] = 0.9e-4
+        reached[layer[0].index] = True
+    figure = route_figure(space, activations, reached)
+    passed = lines(figure, "passed")
+    assert len(passed.get_segments()) == 3
+    assert passed.get_linestyle()[0][1] is not None  # dashed
+    assert number_of_open_lines(figure) == 0
+    assert len(lines(figure, "cells-closed").get_offsets()) == 3
+    faint = lines(figure, "cells-unreached")
+    assert faint.get_offsets().tolist() == [[0, 1], [1, 1], [2, 1]]
+    assert min(faint.get_facecolor()[0][:3]) > 0.85
+    assert max(to_rgb("#222222")) < 0.2
+
+
+def test_follow_by_hand():
+    # Layer 0: stride 4 closed, so it keeps; stride 8 goes down only. Layer 1: stride 4 closed,
+    # stride 16 goes up only. Layer 2 is reached at strides 4 (keep) and 8 (up).
+    space = RoutingSpace((2, 3, 3))
+    activations = np.zeros(space.activation_size)
+    activations[space.activation_index(space.layers[0][1], DOWN)] = 1
+    activations[space.activation_index(space.layers[1][2], UP)] = 1
+    expected = [True, True, True, False, True, True, True, False]
+    assert follow(space, activations).tolist() == expected
+
+
+def test_small_multiples_and_wrong_shapes():
+    space = RoutingSpace.build(3, 2)
+    rows = np.zeros((2, space.activation_size))
+    rows[1, KEEP] = 1
+    figure = routes_figure(space, rows, ["first", "second"])
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["first", "second"]
+    assert [number_of_open_lines(figure, i) for i in (0, 1)] == [0, 1]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["stride 4", "stride 8"]
+    with pytest.raises(ValueError, match="length 18"):
+        route_figure(space, np.zeros(3))
+    with pytest.raises(ValueError, match="titles"):
+        routes_figure(space, rows, ["one"])
+    with pytest.raises(ValueError, match="reached"):
+        route_figure(space, rows[0], np.zeros(2, dtype=bool))
+    with pytest.raises(ValueError, match="expected activations"):
+        follow(space, rows)
