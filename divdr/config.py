@@ -70,12 +70,13 @@ def add_divdr_config(cfg: CfgNode) -> None:
     clustering.PERIOD = 50
     # Each period is this many times the one before (supplement 7.1 suggests annealing); 1 is off.
     clustering.PERIOD_GROWTH = 1.0
-    # K-means: "torch" (on the activations' device) or "sklearn" (CPU); restarts; continue from
-    # the present centres, or start anew each time.
+    # K-means: "torch" (on the activations' device) or "sklearn" (CPU), and its restarts.
+    # WARM_START goes on from the present centres instead: cheaper, but when the gates move (the
+    # budget switching on, say) it can stay in a poor partition, with two centres close together.
     clustering.KMEANS = CfgNode()
     clustering.KMEANS.BACKEND = "torch"
     clustering.KMEANS.RESTARTS = 10
-    clustering.KMEANS.WARM_START = True
+    clustering.KMEANS.WARM_START = False
 
     # Sizes (height, width) at which evaluation also reports GFLOPs of the routes taken; the
     # paper's Cityscapes tables are at 1024×2048.

@@ -59,7 +59,7 @@ class LocalExperts:
         dim: int,
         *,
         restarts: int = 10,
-        warm_start: bool = True,
+        warm_start: bool = False,
         backend: str = "torch",
         seed: int = 0,
         sigma2_floor: float = 1e-4,

@@ -83,7 +83,7 @@ def test_sizes_follow_ids():
 def test_warm_start_stays_in_its_optimum():
     # Corners of a 3 × 2 rectangle, split into left and right. Squeezed to 1.5 × 2 the best split is
     # top and bottom, 4·0.75², but left and right, 4·1², is still a local optimum.
-    experts = LocalExperts(2, 2)
+    experts = LocalExperts(2, 2, warm_start=True)
     wide = torch.tensor([[0.0, 0.0], [0.0, 2.0], [3.0, 0.0], [3.0, 2.0]])
     experts.bank.update(list("abcd"), wide, 0)
     experts.cluster(0)
