@@ -13,10 +13,10 @@ from sklearn.datasets import load_sample_images
 
 @pytest.fixture(scope="module")
 def demo(repository, tmp_path_factory):
-    """Folder of a demo with few scenes and iterations, and how to run it again."""
+    """Folder of a demo with few scenes and iterations (one clustering), and how to run it again."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-W", "ignore", "tools/demo.py", "--output", str(folder / "out")]
-    command += ["--data", str(folder / "data"), "--train", "8", "--val", "4", "--iterations", "6"]
+    command += ["--data", str(folder / "data"), "--train", "8", "--val", "4", "--iterations", "24"]
 
     def run() -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -70,7 +70,7 @@ def test_predict_saves_overlay_and_route(demo, repository, tmp_path):
         assert picture.shape[:2] == (427, 640)
         assert np.asarray(Image.open(tmp_path / "seen" / f"{name}_route.png")).std() > 0
 
-    command[3] = str(tmp_path / "nowhere.jpg")
+    command[4] = str(tmp_path / "nowhere.jpg")
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("nowhere.jpg does not exist")
