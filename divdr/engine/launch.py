@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections import OrderedDict
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 from ..data import check_datasets
 from ..modeling import attached_routing
@@ -31,14 +33,17 @@ def run(args: argparse.Namespace) -> None:
         _join_torchrun()
         main(args)
         return
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:  # the process has told its error already
+        sys.exit(error.exit_code)
 
 
 @report_errors

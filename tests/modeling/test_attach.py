@@ -213,3 +213,24 @@ def test_autocast_keeps_decisions_in_full_precision():
     assert record.expected_cost.dtype == torch.float32
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+class _Sometimes(torch.nn.Module):
+    """A model that looks at its backbone only if told so."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = DynamicRouting(layers=2, scales=2, channels=4)
+
+    def forward(self, items):
+        if items[0]["look"]:
+            self.backbone(torch.randn(len(items), 3, 32, 32))
+        return [{} for _ in items]
+
+
+def test_a_record_is_never_that_of_an_earlier_forward():
+    model = _Sometimes().eval()
+    attach_routing(model)
+    with torch.no_grad():
+        assert "routing" in model([{"look": True}])[0]
+        assert "routing" not in model([{"look": False}])[0]
