@@ -32,6 +32,9 @@ def run(args: argparse.Namespace) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
         main(args)
+        # Leave together: a process that goes while another still works can crash in its threads.
+        comm.synchronize()
+        dist.destroy_process_group()
         return
     try:
         launch(
