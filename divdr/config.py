@@ -6,7 +6,7 @@ DR is Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 
 def add_divdr_config(cfg: CfgNode) -> None:
@@ -94,8 +94,6 @@ def add_divdr_config(cfg: CfgNode) -> None:
 
 def get_divdr_config() -> CfgNode:
     """A copy of Detectron2's default config with divdr's keys."""
-    from detectron2.config import get_cfg
-
     cfg = get_cfg()
     add_divdr_config(cfg)
     return cfg

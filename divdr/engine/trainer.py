@@ -9,6 +9,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -150,12 +151,13 @@ class Trainer(DefaultTrainer):
                 PreciseBNHook(
                     cfg.TEST.EVAL_PERIOD,
                     model,
-                    self._precise_bn_loader,
+                    lambda: self._precise_bn_loader,
                     cfg.TEST.PRECISE_BN.NUM_ITER,
                 )
             )
         return own
 
+    @cached_property
     def _precise_bn_loader(self) -> torch.utils.data.DataLoader:
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -172,8 +174,11 @@ class Trainer(DefaultTrainer):
             assert backbone.routing is not None
             return routing.clustered_values(backbone.routing)
 
-        loader = build_detection_test_loader(self.cfg, list(self.cfg.DATASETS.TRAIN))
-        refill_bank(self.model, routing.experts, loader, values, image_keys, self.iter)
+        refill_bank(self.model, routing.experts, self._exact_loader, values, image_keys, self.iter)
+
+    @cached_property
+    def _exact_loader(self) -> torch.utils.data.DataLoader:
+        return build_detection_test_loader(self.cfg, list(self.cfg.DATASETS.TRAIN))
 
     def _check_experts(self) -> None:
         routing = attached_routing(self.model)

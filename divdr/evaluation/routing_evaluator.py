@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..experts import diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing
 from ..routing import Routing
+from ..routing.gate import CLOSED_BELOW
 
 
 @dataclass
@@ -132,7 +133,7 @@ class RoutingEvaluator(DatasetEvaluator):
         for number, (height, width) in enumerate(self._sizes, start=1):
             figures[f"expected_gflops_{height}x{width}"] = costs[:, number, 0].mean()
             figures[f"real_gflops_{height}x{width}"] = costs[:, number, 1].mean()
-        figures["open_cells"] = float(((gates.sum(axis=2) >= 1e-4) & reached).mean())
+        figures["open_cells"] = float(((gates.sum(axis=2) >= CLOSED_BELOW) & reached).mean())
         figures["reached_cells"] = float(reached.mean())
         values = torch.from_numpy(np.stack([r.values for r in rows]))
         figures.update(self._diversity(values))

@@ -90,11 +90,11 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
     has_gates = any("gate_conv_beta" in name for name in weights)
     kinds = ("small", "full") if has_gates else ("none",)
     candidates = [_network(weights, kind) for kind in kinds]
-    runs = [(network, *_run(network, images, gates)) for network in candidates]
+    runs = [(n, _run(n, images, gates.flatten(1)), _run(n, images)) for n in candidates]
     network, on_route, own = min(
         runs, key=lambda run: float((_decisions(run[2][1], gates) - gates).abs().max())
     )
-    exact = _run_free(network.double(), images.double())
+    exact = _run(network.double(), images.double())
     network.float()
 
     def compare(name: str, reference: np.ndarray, select) -> Comparison:
@@ -167,14 +167,9 @@ def _decoder(network: DynamicRoutingNetwork, head: dict[str, Tensor]) -> Dynamic
 Run = tuple[list[Tensor], Routing]
 
 
-def _run(network: DynamicRoutingNetwork, images: Tensor, gates: Tensor) -> tuple[Run, Run]:
+def _run(network: DynamicRoutingNetwork, images: Tensor, route: Tensor | None = None) -> Run:
     with torch.no_grad():
-        return network(images, gates.flatten(1)), network(images)
-
-
-def _run_free(network: DynamicRoutingNetwork, images: Tensor) -> Run:
-    with torch.no_grad():
-        return network(images)
+        return network(images, route)
 
 
 def _decisions(routing: Routing, gates: Tensor) -> Tensor:

@@ -106,6 +106,9 @@ class Cell(nn.Module):
         self._drop_path = drop_path
         self._num_layers = num_layers
         self._reach = reach
+        # On the cell's device from the start: made in the forward, it would be a copy a cell.
+        self._columns: Tensor
+        self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
 
     def forward(
         self, x: Tensor, up_size: tuple[int, int] | None, imposed: Tensor | None = None
@@ -124,7 +127,7 @@ class Cell(nn.Module):
         opened = (gates > 0) & ~closed[:, None]
         leads = opened.clone()
         if self._reach == "published":
-            leads[:, list(self.node.transforms)] = ~closed[:, None]
+            leads[:, self._columns] = ~closed[:, None]
         leads[:, KEEP] |= closed
         if self.training:
             departures = self._run_all(x, gates, closed, up_size)
@@ -134,16 +137,14 @@ class Cell(nn.Module):
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (x.shape[0], len(TRANSFORMS))
-        columns = list(self.node.transforms)
         if self.gate is None:
             gates = x.new_zeros(shape, dtype=torch.float32)
-            gates[:, columns] = 1.0
+            gates[:, self._columns] = 1.0
             return gates.clone(), gates
-        index = torch.tensor(columns, device=x.device)
         decided = self.gate(x)
         zeros = decided.new_zeros(shape)
-        logits = zeros.index_copy(1, index, decided)
-        return logits, zeros.index_copy(1, index, open_gates(decided))
+        logits = zeros.index_copy(1, self._columns, decided)
+        return logits, zeros.index_copy(1, self._columns, open_gates(decided))
 
     def _run_all(
         self, x: Tensor, gates: Tensor, closed: Tensor, up_size: tuple[int, int] | None

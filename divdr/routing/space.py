@@ -31,15 +31,6 @@ class Node:
     index: int
     transforms: tuple[int, ...]
 
-    @property
-    def stride(self) -> int:
-        return 4 * 2**self.scale
-
-    @property
-    def name(self) -> str:
-        """Name in messages, e.g. ``layer 3, stride 8``."""
-        return "initial cell" if self.layer < 0 else f"layer {self.layer}, stride {self.stride}"
-
     def target_scale(self, transform: int) -> int:
         """Scale of the next layer's cell that a transform leads to."""
         return self.scale + transform - 1
