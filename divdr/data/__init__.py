@@ -1,15 +1,30 @@
 """Data sets: registration, mappers, and a training loader that can be continued exactly."""
 
-from .catalog import check_datasets, register_segmentation_folder
-from .loader import build_mapper, build_train_loader, seed_everything, training_dicts
+import os
+
+from .catalog import (
+    build_test_loader,
+    check_datasets,
+    register_segmentation_folder,
+    training_dicts,
+)
+from .coco_json import check_evaluation_file
+from .loader import build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
+from .neon_trees import register_neon_trees
 
 __all__ = [
     "SemanticCropMapper",
     "build_mapper",
+    "build_test_loader",
     "build_train_loader",
     "check_datasets",
+    "check_evaluation_file",
+    "register_neon_trees",
     "register_segmentation_folder",
     "seed_everything",
     "training_dicts",
 ]
+
+# Under the folder that Detectron2 registers its own names for.
+register_neon_trees(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

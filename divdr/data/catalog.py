@@ -1,14 +1,25 @@
-"""Data sets by name: registering one's own, and checking that the named ones are there."""
+"""Data sets by name: registering one's own, checking that they are there, and loading them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.datasets import load_sem_seg
+from torch.utils.data import DataLoader
 
 from ..errors import DataError
+from .checked_mapper import CheckedMapper
+from .checks import check_annotations, check_images
+from .coco_json import reading
 
 
 def register_segmentation_folder(
@@ -82,6 +93,56 @@ def check_datasets(names: Sequence[str]) -> None:
                 )
 
 
+def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
+    """Dicts of all training images, filtered as Detectron2 does, and checked.
+
+    Args:
+        cfg: the whole configuration.
+        annotations: whether Detectron2's mapper is to work with the annotations.
+
+    Raises:
+        DataError: there are none, an annotation file is not as it must be, an image is missing, or
+            an annotation does not suit the model.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise DataError("DATASETS.TRAIN names no data set")
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    with reading(names):
+        try:
+            dicts = get_detection_dataset_dicts(
+                names,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints,
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
+            )
+        except AssertionError:  # a wrong category, perhaps; Detectron2 does not say in which image
+            for name in names if annotations else ():
+                check_annotations(cfg, [name], DatasetCatalog.get(name))
+            raise
+    if isinstance(dicts, list):
+        check_images(names, dicts)
+        if annotations:
+            check_annotations(cfg, names, dicts)
+    return dicts
+
+
+def build_test_loader(cfg: CfgNode, names: str | Sequence[str]) -> DataLoader:
+    """A loader over every image of the data sets once, as Detectron2 evaluates them.
+
+    Raises:
+        DataError: there are no images, an annotation file is not as it must be, or an image is
+            missing; from the loader, once it reads an image that cannot be used.
+    """
+    return build_detection_test_loader(
+        _evaluation_dicts(cfg, [names] if isinstance(names, str) else names),
+        mapper=CheckedMapper(DatasetMapper(cfg, is_train=False)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
 _EXPECTED = {
     "image_dir": "its images",
     "image_root": "its images",
@@ -111,3 +172,19 @@ def _check_folders(
 
 def _stems(folder: str, ext: str) -> set[str]:
     return {f[: -len(ext) - 1] for f in os.listdir(folder) if f.endswith("." + ext)}
+
+
+def _evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
+    proposals = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        data = cfg.DATASETS
+        files = dict(zip(data.TRAIN, data.PROPOSAL_FILES_TRAIN, strict=False))
+        files.update(zip(data.TEST, data.PROPOSAL_FILES_TEST, strict=False))
+        proposals = [files[name] for name in names]
+    with reading(names):
+        dicts = get_detection_dataset_dicts(
+            list(names), filter_empty=False, proposal_files=proposals
+        )
+    if isinstance(dicts, list):
+        check_images(names, dicts)
+    return dicts

@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    DatasetMapper,
-    MapDataset,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -29,7 +24,9 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
+from .catalog import training_dicts
+from .checked_mapper import CheckedMapper, DetectionMapper
 from .mapper import SemanticCropMapper
 
 Ticket = tuple[int, int]
@@ -105,11 +102,25 @@ def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name == "semantic_crop":
         return SemanticCropMapper(cfg)
+    if name == "panoptic_deeplab":
+        return _panoptic_deeplab_mapper(cfg)
     if name:
         raise ConfigError(
-            f'INPUT.DATASET_MAPPER_NAME {name!r} is unknown; known are "semantic_crop" and ""'
+            f'INPUT.DATASET_MAPPER_NAME {name!r} is unknown; known are "semantic_crop", '
+            '"panoptic_deeplab" and ""'
         )
-    return DatasetMapper(cfg, is_train=True)
+    return DetectionMapper(cfg, is_train=True)
+
+
+def _panoptic_deeplab_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
+    try:
+        from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
+    except ImportError as error:
+        raise ConfigError(
+            'INPUT.DATASET_MAPPER_NAME "panoptic_deeplab" needs the project of that name beside '
+            f"Detectron2, and panopticapi ({error})"
+        ) from None
+    return PanopticDeeplabDatasetMapper(cfg)
 
 
 def build_train_loader(
@@ -124,7 +135,8 @@ def build_train_loader(
 
     Raises:
         ConfigError: the batch does not divide among the processes, or an unknown sampler.
-        DataError: the data sets hold no images.
+        DataError: the data sets hold no images, or something that cannot be right; from the
+            loader, once it reads an image, likewise.
     """
     world = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world:
@@ -134,11 +146,14 @@ def build_train_loader(
         )
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    dicts = training_dicts(cfg)
+    # What somebody's own mapper makes of annotations is not known here.
+    detectrons = mapper is None and not cfg.INPUT.DATASET_MAPPER_NAME
+    dicts = training_dicts(cfg, annotations=detectrons)
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]
-    dataset = MapDataset(DatasetFromList(dicts, copy=False), mapper or build_mapper(cfg))
+    checked = CheckedMapper(mapper or build_mapper(cfg))
+    dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
     return DataLoader(
         SeededDataset(dataset, seed),
         batch_sampler=TicketBatches(
@@ -147,26 +162,6 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
     )
-
-
-def training_dicts(cfg: CfgNode) -> list[dict]:
-    """Dicts of all training images, filtered as Detectron2 does.
-
-    Raises:
-        DataError: there are none.
-    """
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    if not cfg.DATASETS.TRAIN:
-        raise DataError("DATASETS.TRAIN names no data set")
-    try:
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
-    except AssertionError as error:  # Detectron2's word for no images, or labels not made yet
-        raise DataError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from None
 
 
 def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:

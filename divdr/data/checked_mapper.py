@@ -1,0 +1,62 @@
+"""Mappers whose errors name the image, and that know images without anything on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.data import DatasetMapper, detection_utils
+
+from ..errors import DataError
+from .mapper import _read_file
+
+
+class CheckedMapper:
+    """Turns whatever goes wrong in a mapper into a :class:`DataError` that names the file.
+
+    Args:
+        mapper: from dataset dict to model input.
+    """
+
+    def __init__(self, mapper: Callable[[dict], Any]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict) -> Any:
+        """What the mapper makes of the dict.
+
+        Raises:
+            DataError: the mapper failed; its own error is the cause.
+        """
+        try:
+            return self.mapper(dataset_dict)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(_sentence(dataset_dict, error)) from error
+
+
+class DetectionMapper(DatasetMapper):
+    """Detectron2's mapper; with masks and crops it fails for images without annotations."""
+
+    def _transform_annotations(
+        self, dataset_dict: dict, transforms: Any, image_shape: tuple[int, int]
+    ) -> None:
+        if self.recompute_boxes and all(a.get("iscrowd", 0) for a in dataset_dict["annotations"]):
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = detection_utils.annotations_to_instances([], image_shape)
+            return
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+def _sentence(dataset_dict: dict, error: Exception) -> str:
+    for key in ("file_name", "sem_seg_file_name"):
+        if dataset_dict.get(key):
+            try:
+                _read_file(dataset_dict[key], None)
+            except DataError as unreadable:
+                return str(unreadable)
+    text = " ".join(str(error).split())
+    name = str(dataset_dict.get("file_name", dataset_dict.get("image_id", "without a name")))
+    if name in text:
+        return text
+    return f"image {name} cannot be used ({type(error).__name__}: {text})"
