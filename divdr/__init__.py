@@ -1,6 +1,7 @@
 """divdr: Diversified Dynamic Routing for dense prediction, a Detectron2 extension.
 
-Importing it registers the ``DynamicRouting`` backbone and the ``DynamicRoutingDecoder`` head.
+Importing it registers the ``DynamicRouting`` backbone, bare and under its necks, and the
+``DynamicRoutingDecoder`` head.
 """
 
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ if find_spec("detectron2") is None:
     )
 
 from .config import add_divdr_config, get_divdr_config
-from .modeling import attach_routing, attach_routing_from_config
+from .modeling import attach_routing, attach_routing_from_config, with_routing
 
 __version__ = "0.1.0"
 
@@ -22,4 +23,5 @@ __all__ = [
     "attach_routing",
     "attach_routing_from_config",
     "get_divdr_config",
+    "with_routing",
 ]

@@ -6,6 +6,8 @@ DR is Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from detectron2.config import CfgNode, get_cfg
 
 
@@ -79,7 +81,7 @@ def add_divdr_config(cfg: CfgNode) -> None:
     clustering.KMEANS.WARM_START = False
 
     # Sizes (height, width) at which evaluation also reports GFLOPs of the routes taken; the
-    # paper's Cityscapes tables are at 1024×2048.
+    # paper's tables are at 1024×2048 for Cityscapes and 800×800, neck included, for COCO.
     routing.COST_SIZES = []
 
     # Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from pretrained
@@ -88,12 +90,36 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Power of LR_SCHEDULER_NAME "WarmupPolyLR": base · (1 − i / MAX_ITER)^power.
     cfg.SOLVER.POLY_LR_POWER = 0.9
 
-    # DATASET_MAPPER_NAME "semantic_crop" is divdr.data.SemanticCropMapper; "" is Detectron2's.
+    # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
+    # "" Detectron2's.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
 
 
+def add_project_configs(cfg: CfgNode) -> None:
+    """Add the keys of Detectron2's projects PointRend, DeepLab and Panoptic-DeepLab.
+
+    Those that are not installed beside Detectron2 are left out. ``SOLVER.OPTIMIZER``, which
+    Panoptic-DeepLab brings along, starts as "SGD"; "ADAM" is what that project trains with.
+    """
+    for project, function in (
+        ("point_rend", "add_pointrend_config"),
+        ("deeplab", "add_deeplab_config"),
+        ("panoptic_deeplab", "add_panoptic_deeplab_config"),
+    ):
+        try:
+            module = import_module(f"detectron2.projects.{project}")
+        except ImportError:
+            continue
+        getattr(module, function)(cfg)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # DeepLab's default; Detectron2's own ResNets know no such stem.
+    if "STEM_TYPE" in cfg.MODEL.RESNETS:
+        cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+
+
 def get_divdr_config() -> CfgNode:
-    """A copy of Detectron2's default config with divdr's keys."""
+    """A copy of Detectron2's default config with its projects' keys and divdr's."""
     cfg = get_cfg()
+    add_project_configs(cfg)
     add_divdr_config(cfg)
     return cfg

@@ -28,6 +28,9 @@ def main() -> int:
     parser.add_argument("--config-file", required=True, help="config that the model was trained by")
     parser.add_argument("--weights", required=True, help="checkpoint file")
     parser.add_argument("--output", default="output/predictions", help="folder for the pictures")
+    parser.add_argument(
+        "--confidence", type=float, default=0.5, help="least score of a detection to be drawn"
+    )
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     missing = [name for name in args.images if not Path(name).is_file()]
@@ -42,7 +45,7 @@ def main() -> int:
         image = _read(name)
         output = predictor(image)
         stem = Path(name).stem
-        picture = prediction_picture(image, output, predictor.metadata)
+        picture = prediction_picture(image, output, predictor.metadata, confidence=args.confidence)
         Image.fromarray(picture).save(folder / f"{stem}_prediction.png")
         if "routing" in output:
             figure, line = _route(predictor, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,16 +15,14 @@ from torch import nn
 
 from ..data import seed_everything
 from ..experts import LocalExperts
+from ..modeling import cluster_and_log
 from ..routing import DynamicRoutingNetwork, Periods
-
-logger = logging.getLogger(__name__)
 
 
 class ClusteringHook(HookBase):
     """Clusters the activation bank every so many iterations (DivDR, Section 3.2).
 
-    Writes to the event storage, under ``clustering/``: inter, intra_pairs, intra_centre, sigma2,
-    movement, inertia, seconds, size_K of every expert.
+    What it found goes to the event storage, see ``divdr.modeling.cluster_and_log``.
 
     Args:
         experts: bank and centres.
@@ -46,26 +43,7 @@ class ClusteringHook(HookBase):
             return
         if self.refill is not None:
             self.refill()
-        report = self.experts.cluster(self.trainer.iter)
-        if report is None:
-            logger.info(
-                "Clustering waits: %d activations for %d experts",
-                len(self.experts.bank),
-                self.experts.num_experts,
-            )
-            return
-        values = {
-            "inter": report.inter,
-            "intra_pairs": report.intra_pairs,
-            "intra_centre": report.intra_centre,
-            "sigma2": report.sigma2,
-            "movement": report.movement,
-            "inertia": report.inertia,
-            "seconds": report.seconds,
-            **{f"size_{expert}": size for expert, size in enumerate(report.sizes)},
-        }
-        for name, value in values.items():
-            self.trainer.storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
+        cluster_and_log(self.experts, self.trainer.iter, self.trainer.storage)
 
 
 class DropPathHook(HookBase):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
@@ -15,8 +17,12 @@ from ..errors import ConfigError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as Detectron2 builds it, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of the norm of all
-    gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``)."""
+    """SGD as Detectron2 builds it, or Adam, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of the norm
+    of all gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``).
+
+    Raises:
+        ConfigError: ``SOLVER.OPTIMIZER`` is unknown.
+    """
     solver = cfg.SOLVER
     factor = solver.GATE_LR_FACTOR
     parameters = get_default_optimizer_params(
@@ -27,13 +33,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: factor if is_gate_parameter(name) else 1.0,
     )
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(
-        parameters,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
-    )
+    common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    optimizer: torch.optim.Optimizer
+    name = solver.get("OPTIMIZER", "SGD")  # a key of Panoptic-DeepLab
+    if name == "SGD":
+        optimizer = torch.optim.SGD(
+            parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
+        )
+    elif name == "ADAM":
+        optimizer = torch.optim.Adam(parameters, **common)
+    else:
+        raise ConfigError(f'SOLVER.OPTIMIZER must be "SGD" or "ADAM", not {name!r}')
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -31,12 +30,22 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import build_train_loader, check_datasets, seed_everything
+from ..data import (
+    build_test_loader,
+    build_train_loader,
+    check_datasets,
+    check_evaluation_file,
+    seed_everything,
+)
 from ..errors import ConfigError, NonFiniteLossError
-from ..evaluation import build_routing_evaluator, build_task_evaluator, summary_table
-from ..modeling import attach_routing_from_config, attached_routing
-from ..modeling.attach import image_keys
-from ..routing import DynamicRoutingNetwork, Periods, to_iterations
+from ..evaluation import build_cost_evaluator, build_task_evaluator, summary_table
+from ..modeling import (
+    attach_routing_from_config,
+    attached_routing,
+    image_keys,
+    periods_from_config,
+)
+from ..routing import DynamicRoutingNetwork
 from .checkpointer import RoutingCheckpointer
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
 from .solver import build_lr_scheduler, build_optimizer
@@ -105,9 +114,16 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+        """See ``divdr.data.loader``."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator that suits the data set; :meth:`test` adds the routing evaluator."""
-        return build_task_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        """The evaluator that suits the data set; :meth:`test` adds that of the cost."""
+        check_evaluation_file(cfg, dataset_name)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_task_evaluator(dataset_name, folder, cfg)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, and those of divdr at the places where they belong."""
@@ -138,14 +154,9 @@ class Trainer(DefaultTrainer):
         own: list[HookBase] = [SeedHook(self.seed), DropPathHook(networks, cfg.SOLVER.MAX_ITER)]
         routing = attached_routing(model)
         if routing is not None and routing.experts is not None:
-            settings = cfg.MODEL.ROUTING.CLUSTERING
-            periods = Periods(
-                to_iterations(settings.START, cfg.SOLVER.MAX_ITER),
-                settings.PERIOD,
-                settings.PERIOD_GROWTH,
-            )
-            refill = self._refill_bank if settings.BANK == "exact" else None
-            own.append(ClusteringHook(routing.experts, periods, refill))
+            exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
+            refill = self._refill_bank if exact else None
+            own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
             own.append(
                 PreciseBNHook(
@@ -178,7 +189,7 @@ class Trainer(DefaultTrainer):
 
     @cached_property
     def _exact_loader(self) -> torch.utils.data.DataLoader:
-        return build_detection_test_loader(self.cfg, list(self.cfg.DATASETS.TRAIN))
+        return build_test_loader(self.cfg, self.cfg.DATASETS.TRAIN)
 
     def _check_experts(self) -> None:
         routing = attached_routing(self.model)
@@ -206,15 +217,13 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict:
-        """Evaluate on ``DATASETS.TEST``, routing included for a routed model; print one table and
-        write ``inference/results.json``."""
+        """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
+        table and write ``inference/results.json``."""
         if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            if attached_routing(model) is not None:
-                evaluators = [
-                    DatasetEvaluators([evaluator, build_routing_evaluator(cfg, name, model)])
-                    for evaluator, name in zip(evaluators, cfg.DATASETS.TEST, strict=True)
-                ]
+            evaluators = []
+            for name in cfg.DATASETS.TEST:
+                pair = [cls.build_evaluator(cfg, name), build_cost_evaluator(cfg, name, model)]
+                evaluators.append(DatasetEvaluators([e for e in pair if e is not None]))
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             names = cfg.DATASETS.TEST

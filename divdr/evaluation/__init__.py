@@ -1,7 +1,15 @@
-"""Evaluators, by data set, and the routing evaluator beside them."""
+"""Evaluators, by data set, and those of cost and routing beside them."""
 
-from .build import build_routing_evaluator, build_task_evaluator
+from .backbone_cost import BackboneCostEvaluator
+from .build import build_cost_evaluator, build_routing_evaluator, build_task_evaluator
 from .routing_evaluator import RoutingEvaluator
 from .table import summary_table
 
-__all__ = ["RoutingEvaluator", "build_routing_evaluator", "build_task_evaluator", "summary_table"]
+__all__ = [
+    "BackboneCostEvaluator",
+    "RoutingEvaluator",
+    "build_cost_evaluator",
+    "build_routing_evaluator",
+    "build_task_evaluator",
+    "summary_table",
+]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -18,10 +18,13 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from detectron2.modeling import Backbone
 from PIL import Image
 from torch import nn
 
 from ..errors import ConfigError
+from ..modeling import attached_routing, unwrap
+from .backbone_cost import BackboneCostEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
 
@@ -37,8 +40,29 @@ def build_routing_evaluator(cfg: CfgNode, dataset_name: str, model: nn.Module) -
     )
 
 
-def build_task_evaluator(dataset_name: str, folder: str) -> DatasetEvaluators:
-    """What Detectron2 evaluates a data set with; ``folder`` takes predictions it keeps.
+def build_cost_evaluator(
+    cfg: CfgNode, dataset_name: str, model: nn.Module
+) -> DatasetEvaluator | None:
+    """The evaluator of cost: routing for a model with routing attached, the backbone's GFLOPs for
+    another one with a backbone, else None."""
+    sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
+    if attached_routing(model) is not None:
+        return build_routing_evaluator(cfg, dataset_name, model)
+    inner = unwrap(model)
+    if isinstance(getattr(inner, "backbone", None), Backbone):
+        return BackboneCostEvaluator(inner.backbone, sizes)
+    return None
+
+
+def build_task_evaluator(
+    dataset_name: str, folder: str, cfg: CfgNode | None = None
+) -> DatasetEvaluators:
+    """What Detectron2 evaluates a data set with.
+
+    Args:
+        dataset_name: name in the catalog.
+        folder: takes predictions that are kept.
+        cfg: a config; which figures make sense depends on the model.
 
     Raises:
         ConfigError: the data set's kind of evaluation is unknown.
@@ -49,17 +73,41 @@ def build_task_evaluator(dataset_name: str, folder: str) -> DatasetEvaluators:
     if kind == "cityscapes_instance":
         return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
     found: list[DatasetEvaluator] = []
-    if kind in ("sem_seg", "coco_panoptic_seg"):
+    if kind in ("sem_seg", "coco_panoptic_seg") and _has_semantic_labels(dataset_name):
         found.append(_semantic_evaluator(dataset_name, folder))
     if kind in ("coco", "coco_panoptic_seg"):
-        found.append(COCOEvaluator(dataset_name, output_dir=folder))
-    if kind == "coco_panoptic_seg":
+        found.extend(_instance_evaluators(dataset_name, folder, cfg))
+    if kind in ("coco_panoptic_seg", "cityscapes_panoptic_seg"):
         found.append(COCOPanopticEvaluator(dataset_name, folder))
+    if kind == "cityscapes_panoptic_seg":
+        found.append(CityscapesSemSegEvaluator(dataset_name))
+        found.append(CityscapesInstanceEvaluator(dataset_name))
     if not found:
         raise ConfigError(
             f"data set {dataset_name!r} has evaluator_type {kind!r}, which is not supported"
         )
     return DatasetEvaluators(found)
+
+
+def _has_semantic_labels(dataset_name: str) -> bool:
+    return MetadataCatalog.get(dataset_name).get("sem_seg_root") is not None
+
+
+def _instance_evaluators(
+    dataset_name: str, folder: str, cfg: CfgNode | None
+) -> list[DatasetEvaluator]:
+    metadata = MetadataCatalog.get(dataset_name)
+    name = dataset_name
+    if metadata.evaluator_type == "coco_panoptic_seg" and not _has_semantic_labels(name):
+        # The panoptic-only names count stuff among the classes of their metadata; instances are
+        # evaluated by the names that list things alone.
+        name = name.removesuffix("_panoptic")
+        if name == dataset_name or name not in DatasetCatalog.list():
+            return []
+    options: dict[str, Any] = {}
+    if cfg is not None and len(cfg.TEST.KEYPOINT_OKS_SIGMAS):
+        options["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    return [COCOEvaluator(name, output_dir=folder, **options)]
 
 
 def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:

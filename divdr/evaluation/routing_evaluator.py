@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import Backbone
 from detectron2.utils import comm
 from torch import nn
 
 from ..errors import ConfigError
 from ..experts import diversity, kmeans
-from ..modeling import DynamicRoutingDecoder, attached_routing
+from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
 from ..routing.gate import CLOSED_BELOW
 
@@ -29,6 +30,7 @@ class _Row:
     reached: np.ndarray
     costs: np.ndarray  # (1 + sizes, 2): expected and real multiply-adds
     head: float
+    neck: float
 
 
 class RoutingEvaluator(DatasetEvaluator):
@@ -37,8 +39,8 @@ class RoutingEvaluator(DatasetEvaluator):
     Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
     image, the same at fixed sizes, the share of open cells, images per expert, and inter and
     intra distances of K-means over the evaluated activations. GFLOPs are 10⁹ multiply-adds of the
-    backbone; ``*_with_head`` adds the decoder. Activations are kept in
-    ``activations_DATASET.npz``.
+    backbone; ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between
+    the routed maps and a detector's heads. Activations are kept in ``activations_DATASET.npz``.
 
     Args:
         dataset_name: name in the catalog.
@@ -67,7 +69,10 @@ class RoutingEvaluator(DatasetEvaluator):
             raise ConfigError("the routing evaluator needs a model with routing attached")
         self._dataset_name = dataset_name
         self._routed = routed
-        self._head = getattr(_unwrap(model), "sem_seg_head", None)
+        inner = unwrap(model)
+        self._head = getattr(inner, "sem_seg_head", None)
+        self._neck = getattr(inner, "backbone", None)
+        self._neck_macs: dict[tuple[int, int], float] = {}
         self._output_dir = output_dir
         self._sizes = [tuple(size) for size in sizes]
         self._num_experts = num_experts
@@ -107,7 +112,15 @@ class RoutingEvaluator(DatasetEvaluator):
             reached=record.reached[0].cpu().numpy(),
             costs=torch.stack(costs).double().cpu().numpy(),
             head=self._head_macs(record.size),
+            neck=self._neck_cost(record.size),
         )
+
+    def _neck_cost(self, size: tuple[int, int]) -> float:
+        if not isinstance(self._neck, Backbone):
+            return 0.0
+        if size not in self._neck_macs:
+            self._neck_macs[size] = neck_macs(self._neck, *size)
+        return self._neck_macs[size]
 
     def _head_macs(self, size: tuple[int, int]) -> float:
         if not isinstance(self._head, DynamicRoutingDecoder):
@@ -118,6 +131,7 @@ class RoutingEvaluator(DatasetEvaluator):
     def _figures(self, rows: list[_Row]) -> dict[str, Any]:
         costs = np.stack([r.costs for r in rows]) / 1e9
         heads = np.array([r.head for r in rows]) / 1e9
+        necks = np.array([r.neck for r in rows]) / 1e9
         activations = np.stack([r.activations for r in rows])
         gates = activations.reshape(len(rows), -1, 3)
         reached = np.stack([r.reached for r in rows])
@@ -130,9 +144,15 @@ class RoutingEvaluator(DatasetEvaluator):
         }
         if heads.any():
             figures["real_gflops_with_head"] = (costs[:, 0, 1] + heads).mean()
+        if necks.any():
+            figures["real_gflops_with_neck"] = (costs[:, 0, 1] + necks).mean()
         for number, (height, width) in enumerate(self._sizes, start=1):
             figures[f"expected_gflops_{height}x{width}"] = costs[:, number, 0].mean()
-            figures[f"real_gflops_{height}x{width}"] = costs[:, number, 1].mean()
+            real = costs[:, number, 1].mean()
+            figures[f"real_gflops_{height}x{width}"] = real
+            if necks.any():
+                neck = self._neck_cost((height, width)) / 1e9
+                figures[f"real_gflops_{height}x{width}_with_neck"] = real + neck
         figures["open_cells"] = float(((gates.sum(axis=2) >= CLOSED_BELOW) & reached).mean())
         figures["reached_cells"] = float(reached.mean())
         values = torch.from_numpy(np.stack([r.values for r in rows]))
@@ -203,7 +223,3 @@ def check_sizes(sizes: Sequence) -> list[tuple[int, int]]:
             )
         pairs.append((int(size[0]), int(size[1])))
     return pairs
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,22 +1,35 @@
-"""Detectron2 glue: registered backbone and heads, and routing losses for any model."""
+"""Detectron2 glue: registered backbones, necks and heads, and routing losses for any model."""
 
 from .attach import (
-    ClusteringLossSettings,
-    RoutingSupervision,
     attach_routing,
     attach_routing_from_config,
     attached_routing,
+    periods_from_config,
+    unwrap,
+    with_routing,
 )
 from .backbone import DynamicRouting, find_backbone
+from .clustering import cluster_and_log
+from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
+from .neck import ProjectionNeck
+from .supervision import ClusteringLossSettings, RoutingSupervision, image_keys
 
 __all__ = [
     "ClusteringLossSettings",
     "DynamicRouting",
     "DynamicRoutingDecoder",
+    "ProjectionNeck",
     "RoutingSupervision",
     "attach_routing",
     "attach_routing_from_config",
     "attached_routing",
+    "backbone_macs",
+    "cluster_and_log",
     "find_backbone",
+    "image_keys",
+    "neck_macs",
+    "periods_from_config",
+    "unwrap",
+    "with_routing",
 ]

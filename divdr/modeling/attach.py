@@ -7,169 +7,18 @@ evaluation each image's output gains a ``routing`` record. The model's state dic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage, get_event_storage
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..experts import LocalExperts
-from ..routing import Ramp, Routing, budget_loss, to_iterations
+from ..routing import Periods, Ramp, to_iterations
 from .backbone import DynamicRouting, find_backbone
+from .supervision import ClusteringLossSettings, RoutingSupervision
 
 _ATTRIBUTE = "_divdr_routing"
-
-
-@dataclass(frozen=True)
-class ClusteringLossSettings:
-    """Settings of Eq. 2 of DivDR.
-
-    Attributes:
-        weight: λ2; 0 only measures.
-        margin: α.
-        squared: square the distances.
-        gates: "after" the non-linearity, or "before" it.
-        update_bank: note activations while training (the "latest" bank).
-    """
-
-    weight: float = 0.1
-    margin: float = 1.0
-    squared: bool = False
-    gates: str = "after"
-    update_bank: bool = True
-
-
-class RoutingSupervision:
-    """What :func:`attach_routing` attaches: losses, records, and the state behind them.
-
-    Attributes:
-        backbone: the routed backbone of the model.
-        experts: activation bank and centres; None without clustering.
-        clustering: settings of the clustering loss.
-        budget: weight of the budget loss over training.
-        budget_target: μ.
-    """
-
-    def __init__(
-        self,
-        backbone: DynamicRouting,
-        experts: LocalExperts | None,
-        clustering: ClusteringLossSettings,
-        budget: Ramp,
-        budget_target: float,
-    ) -> None:
-        self.backbone = backbone
-        self.experts = experts
-        self.clustering = clustering
-        self.budget = budget
-        self.budget_target = budget_target
-        self._steps = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Bank, centres, σ² and the step count: tensors, numbers, strings and lists alone."""
-        state: dict[str, Any] = {"steps": self._steps}
-        if self.experts is not None:
-            state["experts"] = self.experts.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
-
-        Raises:
-            CheckpointError: another number of experts or another routing space.
-        """
-        self._steps = int(state.get("steps", 0))
-        if self.experts is not None and "experts" in state:
-            self.experts.load_state_dict(state["experts"])
-
-    def clustered_values(self, routing: Routing) -> Tensor:
-        """(N, D) what is clustered: gates after or before their non-linearity."""
-        return routing.activations if self.clustering.gates == "after" else routing.logits
-
-    def losses(self, routing: Routing, iteration: int) -> dict[str, Tensor]:
-        """The routing losses of a batch, weighted."""
-        losses = {}
-        if self.budget.weight > 0:
-            value = budget_loss(routing, self.budget_target).mean()
-            losses["loss_budget"] = value * self.budget.at(iteration)
-        if self.experts is not None and self.clustering.weight > 0:
-            values = self.clustered_values(routing)
-            loss = self.experts.loss(
-                values, margin=self.clustering.margin, squared=self.clustering.squared
-            )
-            losses["loss_clustering"] = loss.mean() * self.clustering.weight
-        return losses
-
-    def before_forward(self, model: nn.Module, args: tuple) -> None:
-        """Forget the last record, so that it is never taken for this forward's."""
-        self.backbone.forget()
-
-    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> Any:
-        """Add losses or records to what the model returns."""
-        routing = self.backbone.routing
-        if routing is None:
-            return output
-        if self.experts is not None:
-            self.experts.to(routing.activations.device)
-        if model.training and isinstance(output, dict):
-            return self._train(args[0], routing, output)
-        if isinstance(output, list) and len(output) == len(routing):
-            detached = routing.detach()
-            for index, result in enumerate(output):
-                if isinstance(result, dict):
-                    result["routing"] = detached[index]
-        return output
-
-    def _train(self, inputs: list[dict], routing: Routing, losses: dict) -> dict:
-        storage = _event_storage()
-        iteration = storage.iter if storage is not None else self._steps
-        added = self.losses(routing, iteration)
-        # Passes without gradients (precise BatchNorm) are no training and leave no trace.
-        if torch.is_grad_enabled():
-            self._steps = iteration + 1
-            if self.experts is not None and self.clustering.update_bank:
-                rows = self.clustered_values(routing).detach()
-                self.experts.bank.update(image_keys(inputs), rows, iteration)
-            if storage is not None:
-                _log_costs(storage, routing)
-        return {**losses, **added}
-
-
-def _event_storage() -> EventStorage | None:
-    try:
-        return get_event_storage()
-    except AssertionError:  # outside of a trainer's loop there is none
-        return None
-
-
-def _log_costs(storage: EventStorage, routing: Routing) -> None:
-    expected = routing.expected_cost.detach().mean()
-    pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
-    expected_gflops, real_gflops = pair.tolist()
-    storage.put_scalar("train/expected_gflops", expected_gflops)
-    storage.put_scalar("train/real_gflops", real_gflops)
-
-
-def image_keys(inputs: list[dict]) -> list[str]:
-    """Keys of a batch's images in the activation bank: their file names, else their ids.
-
-    Raises:
-        DataError: an image has neither.
-    """
-    keys = []
-    for item in inputs:
-        key = item.get("file_name", item.get("image_id"))
-        if key is None:
-            raise DataError(
-                "gate clustering keeps one activation per training image and needs "
-                "'file_name' or 'image_id' in every input dict"
-            )
-        keys.append(str(key))
-    return keys
 
 
 def attach_routing(
@@ -179,9 +28,13 @@ def attach_routing(
     clustering: ClusteringLossSettings | None = None,
     budget: Ramp | None = None,
     budget_target: float = 0.1,
+    periods: Periods | None = None,
     **expert_options: Any,
 ) -> RoutingSupervision:
     """Attach routing losses and records to a built model (before it is wrapped for DDP).
+
+    With ``periods`` that is all: the model's training forwards cluster the bank when it is due.
+    Without, ``divdr.engine.ClusteringHook`` does, which can also cluster an exact bank.
 
     Args:
         model: a Detectron2 model with one ``DynamicRouting`` backbone, wherever it sits.
@@ -189,12 +42,12 @@ def attach_routing(
         clustering: settings of the clustering loss.
         budget: weight of the budget loss over training; None is off.
         budget_target: μ.
+        periods: when to cluster the bank; None: never from here.
         expert_options: more arguments of ``LocalExperts`` (restarts, warm_start, backend, seed,
             sigma2_floor).
 
     Returns:
-        The attached object; it belongs into the checkpointer, and
-        ``divdr.engine.ClusteringHook`` clusters its bank.
+        The attached object; its state belongs into the checkpointer.
 
     Raises:
         ValueError: the model has no such backbone, or several, or routing is attached already.
@@ -211,6 +64,7 @@ def attach_routing(
         clustering or ClusteringLossSettings(),
         budget or Ramp(0.0, 0, 0),
         budget_target,
+        periods,
     )
     setattr(model, _ATTRIBUTE, supervision)
     model.register_forward_pre_hook(supervision.before_forward)
@@ -218,11 +72,33 @@ def attach_routing(
     return supervision
 
 
-def attach_routing_from_config(model: nn.Module, cfg: CfgNode) -> RoutingSupervision | None:
-    """Attach as ``cfg.MODEL.ROUTING`` says; None for a model without a routed backbone.
+def with_routing(model: nn.Module, **settings: Any) -> nn.Module:
+    """The model itself, with routing attached: for LazyConfig, whose models are calls.
+
+    Args:
+        model: a Detectron2 model with one ``DynamicRouting`` backbone.
+        settings: of :func:`attach_routing`.
 
     Raises:
-        ConfigError: a setting is out of its range.
+        ValueError: see :func:`attach_routing`.
+    """
+    attach_routing(model, **settings)
+    return model
+
+
+def attach_routing_from_config(
+    model: nn.Module, cfg: CfgNode, *, cluster: bool = False
+) -> RoutingSupervision | None:
+    """Attach as ``cfg.MODEL.ROUTING`` says; None for a model without a routed backbone.
+
+    Args:
+        model: a Detectron2 model.
+        cfg: with divdr's keys.
+        cluster: let training forwards cluster the bank when it is due, for trainers that know
+            nothing of ``divdr.engine.ClusteringHook``.
+
+    Raises:
+        ConfigError: a setting is out of its range, or needs that hook (``BANK: exact``).
     """
     if not any(isinstance(m, DynamicRouting) for m in model.modules()):
         return None
@@ -235,6 +111,11 @@ def attach_routing_from_config(model: nn.Module, cfg: CfgNode) -> RoutingSupervi
     if settings.BANK not in ("latest", "exact"):
         raise ConfigError(
             f'MODEL.ROUTING.CLUSTERING.BANK must be "latest" or "exact", not {settings.BANK!r}'
+        )
+    if cluster and settings.BANK == "exact":
+        raise ConfigError(
+            'MODEL.ROUTING.CLUSTERING.BANK "exact" passes over the training set, which a model '
+            "cannot do from its forward; use divdr.engine.ClusteringHook"
         )
     max_iter = cfg.SOLVER.MAX_ITER
     budget = routing.BUDGET
@@ -254,6 +135,7 @@ def attach_routing_from_config(model: nn.Module, cfg: CfgNode) -> RoutingSupervi
             to_iterations(budget.RAMP, max_iter),
         ),
         budget_target=budget.TARGET,
+        periods=periods_from_config(cfg) if cluster else None,
         restarts=settings.KMEANS.RESTARTS,
         warm_start=settings.KMEANS.WARM_START,
         backend=settings.KMEANS.BACKEND,
@@ -262,7 +144,22 @@ def attach_routing_from_config(model: nn.Module, cfg: CfgNode) -> RoutingSupervi
     )
 
 
+def periods_from_config(cfg: CfgNode) -> Periods:
+    """When ``cfg.MODEL.ROUTING.CLUSTERING`` clusters.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
+    settings = cfg.MODEL.ROUTING.CLUSTERING
+    start = to_iterations(settings.START, cfg.SOLVER.MAX_ITER)
+    return Periods(start, settings.PERIOD, settings.PERIOD_GROWTH)
+
+
 def attached_routing(model: nn.Module) -> RoutingSupervision | None:
     """What is attached to a model (or to the one inside a DDP wrapper); None if nothing is."""
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    return getattr(inner, _ATTRIBUTE, None)
+    return getattr(unwrap(model), _ATTRIBUTE, None)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DDP wrapper, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

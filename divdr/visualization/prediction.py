@@ -12,13 +12,16 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from .classes import class_colours
 
 
-def prediction_picture(image: np.ndarray, output: dict[str, Any], metadata: Metadata) -> np.ndarray:
+def prediction_picture(
+    image: np.ndarray, output: dict[str, Any], metadata: Metadata, *, confidence: float = 0.0
+) -> np.ndarray:
     """The image with everything that the model found drawn over it.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         output: of a Detectron2 model: "sem_seg", "panoptic_seg", "instances", or several.
         metadata: names and colours of classes.
+        confidence: instances of a lower score are left out.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -35,7 +38,8 @@ def prediction_picture(image: np.ndarray, output: dict[str, Any], metadata: Meta
     if "sem_seg" in output:
         drawn = visualizer.draw_sem_seg(semantic_labels(output))
     if "instances" in output:
-        drawn = visualizer.draw_instance_predictions(output["instances"].to("cpu"))
+        instances = output["instances"].to("cpu")
+        drawn = visualizer.draw_instance_predictions(instances[instances.scores >= confidence])
     return drawn.get_image()
 
 

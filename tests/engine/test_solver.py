@@ -70,3 +70,13 @@ def test_unknown_schedule():
     cfg = load_config("", ["SOLVER.LR_SCHEDULER_NAME", "Random"])
     with pytest.raises(ConfigError, match="Random"):
         build_lr_scheduler(cfg, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+def test_adam_by_name():
+    cfg = load_config("", ["SOLVER.OPTIMIZER", "ADAM", "SOLVER.BASE_LR", "0.003"])
+    optimizer = build_optimizer(cfg, small())
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.003
+    cfg.SOLVER.OPTIMIZER = "LION"
+    with pytest.raises(ConfigError, match="LION"):
+        build_optimizer(cfg, small())

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import SemanticSegmentor
+from detectron2.modeling import Backbone, SemanticSegmentor
 from scipy.spatial.distance import cdist, pdist
 from sklearn.cluster import KMeans
 
 from divdr.errors import ConfigError
-from divdr.evaluation import RoutingEvaluator, summary_table
+from divdr.evaluation import BackboneCostEvaluator, RoutingEvaluator, summary_table
 from divdr.evaluation.routing_evaluator import check_sizes
-from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, attach_routing
+from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, ProjectionNeck, attach_routing
 
 
 @pytest.fixture
@@ -114,3 +114,47 @@ def test_table_has_every_figure_but_single_classes():
     assert "mIoU" in table
     assert "51.2500" in table
     assert "IoU-road" not in table
+
+
+def test_a_detectors_cost_counts_its_neck():
+    bottom_up = DynamicRouting(layers=3, scales=3, channels=4)
+    backbone = ProjectionNeck(bottom_up, ["res2", "res3", "res4"], 8)
+    model = torch.nn.Module()
+    model.backbone = backbone
+    model.forward = lambda items: [{} for _ in items if backbone(items[0]["image"][None])]
+    attach_routing(model)
+    evaluator = RoutingEvaluator("some_set", model, sizes=[(64, 96)], num_experts=5)
+    evaluator.reset()
+    (item, *_) = batch()
+    with torch.no_grad():
+        evaluator.process([item], model.eval()([item]))
+    figures = evaluator.evaluate()["routing"]
+    # 32×48 pixels: maps of 8×12×4, 4×6×8 and 2×3×16, each times 8 output channels.
+    neck = 8 * (8 * 12 * 4 + 4 * 6 * 8 + 2 * 3 * 16) / 1e9
+    assert figures["real_gflops_with_neck"] - figures["real_gflops"] == pytest.approx(neck)
+    larger = figures["real_gflops_64x96_with_neck"] - figures["real_gflops_64x96"]
+    assert larger == pytest.approx(4 * neck)
+
+
+class _Plain(Backbone):
+    """One convolution; images are padded to multiples of 16."""
+
+    size_divisibility = 16
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x):
+        return {"p2": self.conv(x)}
+
+
+def test_cost_of_a_backbone_without_routing():
+    evaluator = BackboneCostEvaluator(_Plain(), sizes=[(10, 20)])
+    evaluator.reset()
+    images = [{"image": torch.zeros(3, *size)} for size in ((16, 32), (17, 31))]
+    evaluator.process(images, [{}, {}])
+    figures = evaluator.evaluate()["cost"]
+    # 16×32 stays, 17×31 becomes 32×32; a pixel takes 3·8·9 multiply-adds.
+    assert figures["gflops"] == pytest.approx((16 * 32 + 32 * 32) / 2 * 216 / 1e9)
+    assert figures["gflops_10x20"] == pytest.approx(200 * 216 / 1e9)

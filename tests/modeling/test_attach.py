@@ -18,8 +18,9 @@ from divdr.modeling import (
     DynamicRoutingDecoder,
     attach_routing,
     attached_routing,
+    with_routing,
 )
-from divdr.routing import Ramp
+from divdr.routing import Periods, Ramp
 
 
 def segmentor() -> SemanticSegmentor:
@@ -234,3 +235,32 @@ def test_a_record_is_never_that_of_an_earlier_forward():
     with torch.no_grad():
         assert "routing" in model([{"look": True}])[0]
         assert "routing" not in model([{"look": False}])[0]
+
+
+def test_training_forwards_cluster_by_themselves_where_periods_say_so():
+    model = with_routing(segmentor(), num_experts=2, periods=Periods(start=1, period=2)).train()
+    experts = attached_routing(model).experts
+    with EventStorage() as storage:
+        seen = []
+        for iteration in range(5):
+            storage.iter = iteration
+            batch = inputs()
+            for item in batch:
+                item["file_name"] = f"{iteration}{item['file_name']}"
+            before = experts.centres
+            model(batch)
+            if iteration == 2:  # gradients of a second batch are added up: no second clustering
+                once = experts.centres
+                model(batch)
+                assert experts.centres is once
+            seen.append(experts.centres is not before)
+    # Periods end with iterations 2 and 4 (from 0): one is left out, then every second.
+    assert seen == [False, False, True, False, True]
+    assert storage.latest()["clustering/inter"][1] == 4
+
+
+def test_without_periods_forwards_never_cluster():
+    model = with_routing(segmentor(), num_experts=2).train()
+    for _ in range(3):
+        model(inputs(4))
+    assert attached_routing(model).experts.centres is None

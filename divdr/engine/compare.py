@@ -1,0 +1,143 @@
+"""Finished runs side by side: accuracy and GFLOPs as evaluated, seconds an image measured anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import DataError
+from ..modeling import attached_routing
+from .checkpointer import load_for_evaluation
+from .setup import load_config
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """One run's row.
+
+    Attributes:
+        name: of its folder.
+        accuracy: {data set: (AP, AP50)} of boxes, in percent.
+        gflops: backbone and neck, mean over the images of the first data set, padded.
+        gflops_800: backbone and neck at 800×800; None if the run did not report it.
+        seconds: median over images and rounds of the whole model's forward for one image.
+    """
+
+    name: str
+    accuracy: dict[str, tuple[float, float]]
+    gflops: float
+    gflops_800: float | None
+    seconds: float
+
+
+def compare_runs(folders: Sequence[str], *, images: int = 12, rounds: int = 5) -> list[RunFigures]:
+    """Gather what runs of ``tools/train_net.py`` wrote, and time their models.
+
+    The models take turns image by image, so that a machine's moods meet all alike.
+
+    Args:
+        folders: ``OUTPUT_DIR`` of each run, with ``config.yaml``, ``model_final.pth`` and
+            ``inference/results.json``.
+        images: how many of the first run's test images are timed.
+        rounds: how often each.
+
+    Raises:
+        DataError: a folder holds no finished, evaluated run.
+    """
+    runs = [_read(folder) for folder in folders]
+    models = [_load(cfg, folder) for (cfg, _), folder in zip(runs, folders, strict=True)]
+    first = runs[0][0]
+    loader = iter(Trainer.build_test_loader(first, first.DATASETS.TEST[0]))
+    batches = [batch for batch, _ in zip(loader, range(images), strict=False)]
+    seconds = _time(models, batches, rounds)
+    return [
+        _figures(os.path.basename(os.path.normpath(folder)), cfg, results, statistics.median(times))
+        for folder, (cfg, results), times in zip(folders, runs, seconds, strict=True)
+    ]
+
+
+def comparison_table(rows: Sequence[RunFigures]) -> str:
+    """Markdown, one row a run."""
+    datasets = list(rows[0].accuracy)
+    headers = ["run"]
+    for name in datasets:
+        headers += [f"AP {name}", f"AP50 {name}"]
+    headers += ["GFLOPs", "GFLOPs at 800×800", "seconds/image"]
+    body = []
+    for row in rows:
+        line: list[Any] = [row.name]
+        for name in datasets:
+            ap, ap50 = row.accuracy.get(name, (float("nan"), float("nan")))
+            line += [f"{ap:.1f}", f"{ap50:.1f}"]
+        at_800 = "" if row.gflops_800 is None else f"{row.gflops_800:.2f}"
+        line += [f"{row.gflops:.3f}", at_800, f"{row.seconds:.3f}"]
+        body.append(line)
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+
+def _read(folder: str) -> tuple[CfgNode, dict[str, Any]]:
+    paths = [os.path.join(folder, name) for name in ("config.yaml", "model_final.pth")]
+    paths.append(os.path.join(folder, "inference", "results.json"))
+    for path in paths:
+        if not os.path.exists(path):
+            raise DataError(f"{folder} holds no finished run: {path} is missing")
+    with open(paths[2], encoding="utf-8") as file:
+        return load_config(paths[0]), json.load(file)
+
+
+def _load(cfg: CfgNode, folder: str) -> nn.Module:
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    model = Trainer.build_model(cfg)
+    weights = os.path.join(folder, "model_final.pth")
+    load_for_evaluation(model, weights, routing=attached_routing(model))
+    return model.eval()
+
+
+@torch.no_grad()
+def _time(models: Sequence[nn.Module], batches: list, rounds: int) -> list[list[float]]:
+    seconds: list[list[float]] = [[] for _ in models]
+    for batch in batches[:1]:
+        for model in models:
+            model(batch)
+    for _ in range(rounds):
+        for batch in batches:
+            for model, times in zip(models, seconds, strict=True):
+                _wait()
+                start = time.perf_counter()
+                model(batch)
+                _wait()
+                times.append(time.perf_counter() - start)
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _figures(name: str, cfg: CfgNode, results: Mapping[str, Any], seconds: float) -> RunFigures:
+    accuracy = {
+        dataset: (results[dataset]["bbox"]["AP"], results[dataset]["bbox"]["AP50"])
+        for dataset in cfg.DATASETS.TEST
+    }
+    first = results[cfg.DATASETS.TEST[0]]
+    if "routing" in first:
+        costs = first["routing"]
+        bare = costs["real_gflops"]
+        gflops = costs.get("real_gflops_with_neck", bare)
+        at_800 = costs.get("real_gflops_800x800_with_neck", costs.get("real_gflops_800x800"))
+    else:
+        gflops, at_800 = first["cost"]["gflops"], first["cost"].get("gflops_800x800")
+    return RunFigures(name, accuracy, gflops, at_800, seconds)

@@ -1,0 +1,178 @@
+"""What routing adds to a model: losses in training, records in evaluation, and the state behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..experts import LocalExperts
+from ..routing import Periods, Ramp, Routing, budget_loss
+from .backbone import DynamicRouting
+from .clustering import cluster_and_log
+
+
+@dataclass(frozen=True)
+class ClusteringLossSettings:
+    """Settings of Eq. 2 of DivDR.
+
+    Attributes:
+        weight: λ2; 0 only measures.
+        margin: α.
+        squared: square the distances.
+        gates: "after" the non-linearity, or "before" it.
+        update_bank: note activations while training (the "latest" bank).
+    """
+
+    weight: float = 0.1
+    margin: float = 1.0
+    squared: bool = False
+    gates: str = "after"
+    update_bank: bool = True
+
+
+class RoutingSupervision:
+    """What :func:`attach_routing` attaches: losses, records, and the state behind them.
+
+    Attributes:
+        backbone: the routed backbone of the model.
+        experts: activation bank and centres; None without clustering.
+        clustering: settings of the clustering loss.
+        budget: weight of the budget loss over training.
+        budget_target: μ.
+        periods: when training forwards cluster the bank by themselves; None leaves that to
+            ``divdr.engine.ClusteringHook``.
+    """
+
+    def __init__(
+        self,
+        backbone: DynamicRouting,
+        experts: LocalExperts | None,
+        clustering: ClusteringLossSettings,
+        budget: Ramp,
+        budget_target: float,
+        periods: Periods | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.experts = experts
+        self.clustering = clustering
+        self.budget = budget
+        self.budget_target = budget_target
+        self.periods = periods
+        self._steps = 0
+        self._clustered = -1  # the iteration of the last clustering from here
+
+    def state_dict(self) -> dict[str, Any]:
+        """Bank, centres, σ² and the step count: tensors, numbers, strings and lists alone."""
+        state: dict[str, Any] = {"steps": self._steps}
+        if self.experts is not None:
+            state["experts"] = self.experts.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: another number of experts or another routing space.
+        """
+        self._steps = int(state.get("steps", 0))
+        if self.experts is not None and "experts" in state:
+            self.experts.load_state_dict(state["experts"])
+
+    def clustered_values(self, routing: Routing) -> Tensor:
+        """(N, D) what is clustered: gates after or before their non-linearity."""
+        return routing.activations if self.clustering.gates == "after" else routing.logits
+
+    def losses(self, routing: Routing, iteration: int) -> dict[str, Tensor]:
+        """The routing losses of a batch, weighted."""
+        losses = {}
+        if self.budget.weight > 0:
+            value = budget_loss(routing, self.budget_target).mean()
+            losses["loss_budget"] = value * self.budget.at(iteration)
+        if self.experts is not None and self.clustering.weight > 0:
+            values = self.clustered_values(routing)
+            loss = self.experts.loss(
+                values, margin=self.clustering.margin, squared=self.clustering.squared
+            )
+            losses["loss_clustering"] = loss.mean() * self.clustering.weight
+        return losses
+
+    def before_forward(self, model: nn.Module, args: tuple) -> None:
+        """Forget the last record, so that it is never taken for this forward's."""
+        self.backbone.forget()
+
+    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> Any:
+        """Add losses or records to what the model returns."""
+        routing = self.backbone.routing
+        if routing is None:
+            return output
+        if self.experts is not None:
+            self.experts.to(routing.activations.device)
+        if model.training and isinstance(output, dict):
+            return self._train(args[0], routing, output)
+        if isinstance(output, list) and len(output) == len(routing):
+            detached = routing.detach()
+            for index, result in enumerate(output):
+                if isinstance(result, dict):
+                    result["routing"] = detached[index]
+        return output
+
+    def _train(self, inputs: list[dict], routing: Routing, losses: dict) -> dict:
+        storage = _event_storage()
+        iteration = storage.iter if storage is not None else self._steps
+        added = self.losses(routing, iteration)
+        # Passes without gradients (precise BatchNorm) are no training and leave no trace.
+        if torch.is_grad_enabled():
+            self._steps = iteration + 1
+            if self.experts is not None and self.clustering.update_bank:
+                rows = self.clustered_values(routing).detach()
+                self.experts.bank.update(image_keys(inputs), rows, iteration)
+            if storage is not None:
+                _log_costs(storage, routing)
+            self._cluster_if_due(iteration, storage)
+        return {**losses, **added}
+
+    def _cluster_if_due(self, iteration: int, storage: EventStorage | None) -> None:
+        if self.experts is None or self.periods is None or self._clustered == iteration:
+            return
+        if self.periods.due(iteration):
+            self._clustered = iteration  # once, also where gradients of several batches add up
+            cluster_and_log(self.experts, iteration, storage)
+
+
+def _event_storage() -> EventStorage | None:
+    try:
+        return get_event_storage()
+    except AssertionError:  # outside of a trainer's loop there is none
+        return None
+
+
+def _log_costs(storage: EventStorage, routing: Routing) -> None:
+    expected = routing.expected_cost.detach().mean()
+    pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
+    expected_gflops, real_gflops = pair.tolist()
+    storage.put_scalar("train/expected_gflops", expected_gflops)
+    storage.put_scalar("train/real_gflops", real_gflops)
+
+
+def image_keys(inputs: list[dict]) -> list[str]:
+    """Keys of a batch's images in the activation bank: their file names, else their ids.
+
+    Raises:
+        DataError: an image has neither.
+    """
+    keys = []
+    for item in inputs:
+        key = item.get("file_name", item.get("image_id"))
+        if key is None:
+            raise DataError(
+                "gate clustering keeps one activation per training image and needs "
+                "'file_name' or 'image_id' in every input dict"
+            )
+        keys.append(str(key))
+    return keys
