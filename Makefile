@@ -14,7 +14,7 @@ JOBS ?= 2
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron2.txt setup.py
+$(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron2.txt requirements/panoptic.txt setup.py
 	@test -n "$(PYTHON)" || { echo "divdr needs Python 3.10, 3.11 or 3.12 with its venv module; name one by PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
@@ -23,6 +23,8 @@ $(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron
 		--python $(BIN)/python --python-version 3.10 \
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
 		-r requirements/detectron2.txt
+	$(BIN)/python -c 'import panopticapi' 2>/dev/null || $(UV) pip install --quiet --no-deps --require-hashes \
+		--python $(BIN)/python -r requirements/panoptic.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -46,6 +48,7 @@ lock: setup
 	$(UV) pip compile --quiet --no-header --generate-hashes --universal --python-version 3.10 --upgrade requirements/base.in -o requirements/base.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 --upgrade requirements/uv.in -o requirements/uv.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 requirements/detectron2.in -o requirements/detectron2.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 --upgrade requirements/panoptic.in -o requirements/panoptic.txt
 
 clean:
 	rm -rf $(VENV) output datasets/streetscapes
