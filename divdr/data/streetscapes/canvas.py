@@ -85,17 +85,17 @@ class Canvas:
         for index, part in enumerate(item.parts):
             if index == 0 and item.base is not None and not part.width:
                 continue  # the base already has the colour of the outline, with its gradient
-            _fill(patch, part, part.colour, columns.start, rows.start)
+            fill_part(patch, part, part.colour, columns.start, rows.start)
             # Painted even when dark: it hides the light of parts behind it.
             if part.glow or shining:
                 red, green, blue = part.colour
                 shown = (red * part.glow, green * part.glow, blue * part.glow)
-                _fill(light, part, shown, columns.start, rows.start)
+                fill_part(light, part, shown, columns.start, rows.start)
                 shining = True
         kind, strength = item.grain
         if strength:
             grain = 1.0 + strength * self.noise[kind][rows, columns]
-            patch = _times(patch, grain)
+            patch = times(patch, grain)
         self.colour[rows, columns][mask] = patch[mask]
         self.light[rows, columns][mask] = light[mask]
         self.road[rows, columns][mask] = item.label == "road"
@@ -131,10 +131,11 @@ class Canvas:
         down = (np.arange(top, bottom) - row) / max(half_height, 1)
         inside = np.clip(1.2 - across[None, :] ** 2 - down[:, None] ** 2, 0, 1)
         patch = self.colour[top:bottom, left:right]
-        patch[:] = _times(patch, 1 - 0.5 * inside)
+        patch[:] = times(patch, 1 - 0.5 * inside)
 
 
-def _times(patch: Bytes, factor: Floats) -> Bytes:
+def times(patch: Bytes, factor: Floats) -> Bytes:
+    """The patch (uint8, H x W x 3) with its brightness multiplied by a factor (H, W)."""
     # OpenCV multiplies, rounds and saturates in one go.
     factors = cv2.merge([factor.astype(np.float32)] * 3)
     return np.asarray(cv2.multiply(patch, factors, dtype=cv2.CV_8U), np.uint8)
@@ -145,7 +146,8 @@ def _blend(high: Colour, low: Colour, rows: int) -> Floats:
     return (1 - share) * np.array(high, np.float32) + share * np.array(low, np.float32)
 
 
-def _fill(patch: Bytes, part: Part, colour: Colour, left: int, top: int) -> None:
+def fill_part(patch: Bytes, part: Part, colour: Colour, left: int = 0, top: int = 0) -> None:
+    """Paints one part into a patch (uint8, H x W x 3) whose corner is at (left, top)."""
     points = fixed_point(part.points, left, top)
     if part.width:
         thickness = max(1, round(part.width))

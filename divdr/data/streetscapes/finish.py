@@ -9,7 +9,8 @@ from .canvas import Canvas, Floats
 from .scene import Setting
 
 
-def _soften(image: Floats, sigma: float) -> Floats:
+def soften(image: Floats, sigma: float) -> Floats:
+    """The image blurred as by a lens; ``sigma`` in pixels."""
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
@@ -18,7 +19,7 @@ def _glow(light: Floats, unit: float) -> Floats:
     height, width = light.shape[:2]
     size = max(2, width // 4), max(2, height // 4)
     small = np.asarray(cv2.resize(light, size, interpolation=cv2.INTER_AREA), np.float32)
-    halo = _soften(small, max(0.8, 2.2 * unit)) + 0.6 * _soften(small, max(1.0, 7.0 * unit))
+    halo = soften(small, max(0.8, 2.2 * unit)) + 0.6 * soften(small, max(1.0, 7.0 * unit))
     return np.asarray(cv2.resize(halo, (width, height)), np.float32)
 
 
@@ -29,7 +30,8 @@ def _haze(image: Floats, depth: Floats, reach: float, colour: Floats, most: floa
     return image + share[..., None] * (colour - image)
 
 
-def _noise(image: Floats, setting: Setting, strength: float) -> Floats:
+def add_noise(image: Floats, setting: Setting, strength: float) -> Floats:
+    """The image (H, W, 3) with the noise of a camera of this standard deviation."""
     grain = setting.rng.standard_normal(image.shape[:2], dtype=np.float32)[..., None]
     # The red and blue channels also stray from the green one, as in cameras.
     stray = np.roll(grain, 7, axis=1) * np.array([0.4, 0, -0.4], np.float32)
@@ -131,6 +133,6 @@ def develop(canvas: Canvas, setting: Setting, character: str) -> np.ndarray:
         image = _day(image, canvas, setting)
         strength = setting.between(0.006, 0.014)
     # The lens: just enough blur for edges like a camera's, well below one pixel of shift.
-    image = _soften(image, 0.45 + 0.1 * min(unit, 2.0))
-    image = _noise(image, setting, strength)
+    image = soften(image, 0.45 + 0.1 * min(unit, 2.0))
+    image = add_noise(image, setting, strength)
     return np.clip(np.round(image * 255), 0, 255).astype(np.uint8)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from divdr.data.drawn import SPLITS
+
 from .scene import CHARACTERS
 
 #: Invented cities; no city occurs in both splits, as in Cityscapes.
@@ -14,7 +16,6 @@ CITIES = {
     "train": ("arlenbruck", "feldingen", "morvane", "norrbeck", "quillhaven", "tessarow"),
     "val": ("lindrath", "ostermoor", "vasselby"),
 }
-SPLITS = tuple(CITIES)
 
 #: Endings of the files in gtFine.
 ANNOTATION_KINDS = ("polygons.json", "labelIds.png", "labelTrainIds.png", "instanceIds.png")

@@ -5,71 +5,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
+from divdr.data.drawn import SPLITS, DrawnSet
 from divdr.errors import DataError
 
-from .naming import SPLITS, image_files
+from .naming import image_files
 
 #: Raised whenever the same settings would give different files.
 VERSION = 1
 
 RECORD = "streetscapes.json"
 CHARACTERS_FILE = "characters.json"
-PARTIAL = ".partial"
 
 
-def write_atomically(path: Path, content: bytes, partial: Path) -> None:
-    """Writes a file so that it either has all its content or does not exist.
-
-    Args:
-        partial: folder of the same file system where the file grows. Not the folder of ``path``:
-            Detectron2 takes every file beside the images for an image.
-    """
-    partial.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    growing = partial / f"{os.getpid()}_{path.name}"
-    growing.write_bytes(content)
-    os.replace(growing, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically beside the data."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, text.encode(), path.parent / PARTIAL)
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a "cityscapes" folder, or None if there is none.
-
-    Raises:
-        DataError: the record cannot be understood.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        if not isinstance(record["complete"], bool) or not isinstance(record["settings"], dict):
-            raise TypeError
-        for split in SPLITS:
-            if not all(isinstance(name, str) for name in record["images"][split]):
-                raise TypeError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged; delete the folder {folder} and generate it again."
-        ) from error
-    return record
-
-
-def recorded_files(record: dict[str, Any]) -> set[Path]:
-    """All image and annotation files that a record speaks of, below the "cityscapes" folder."""
-    return {
-        path
-        for split in SPLITS
-        for name in record["images"][split]
-        for path in image_files(split, name)
-    }
+def scenes_below(root: str | os.PathLike[str]) -> DrawnSet:
+    """The data set in the folder "cityscapes" of ``root``, whether it exists or not."""
+    return DrawnSet(
+        folder=Path(root) / "cityscapes",
+        record_name=RECORD,
+        version=VERSION,
+        image_files=image_files,
+        own_folders=tuple(
+            Path(top, split) for top in ("leftImg8bit", "gtFine") for split in SPLITS
+        ),
+        summaries=(Path(CHARACTERS_FILE),),
+    )
 
 
 def load_characters(root: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
@@ -85,8 +45,9 @@ def load_characters(root: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     Raises:
         DataError: the folder holds no complete street scenes.
     """
-    folder = Path(root) / "cityscapes"
-    record = read_record(folder)
+    scenes = scenes_below(root)
+    folder = scenes.folder
+    record = scenes.read()
     if record is None or not record["complete"]:
         raise DataError(
             f"{folder} holds no complete street scenes; run datasets/make_streetscapes.py first."

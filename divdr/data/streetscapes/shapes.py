@@ -65,6 +65,23 @@ def hull(points: Points) -> Points:
     return cv2.convexHull(points.astype(np.float32)).reshape(-1, 2).astype(np.float64)
 
 
+def silhouette(
+    parts: Sequence[Part], shape: tuple[int, int], left: float = 0.0, top: float = 0.0
+) -> np.ndarray:
+    """The pixels of the solid parts: uint8 (H, W), 1 inside, relative to a corner."""
+    canvas = np.zeros(shape, np.uint8)
+    for part in parts:
+        if not part.solid:
+            continue
+        points = fixed_point(part.points, left, top)
+        if part.width:
+            thickness = max(2, round(part.width))
+            cv2.polylines(canvas, [points], part.ring, 1, thickness, cv2.LINE_8, FRACTION_BITS)
+        if not part.width or part.ring:
+            cv2.fillPoly(canvas, [points], 1, cv2.LINE_8, FRACTION_BITS)
+    return canvas
+
+
 def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]] | None:
     """The polygon around all solid parts, cut to the picture.
 
@@ -81,14 +98,7 @@ def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]] |
     right, bottom = np.clip(np.ceil(every.max(axis=0) + margin), 0, (width, height)).astype(int)
     if right - left < 2 or bottom - top < 2:
         return None
-    canvas = np.zeros((bottom - top, right - left), np.uint8)
-    for part in solid:
-        points = fixed_point(part.points, float(left), float(top))
-        if part.width:
-            thickness = max(2, round(part.width))
-            cv2.polylines(canvas, [points], part.ring, 1, thickness, cv2.LINE_8, FRACTION_BITS)
-        if not part.width or part.ring:
-            cv2.fillPoly(canvas, [points], 1, cv2.LINE_8, FRACTION_BITS)
+    canvas = silhouette(solid, (bottom - top, right - left), float(left), float(top))
     # Pieces one pixel thin would be polygons without area, which geometry libraries reject.
     mask = cv2.morphologyEx(canvas, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
