@@ -16,6 +16,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routing import tie
 from .backbone import DynamicRouting
 
 
@@ -74,10 +75,11 @@ class ProjectionNeck(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) → {"p2": (N, channels, H/4, W/4), …}."""
         maps = self.bottom_up(x)
-        return {
-            new: getattr(self, f"project{new.removeprefix('p')}")(maps[name])
+        projected = [
+            getattr(self, f"project{new.removeprefix('p')}")(maps[name])
             for name, new in self._names.items()
-        }
+        ]
+        return dict(zip(self._names.values(), tie(projected), strict=True))
 
 
 def check_features(names: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:

@@ -8,6 +8,7 @@ from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
+from .ties import tie
 
 __all__ = [
     "DEFAULT_OPS",
@@ -30,5 +31,6 @@ __all__ = [
     "count_macs",
     "op_names",
     "register_op",
+    "tie",
     "to_iterations",
 ]

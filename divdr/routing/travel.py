@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .cell import CellResult
 from .space import TRANSFORMS, Node
+from .ties import tie
 
 
 class Arrival:
@@ -80,10 +81,7 @@ class Travellers:
 
     def tie(self, outputs: list[Tensor]) -> list[Tensor]:
         """Tie everything left out to the outputs with weight zero."""
-        if not self._left_out:
-            return outputs
-        nothing = torch.stack([t.float() for t in self._left_out]).sum()
-        return [output + nothing.to(output.dtype) for output in outputs]
+        return tie(outputs, self._left_out)
 
 
 def _compose(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:

@@ -1,0 +1,49 @@
+"""Heads that ignore some of the maps, in several processes."""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from divdr.modeling import DynamicRouting, ProjectionNeck
+
+
+class _OneLevel(torch.nn.Module):
+    def __init__(self, backbone, level):
+        super().__init__()
+        self.backbone = backbone
+        self.level = level
+
+    def forward(self, x):
+        return self.backbone(x)[self.level].mean()
+
+
+def _train(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    options = {"layers": 3, "scales": 3, "channels": 4, "norm": "BN"}
+    bare = _OneLevel(DynamicRouting(**options), "res3")
+    neck = ProjectionNeck(DynamicRouting(**options), ["res2", "res3", "res4"], 4)
+    for model in (bare, _OneLevel(neck, "p3")):
+        wrapped = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        for step in range(3):  # a parameter without a gradient stops the second step
+            torch.manual_seed(10 * rank + step)
+            optimizer.zero_grad()
+            wrapped(torch.randn(2, 3, 32, 32)).backward()
+            optimizer.step()
+        unused = [p for n, p in model.named_parameters() if "layers.2.0" in n or "project2" in n]
+        assert unused
+        assert all(p.grad is not None and not p.grad.any() for p in unused)
+    total = sum(p.detach().double().sum() for p in model.parameters())
+    torch.save(total, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_maps_that_a_head_ignores_do_not_stop_distributed_training(tmp_path):
+    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
