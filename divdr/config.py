@@ -93,6 +93,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
     # "" Detectron2's.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
+    # Also in Detectron2's mapper, after resize and flip: "vertical_flip", "quarter_turns" (for
+    # images from above), "colour" (brightness and contrast ×0.7 to 1.3, saturation ×0.5 to 1.5).
+    cfg.INPUT.EXTRA_AUGMENTATIONS = []
 
 
 def add_project_configs(cfg: CfgNode) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 
 from ..errors import DataError
+from .augmentations import extra_augmentations
 from .mapper import _read_file
 
 
@@ -36,7 +38,23 @@ class CheckedMapper:
 
 
 class DetectionMapper(DatasetMapper):
-    """Detectron2's mapper; with masks and crops it fails for images without annotations."""
+    """Detectron2's mapper, with ``INPUT.EXTRA_AUGMENTATIONS``.
+
+    With masks and crops Detectron2's own fails for images without annotations.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments from ``cfg.INPUT`` and ``cfg.MODEL``.
+
+        Raises:
+            ConfigError: an augmentation is unknown.
+        """
+        arguments = super().from_config(cfg, is_train)
+        if is_train:
+            extra = extra_augmentations(cfg.INPUT.EXTRA_AUGMENTATIONS)
+            arguments["augmentations"] = [*arguments["augmentations"], *extra]
+        return arguments
 
     def _transform_annotations(
         self, dataset_dict: dict, transforms: Any, image_shape: tuple[int, int]

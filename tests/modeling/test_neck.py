@@ -147,3 +147,19 @@ def test_neck_costs_its_convolutions():
     assert neck_macs(fpn, 800, 800) == neck_macs(fpn, 832, 832)
     assert fpn.bottom_up.network.stem is not None  # counting left the neck as it was
     assert next(fpn.parameters()).device.type == "cpu"
+
+
+def test_group_normalisation_fits_narrow_cells():
+    # 24 channels: 8 groups of 3 in a cell, 4 groups of 3 in the gate's 12 channels.
+    bottom_up = DynamicRouting(layers=2, scales=2, channels=24, norm="GN").eval()
+    groups = {
+        m.num_channels: m.num_groups for m in bottom_up.modules() if isinstance(m, nn.GroupNorm)
+    }
+    assert groups[24] == 8
+    assert groups[12] == 4
+    assert groups[48] == 16
+    assert not [m for m in bottom_up.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        alone = bottom_up(torch.ones(1, 3, 32, 32))["res2"]
+        other = bottom_up.train()(torch.cat([torch.ones(1, 3, 32, 32), torch.randn(1, 3, 32, 32)]))
+    assert other["res2"][:1].allclose(alone, rtol=1e-2, atol=1e-2)  # whatever else is in the batch
