@@ -17,7 +17,7 @@ setup(
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "torch>=2.0,!=2.13.0",
+        "torch>=2.4,!=2.13.0",
         "torchvision",
         "fvcore",
         "iopath",

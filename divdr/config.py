@@ -35,6 +35,11 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # an open cell always run, on zeros if need be, as in the published code; weights that it
     # trained want this.
     routing.REACH = "open"
+    # What runs in evaluation: "plan" (weights folded, batches grouped by route; the same results in
+    # less time) or "reference" (the network that is trained). Training never uses a plan.
+    routing.INFERENCE = "plan"
+    # Precision of plans: "float32" (the weights' own) or "bfloat16" (gates still decide in fp32).
+    routing.INFERENCE_DTYPE = "float32"
     # Normalisation by Detectron2's names; "" is SyncBN on several GPUs and BN otherwise.
     routing.NORM = ""
     # Largest drop path probability: grows with depth and linearly over training; 0 is off.

@@ -42,11 +42,13 @@ def test_dependencies_leave_detectron2_to_the_user(repository):
 
 
 def test_rooms_import_downwards_only(repository):
-    rooms = ["routing", "experts", "modeling", "data", "evaluation", "engine", "visualization"]
+    rooms = ["routing", "experts", "inference", "modeling", "data", "evaluation", "engine"]
+    rooms.append("visualization")
     may_import = {
         "routing": set(),
         "experts": {"routing"},
-        "modeling": {"routing", "experts", "checkpoint"},
+        "inference": {"routing", "experts"},
+        "modeling": {"routing", "experts", "inference", "checkpoint"},
         "data": set(),
         "evaluation": {"routing", "experts", "modeling"},
         "engine": {"routing", "experts", "modeling", "data", "evaluation", "checkpoint"},

@@ -10,8 +10,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
+from ..errors import ConfigError
+from ..inference import CurrentPlan, InferencePlan, Route
 from ..routing import DEFAULT_OPS, DynamicRoutingNetwork, Routing, RoutingSpace
 from .norm import norm_factory
+
+INFERENCE_KINDS = ("plan", "reference")
+INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class _LastRouting:
@@ -35,6 +40,9 @@ class DynamicRouting(Backbone):
     calls maps of the same strides, so that necks and heads take them without other settings.
     :attr:`routing` tells what routing did in the last forward.
 
+    In evaluation and without gradients an ``InferencePlan`` runs in place of the network, with the
+    same results. Training, tracing and gradients in evaluation run the network itself.
+
     Args:
         layers: number of layers.
         scales: largest number of cells a layer (strides 4, 8, …).
@@ -47,9 +55,12 @@ class DynamicRouting(Backbone):
         drop_path: largest drop path probability.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
         in_channels: channels of the image.
+        inference: "plan", or "reference" to run the network itself in evaluation too.
+        inference_dtype: "float32" (the network's own precision) or "bfloat16" for plans.
 
     Raises:
-        ValueError: the space cannot exist, or a gate or operation is unknown.
+        ValueError: the space cannot exist, or a gate, operation, inference or precision is
+            unknown.
     """
 
     @configurable
@@ -67,8 +78,19 @@ class DynamicRouting(Backbone):
         drop_path: float = 0.0,
         reach: str = "open",
         in_channels: int = 3,
+        inference: str = "plan",
+        inference_dtype: str = "float32",
     ) -> None:
         super().__init__()
+        if inference not in INFERENCE_KINDS:
+            raise ConfigError(
+                f"unknown inference {inference!r}; known are {', '.join(INFERENCE_KINDS)}"
+            )
+        if inference_dtype not in INFERENCE_DTYPES:
+            raise ConfigError(
+                f"unknown inference dtype {inference_dtype!r}; known are "
+                f"{', '.join(INFERENCE_DTYPES)}"
+            )
         space = RoutingSpace.build(layers, scales, scales_per_layer)
         self.network = DynamicRoutingNetwork(
             space,
@@ -83,6 +105,10 @@ class DynamicRouting(Backbone):
         )
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
         self._last = _LastRouting()
+        self._inference = inference
+        self._inference_dtype = INFERENCE_DTYPES[inference_dtype]
+        self._plan = CurrentPlan()
+        self._route: Route | Tensor | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -100,6 +126,8 @@ class DynamicRouting(Backbone):
             "drop_path": routing.DROP_PATH,
             "reach": routing.REACH,
             "in_channels": input_shape.channels,
+            "inference": routing.INFERENCE,
+            "inference_dtype": routing.INFERENCE_DTYPE,
         }
 
     @property
@@ -110,6 +138,15 @@ class DynamicRouting(Backbone):
     def forget(self) -> None:
         """Drop the record of the last forward."""
         self._last.record = None
+
+    def follow(self, route: Route | Tensor | None) -> None:
+        """From now on take this route in evaluation; None lets the gates decide again.
+
+        Args:
+            route: a ``Route`` or gate values (D,) for all images. With ``inference="reference"``,
+                gradients or tracing the gates run nevertheless, and the initial cell's decide.
+        """
+        self._route = route
 
     @property
     def space(self) -> RoutingSpace:
@@ -132,8 +169,44 @@ class DynamicRouting(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) → {"res2": (N, C, H/4, W/4), "res3": …}."""
-        outputs, self._last.record = self.network(x)
+        plan = self._current_plan(x)
+        route = None if self.training else self._route
+        if plan is not None:
+            outputs, self._last.record = plan(x, route)
+        else:
+            if isinstance(route, Route):
+                route = route.activations
+            if route is not None:
+                route = route.to(x).view(-1, self.space.activation_size).expand(len(x), -1)
+            outputs, self._last.record = self.network(x, route)
         return dict(zip(self._out_features, outputs, strict=True))
+
+    def train(self, mode: bool = True) -> DynamicRouting:
+        """Switch to training or evaluation; plans are made anew after a change."""
+        if mode != self.training:
+            self._plan.drop()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):
+        self._plan.drop()  # moved weights: the plan's copy need not live on beside them
+        return super()._apply(fn, recurse)
+
+    def _current_plan(self, x: Tensor) -> InferencePlan | None:
+        if (
+            self._inference != "plan"
+            or self.training
+            or torch.is_grad_enabled()
+            or torch.jit.is_tracing()
+            or torch.compiler.is_compiling()
+            # Replicas of nn.DataParallel share this holder but not its device.
+            or getattr(self, "_is_replica", False)
+        ):
+            return None
+        dtype = self._inference_dtype
+        device = x.device.type
+        if dtype is None and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return self._plan.of(self.network, dtype)
 
 
 def find_backbone(model: torch.nn.Module) -> DynamicRouting:

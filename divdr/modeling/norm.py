@@ -26,7 +26,8 @@ def norm_factory(name: str) -> NormFactory:
         name = "SyncBN" if comm.get_world_size() > 1 and torch.cuda.is_available() else "BN"
     if name == "BN":
         return BatchNorm
-    if name == "GN":  # Detectron2's has 32 groups always; half of a narrow cell's channels has fewer
+    # Detectron2's GN has 32 groups always, more than a narrow cell has channels.
+    if name == "GN":
         return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
     try:
         get_norm(name, 2)

@@ -105,7 +105,7 @@ class Cell(nn.Module):
         )
         self._drop_path = drop_path
         self._num_layers = num_layers
-        self._reach = reach
+        self.reach = reach
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
         self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
@@ -126,7 +126,7 @@ class Cell(nn.Module):
         closed = gates.sum(dim=1) < CLOSED_BELOW
         opened = (gates > 0) & ~closed[:, None]
         leads = opened.clone()
-        if self._reach == "published":
+        if self.reach == "published":
             leads[:, self._columns] = ~closed[:, None]
         leads[:, KEEP] |= closed
         if self.training:

@@ -1,0 +1,103 @@
+"""One cell, made ready to run for the images that open it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..routing.cell import Cell
+from ..routing.space import DOWN, KEEP, UP
+from .arrival import Arrival, rows_of
+from .chain import Chain
+from .decision import Decision
+from .gate_plan import GatePlan
+
+
+class CellPlan:
+    """What a ``Cell`` computes in evaluation.
+
+    Args:
+        cell: the cell of the network, in evaluation.
+        dtype: precision of the maps.
+
+    Attributes:
+        node: place in the routing space.
+        channels: channels of its maps.
+        gate: decides; None where every transform is open.
+    """
+
+    def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
+        self.node = cell.node
+        self.channels = cell.channels
+        self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype)
+        self._ops = [Chain(op, dtype) for op in cell.ops.values()]
+        self._changes = {name: Chain(change, dtype) for name, change in cell.changes.items()}
+        self._residual = self._find_residual()
+
+    def _find_residual(self) -> Chain | None:
+        """The operation beside an identity, if that is all and a convolution ends it."""
+        others = [op for op in self._ops if not op.is_identity]
+        if len(self._ops) == 2 and len(others) == 1 and others[0].tail is not None:
+            return others[0]
+        return None
+
+    def run(
+        self,
+        x: Tensor,
+        decision: Decision,
+        targets: list[Arrival],
+        finer: tuple[int, int] | None,
+    ) -> None:
+        """Bring every image's maps where its gates lead.
+
+        Args:
+            x: (n, C, H, W), memory of the cell's own; it is overwritten.
+            decision: of the same n images.
+            targets: arrivals of the next layer by scale.
+            finer: (rows, columns) of the next finer map, for the up transform.
+        """
+        passing, active = decision.passing, decision.active
+        if passing:
+            maps = rows_of(x, passing)
+            targets[self.node.scale].add(maps, decision.images_at(passing))
+        if not active:
+            return
+        # Passing images' rows may by now be the memory of their target: these are others.
+        feature = self._feature(rows_of(x, active))
+        place = {position: row for row, position in enumerate(active)}
+        # Keep comes last as it hands the feature's own memory on.
+        for transform in (UP, DOWN, KEEP):
+            positions = decision.opened[transform]
+            if not positions:
+                continue
+            maps = rows_of(feature, [place[p] for p in positions])
+            weights = decision.weights(transform, positions)
+            images = decision.images_at(positions)
+            target = targets[self.node.target_scale(transform)]
+            if transform == KEEP:
+                target.add(maps, images, weights)
+            elif transform == DOWN:
+                target.add(self._changes["down"](maps), images, weights)
+            else:
+                maps = self._changes["up"](maps)
+                # Scaled before the upsampling: a quarter of the numbers.
+                maps = maps if weights is None else weights.scale_(maps)
+                maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
+                target.add(maps, images)
+
+    def _feature(self, x: Tensor) -> Tensor:
+        """ReLU of the sum of the operations, memory of its own."""
+        if self._residual is not None:
+            assert self._residual.tail is not None
+            return self._residual.tail.onto(x, self._residual.head(x))
+        total, owned = self._ops[0](x), self._ops[0].owns_result
+        for op in self._ops[1:]:
+            y = op(x)
+            if owned:
+                total.add_(y)
+            elif op.owns_result:
+                total, owned = y.add_(total), True
+            else:
+                total, owned = total + y, True
+        return total.relu_() if owned else total.relu()

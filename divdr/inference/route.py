@@ -1,0 +1,171 @@
+"""A route that can be read and edited by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..routing.cost import cost_table
+from ..routing.gate import CLOSED_BELOW
+from ..routing.network import DynamicRoutingNetwork
+from ..routing.record import Routing
+from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
+from .journal import without_gates
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The gates of one route through a routing space, the initial cell's among them.
+
+    A gate is named by its cell's layer (from 0; -1 is the initial cell), its cell's stride (4, 8,
+    …) and "up", "keep" or "down": ``route[3, 8, "down"]``. A cell with every gate closed passes
+    its input on along keep. Edits give a new route; what they cut off is left out when the route
+    is read, not forgotten, so that opening the way again brings it back. A cell is reached by open
+    paths, whatever the network's ``reach``.
+
+    Attributes:
+        space: the routing space.
+        gates: (cells, 3) values in [0, 1], as edited, float32 on the host.
+        initial: (3,) gates of the initial cell.
+    """
+
+    space: RoutingSpace
+    gates: Tensor
+    initial: Tensor
+
+    @classmethod
+    def open(cls, space: RoutingSpace, value: float = 1.0) -> Route:
+        """Every gate at ``value``."""
+        gates = torch.zeros(space.num_cells, len(TRANSFORMS))
+        for node in space.cells:
+            gates[node.index, list(node.transforms)] = value
+        initial = torch.zeros(len(TRANSFORMS))
+        initial[list(space.initial.transforms)] = value
+        return cls(space, gates, initial)
+
+    @classmethod
+    def of(cls, space: RoutingSpace, routing: Routing, image: int = 0) -> Route:
+        """The route that an image took.
+
+        Raises:
+            ValueError: the record belongs to another routing space.
+        """
+        if routing.activations.shape[1] != space.activation_size:
+            raise ValueError(
+                f"the record has {routing.activations.shape[1]} gates, the routing space "
+                f"{space.activation_size}"
+            )
+        gates = routing.activations[image].detach().float().cpu().view(space.num_cells, -1)
+        return cls(space, gates.clone(), routing.initial[image].detach().float().cpu().clone())
+
+    def __getitem__(self, gate: tuple[int, int, str]) -> float:
+        """Value of the gate (layer, stride, transform), as edited.
+
+        Raises:
+            KeyError: there is no such gate.
+        """
+        node, transform = self._find(*gate)
+        return float(self._row(node)[transform])
+
+    def opened(self, layer: int, stride: int, transform: str, value: float = 1.0) -> Route:
+        """The route with one gate at ``value``.
+
+        Raises:
+            KeyError: there is no such gate.
+            ValueError: ``value`` is not in (0, 1].
+        """
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"an open gate is above 0 and at most 1, not {value}")
+        return self._edited(layer, stride, [transform], value)
+
+    def closed(self, layer: int, stride: int, transform: str | None = None) -> Route:
+        """The route with one gate closed, or all of a cell's.
+
+        Raises:
+            KeyError: there is no such cell or gate.
+        """
+        names = [TRANSFORMS[t] for t in self._node(layer, stride).transforms]
+        return self._edited(layer, stride, names if transform is None else [transform], 0.0)
+
+    @property
+    def reached(self) -> Tensor:
+        """(cells,) bool, whether an open path leads into the cell."""
+        inside = torch.zeros(self.space.num_cells, dtype=torch.bool)
+        scales = self._leads(self.space.initial)
+        for layer in self.space.layers:
+            following: set[int] = set()
+            for node in layer:
+                if node.scale in scales:
+                    inside[node.index] = True
+                    following |= self._leads(node)
+            scales = following
+        return inside
+
+    @property
+    def activations(self) -> Tensor:
+        """(D,) gate values in the order of A(x), 0 for cells that are not reached."""
+        return (self.gates * self.reached[:, None]).flatten()
+
+    def cells(self) -> list[tuple[int, int]]:
+        """(layer, stride) of the reported cells that run: reached, with a gate open."""
+        inside = self.reached
+        return [
+            (node.layer, 4 * 2**node.scale)
+            for node in self.space.cells
+            if inside[node.index] and not self._is_closed(node)
+        ]
+
+    def real_cost(
+        self, network: DynamicRoutingNetwork, height: int, width: int, *, gates: bool = False
+    ) -> float:
+        """Multiply-adds that the route takes for one image of ``height`` × ``width`` pixels.
+
+        Args:
+            network: a network over the same space.
+            height: rows of the input.
+            width: columns of the input.
+            gates: count the gates of the cells on the way too, as if the route were decided and
+                not given.
+        """
+        table = cost_table(network, height, width)
+        costs = (table if gates else without_gates(table)).tensors("cpu")
+        inside = self.reached
+        running = (self.gates * inside[:, None])[None]
+        return float(costs.real(running, self.initial[None], inside[None]))
+
+    def _edited(self, layer: int, stride: int, transforms: list[str], value: float) -> Route:
+        found = [self._find(layer, stride, transform) for transform in transforms]
+        copy = replace(self, gates=self.gates.clone(), initial=self.initial.clone())
+        for node, transform in found:
+            copy._row(node)[transform] = value
+        return copy
+
+    def _row(self, node: Node) -> Tensor:
+        return self.initial if node.index < 0 else self.gates[node.index]
+
+    def _is_closed(self, node: Node) -> bool:
+        return float(self._row(node).sum()) < CLOSED_BELOW
+
+    def _leads(self, node: Node) -> set[int]:
+        if self._is_closed(node):
+            return {node.target_scale(KEEP)}
+        row = self._row(node).tolist()
+        return {node.target_scale(t) for t in node.transforms if row[t] > 0}
+
+    def _node(self, layer: int, stride: int) -> Node:
+        nodes = (self.space.initial, *self.space.cells)
+        for node in nodes:
+            if (node.layer, 4 * 2**node.scale) == (layer, stride):
+                return node
+        raise KeyError(f"the routing space has no cell of stride {stride} in layer {layer}")
+
+    def _find(self, layer: int, stride: int, transform: str) -> tuple[Node, int]:
+        node = self._node(layer, stride)
+        if transform not in TRANSFORMS or TRANSFORMS.index(transform) not in node.transforms:
+            names = ", ".join(TRANSFORMS[t] for t in node.transforms)
+            raise KeyError(
+                f"the cell of stride {stride} in layer {layer} has no {transform!r}; it has {names}"
+            )
+        return node, TRANSFORMS.index(transform)
