@@ -8,7 +8,7 @@ import os
 import sys
 
 from divdr.data.streetscapes import make_streetscapes
-from divdr.errors import DivdrError
+from divdr.engine import report_errors
 
 
 def _cores() -> int:
@@ -17,6 +17,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -30,19 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses the scenes")
     parser.add_argument("--workers", type=int, default=_cores(), help="number of processes")
     options = parser.parse_args(arguments)
-    try:
-        make_streetscapes(
-            options.output,
-            train=options.train,
-            val=options.val,
-            height=options.height,
-            width=options.width,
-            seed=options.seed,
-            workers=options.workers,
-        )
-    except DivdrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    make_streetscapes(
+        options.output,
+        train=options.train,
+        val=options.val,
+        height=options.height,
+        width=options.width,
+        seed=options.seed,
+        workers=options.workers,
+    )
     return 0
 
 
