@@ -1,5 +1,7 @@
 """A drawn COCO data set under Detectron2's own names, and settings that make any config small."""
 
+import os
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_cityscapes, register_all_coco
@@ -15,17 +17,23 @@ def _register_under(root) -> None:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """Root folder of drawn COCO images and street scenes; the built-in names lead there."""
+def drawn_root(tmp_path_factory):
+    """Root folder of drawn COCO images and street scenes."""
     from divdr.data.shapes_coco import make_shapes_coco
     from divdr.data.streetscapes import make_streetscapes
 
     root = tmp_path_factory.mktemp("drawn")
     make_shapes_coco(root, train=12, val=4, size=96, seed=0, workers=1)
     make_streetscapes(root, train=8, val=4, height=64, width=128, seed=0, workers=1)
-    _register_under(root)
-    yield root
-    _register_under("datasets")
+    return root
+
+
+@pytest.fixture(scope="module")  # other modules of the session must find the names as they were
+def drawn(drawn_root):
+    """The same folder; while a module here runs, Detectron2's names lead there."""
+    _register_under(drawn_root)
+    yield drawn_root
+    _register_under(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 @pytest.fixture
