@@ -4,17 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
+from divdr.data.drawn import available_cores
 from divdr.data.streetscapes import make_streetscapes
 from divdr.engine import report_errors
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @report_errors
@@ -29,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--height", type=int, default=256, help="height of the images in pixels")
     parser.add_argument("--width", type=int, default=512, help="width of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="chooses the scenes")
-    parser.add_argument("--workers", type=int, default=_cores(), help="number of processes")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="number of processes"
+    )
     options = parser.parse_args(arguments)
     make_streetscapes(
         options.output,

@@ -1,9 +1,12 @@
 """What several test files share."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin import register_all_cityscapes, register_all_coco
 
 torch.set_num_threads(1)  # several test processes share the cores
 
@@ -14,6 +17,26 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def repository() -> Path:
     """Root of the repository."""
     return REPOSITORY
+
+
+@contextmanager
+def _names_under(root):
+    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    DatasetCatalog.data.clear()
+    MetadataCatalog.data.clear()
+    register_all_coco(str(root))
+    register_all_cityscapes(str(root))
+    yield
+    for catalogue, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        catalogue.data.clear()
+        catalogue.data.update(names)
+
+
+@pytest.fixture(scope="session")
+def names_under():
+    """Context in which Detectron2's names of COCO and Cityscapes lead to a folder, and no others
+    exist."""
+    return _names_under
 
 
 @pytest.fixture(autouse=True)

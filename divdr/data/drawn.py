@@ -37,6 +37,13 @@ def check_counts(*, seed: int, **counts: int) -> None:
         raise ConfigError(f"seed must not be negative, but is {seed}.")
 
 
+def available_cores() -> int:
+    """Number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def write_atomically(path: Path, content: bytes, partial: Path) -> None:
     """Writes a file so that it either has all its content or does not exist.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -58,8 +59,8 @@ def compare_runs(folders: Sequence[str], *, images: int = 12, rounds: int = 5) -
     runs = [_read(folder) for folder in folders]
     models = [_load(cfg, folder) for (cfg, _), folder in zip(runs, folders, strict=True)]
     first = runs[0][0]
-    loader = iter(Trainer.build_test_loader(first, first.DATASETS.TEST[0]))
-    batches = [batch for batch, _ in zip(loader, range(images), strict=False)]
+    loader = Trainer.build_test_loader(first, first.DATASETS.TEST[0])
+    batches = list(itertools.islice(loader, images))
     seconds = _time(models, batches, rounds)
     return [
         _figures(os.path.basename(os.path.normpath(folder)), cfg, results, statistics.median(times))

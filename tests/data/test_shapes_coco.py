@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.builtin import register_all_coco
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
+from drawn_files import content, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -38,18 +37,6 @@ DRAWN |= {"stop sign"}
 
 def make(root, **changes):
     make_shapes_coco(root, **{"train": 3, "val": 2, "size": 88, "seed": 3, "workers": 1, **changes})
-
-
-def content(root):
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(root).rglob("*"))
-        if path.is_file()
-    }
-
-
-def read(path):
-    return np.asarray(Image.open(path))
 
 
 def load(root, kind, split):
@@ -81,16 +68,10 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def registered(root):
+def registered(root, names_under):
     """Detectron2's own names of COCO, leading to the drawn data set."""
-    before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    DatasetCatalog.data.clear()
-    MetadataCatalog.data.clear()
-    register_all_coco(str(root))
-    yield root
-    for catalogue, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        catalogue.data.clear()
-        catalogue.data.update(names)
+    with names_under(root):
+        yield root
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -21,6 +20,7 @@ from detectron2.data.datasets.cityscapes import (
 )
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detectron2.structures import Instances
+from drawn_files import content, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,18 +42,6 @@ KINDS = ("polygons.json", "labelIds.png", "labelTrainIds.png", "instanceIds.png"
 def make(root, **changes):
     arguments = {"train": 4, "val": 2, "seed": 3, "workers": 1, **SIZE, **changes}
     make_streetscapes(root, **arguments)
-
-
-def content(root):
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(root).rglob("*"))
-        if path.is_file()
-    }
-
-
-def read(path):
-    return np.asarray(Image.open(path))
 
 
 def names(root, split):

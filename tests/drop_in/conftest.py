@@ -1,19 +1,6 @@
 """A drawn COCO data set under Detectron2's own names, and settings that make any config small."""
 
-import os
-
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.builtin import register_all_cityscapes, register_all_coco
-
-
-def _register_under(root) -> None:
-    prefixes = ("coco_", "keypoints_coco_", "cityscapes_fine_")
-    for name in [n for n in DatasetCatalog.list() if n.startswith(prefixes)]:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    register_all_coco(str(root))
-    register_all_cityscapes(str(root))
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +16,10 @@ def drawn_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")  # other modules of the session must find the names as they were
-def drawn(drawn_root):
+def drawn(drawn_root, names_under):
     """The same folder; while a module here runs, Detectron2's names lead there."""
-    _register_under(drawn_root)
-    yield drawn_root
-    _register_under(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    with names_under(drawn_root):
+        yield drawn_root
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from divdr.data.drawn import (
     PARTIAL,
     SPLITS,
     DrawnSet,
+    available_cores,
     check_counts,
     finished_jobs,
     write_atomically,
@@ -147,10 +148,3 @@ def make_shapes_coco(
         for path, content in _summaries(split, own).items():
             data.write_json(path, content, indent=None)
     data.finish(settings, names)
-
-
-def available_cores() -> int:
-    """Number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
