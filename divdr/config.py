@@ -40,6 +40,10 @@ def add_divdr_config(cfg: CfgNode) -> None:
     routing.INFERENCE = "plan"
     # Precision of plans: "float32" (the weights' own) or "bfloat16" (gates still decide in fp32).
     routing.INFERENCE_DTYPE = "float32"
+    # Leave out of training what no image of a batch opens. The same losses and gradients, in less
+    # time where many gates are closed; BatchNorm's running statistics of such parts stay as they
+    # are, and on a GPU every cell waits for the device once.
+    routing.CONDITIONAL_TRAINING = False
     # Normalisation by Detectron2's names; "" is SyncBN on several GPUs and BN otherwise.
     routing.NORM = ""
     # Largest drop path probability: grows with depth and linearly over training; 0 is off.

@@ -57,6 +57,7 @@ class DynamicRouting(Backbone):
         in_channels: channels of the image.
         inference: "plan", or "reference" to run the network itself in evaluation too.
         inference_dtype: "float32" (the network's own precision) or "bfloat16" for plans.
+        conditional_training: leave out of training what no image of a batch opens.
 
     Raises:
         ValueError: the space cannot exist, or a gate, operation, inference or precision is
@@ -80,6 +81,7 @@ class DynamicRouting(Backbone):
         in_channels: int = 3,
         inference: str = "plan",
         inference_dtype: str = "float32",
+        conditional_training: bool = False,
     ) -> None:
         super().__init__()
         if inference not in INFERENCE_KINDS:
@@ -102,6 +104,7 @@ class DynamicRouting(Backbone):
             drop_path=drop_path,
             reach=reach,
             in_channels=in_channels,
+            conditional_training=conditional_training,
         )
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
         self._last = _LastRouting()
@@ -128,6 +131,7 @@ class DynamicRouting(Backbone):
             "in_channels": input_shape.channels,
             "inference": routing.INFERENCE,
             "inference_dtype": routing.INFERENCE_DTYPE,
+            "conditional_training": routing.CONDITIONAL_TRAINING,
         }
 
     @property

@@ -6,7 +6,7 @@ Li et al. (CVPR 2020), Section 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .drop_path import DropPathSchedule, drop_path
 from .gate import CLOSED_BELOW, Gate, open_gates
-from .layers import NormFactory, conv_norm
+from .layers import NormFactory, conv_norm, is_synchronised
 from .ops import build_op
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
@@ -44,12 +44,14 @@ class CellResult:
         gates: (n, 3) gate values.
         leads: (n, 3) bool, open paths; keep is one of them for a closed cell.
         departures: the maps that go on.
+        skipped: layers that conditional training left out.
     """
 
     logits: Tensor
     gates: Tensor
     leads: Tensor
     departures: list[Departure]
+    skipped: list[nn.Module] = field(default_factory=list)
 
 
 class Cell(nn.Module):
@@ -57,7 +59,9 @@ class Cell(nn.Module):
 
     A cell whose gates sum below 1e-4 passes its input on unchanged along keep. In evaluation only
     what an image opens is computed for it; in training everything is, so that batch statistics
-    are over all images that reach the cell.
+    are over all images that reach the cell. ``conditional`` training leaves out what no image of
+    the batch opens: the same results and gradients, as a gate at 0 has none; but running
+    statistics of what does not run stay as they are.
 
     Args:
         node: place in the routing space.
@@ -69,6 +73,8 @@ class Cell(nn.Module):
         drop_path: schedule shared by the network.
         num_layers: layers of the network, for the drop path schedule.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
+        conditional: train conditionally. Synchronised normalisation, for which processes wait,
+            always runs.
 
     Raises:
         ConfigError: no operation, the same one twice, or an unknown one.
@@ -85,6 +91,7 @@ class Cell(nn.Module):
         drop_path: DropPathSchedule,
         num_layers: int,
         reach: str,
+        conditional: bool = False,
     ) -> None:
         super().__init__()
         if not ops or len(set(ops)) != len(ops):
@@ -106,6 +113,7 @@ class Cell(nn.Module):
         self._drop_path = drop_path
         self._num_layers = num_layers
         self.reach = reach
+        self._conditional = conditional and not is_synchronised(self)
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
         self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
@@ -129,11 +137,12 @@ class Cell(nn.Module):
         if self.reach == "published":
             leads[:, self._columns] = ~closed[:, None]
         leads[:, KEEP] |= closed
-        if self.training:
-            departures = self._run_all(x, gates, closed, up_size)
-        else:
+        if not self.training:
             departures = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
-        return CellResult(logits, gates, leads, departures)
+            return CellResult(logits, gates, leads, departures)
+        needed = self._needed(gates)
+        departures = self._run_needed(x, gates, closed, needed, up_size)
+        return CellResult(logits, gates, leads, departures, self._others(needed))
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (x.shape[0], len(TRANSFORMS))
@@ -146,12 +155,35 @@ class Cell(nn.Module):
         logits = zeros.index_copy(1, self._columns, decided)
         return logits, zeros.index_copy(1, self._columns, open_gates(decided))
 
-    def _run_all(
-        self, x: Tensor, gates: Tensor, closed: Tensor, up_size: tuple[int, int] | None
+    def _needed(self, gates: Tensor) -> Sequence[int]:
+        """Transforms to train; none where the cell is closed for every image."""
+        if not self._conditional:
+            return self.node.transforms
+        some = (gates > 0).any(dim=0).tolist()  # conditional training waits once a cell
+        if not any(some):
+            return ()
+        # Keep costs next to nothing, and images that pass on take it.
+        return [t for t in self.node.transforms if some[t] or t == KEEP]
+
+    def _others(self, needed: Sequence[int]) -> list[nn.Module]:
+        """Layers that run for none of the ``needed`` transforms."""
+        others = [m for name, m in self.changes.items() if TRANSFORMS.index(name) not in needed]
+        return others if needed else [*others, *self.ops.values()]
+
+    def _run_needed(
+        self,
+        x: Tensor,
+        gates: Tensor,
+        closed: Tensor,
+        needed: Sequence[int],
+        up_size: tuple[int, int] | None,
     ) -> list[Departure]:
+        if not needed:
+            self._draw_drop_path(x)
+            return [Departure(KEEP, x, None)]
         feature = self._feature(x)
         departures = []
-        for transform in self.node.transforms:
+        for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
             maps = self._transform(feature, transform, weight, up_size)
             if transform == KEEP:
@@ -185,6 +217,13 @@ class Cell(nn.Module):
             maps = self._transform(_rows(feature, within), transform, weight, up_size)
             departures.append(Departure(transform, maps, images))
         return departures
+
+    def _draw_drop_path(self, x: Tensor) -> None:
+        """Draw as :meth:`_feature` does, so that the cells that follow draw the same numbers."""
+        probability = self._drop_path.probability(self.node.layer, self._num_layers)
+        for op in self.ops.values():
+            if probability and not isinstance(op, nn.Identity):
+                drop_path(x[:, :1, :1, :1], probability)
 
     def _feature(self, x: Tensor) -> Tensor:
         probability = 0.0

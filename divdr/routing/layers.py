@@ -78,6 +78,11 @@ def depthwise(channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d
     )
 
 
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether a normalisation below waits for other processes, which must then all run it."""
+    return any("SyncBatchNorm" in type(m).__name__ for m in module.modules())
+
+
 def initialise(module: nn.Module) -> None:
     """Kaiming initialisation (fan in) of every convolution below ``module``, biases at 0."""
     for layer in module.modules():

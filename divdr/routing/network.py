@@ -18,7 +18,7 @@ from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
 from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .layers import BatchNorm, NormFactory, initialise
+from .layers import BatchNorm, NormFactory, initialise, is_synchronised
 from .record import Routing
 from .space import RoutingSpace
 from .stem import Stem
@@ -45,6 +45,7 @@ class DynamicRoutingNetwork(nn.Module):
             any transform of an open cell does, so that cells behind closed transforms alone run
             on zeros, and their gates may open paths of their own. The published code works so
             (for one image at a time); weights trained by it want the same.
+        conditional_training: leave out of training what no image of a batch opens, see ``Cell``.
 
     Raises:
         ConfigError: an unknown gate, operation or reach.
@@ -62,6 +63,7 @@ class DynamicRoutingNetwork(nn.Module):
         drop_path: float = 0.0,
         in_channels: int = 3,
         reach: str = "open",
+        conditional_training: bool = False,
     ) -> None:
         super().__init__()
         if gate not in GATE_KINDS:
@@ -83,6 +85,7 @@ class DynamicRoutingNetwork(nn.Module):
             drop_path=self.drop_path,
             num_layers=space.num_layers,
             reach=reach,
+            conditional=conditional_training,
         )
         self.stem = Stem(in_channels, channels, norm)
         self.initial = build(space.initial)
@@ -139,6 +142,7 @@ class DynamicRoutingNetwork(nn.Module):
         arrivals = travellers.arrivals(self.space.scales_per_layer[0])
         first = self.initial(maps, None)
         travellers.send(first, self.initial.node, None, arrivals)
+        travellers.leave_out(first.skipped)
 
         logits: list[Tensor] = []
         gates: list[Tensor] = []
@@ -159,6 +163,7 @@ class DynamicRoutingNetwork(nn.Module):
                     gates.append(blank)
                     continue
                 travellers.send(result, cell.node, images, following)
+                travellers.leave_out(result.skipped)
                 logits.append(spread(result.logits, images, count))
                 gates.append(spread(result.gates, images, count))
             reached.extend(masks)
@@ -198,9 +203,9 @@ class DynamicRoutingNetwork(nn.Module):
     ) -> tuple[CellResult | None, Tensor | None]:
         scale = cell.node.scale
         up_size = sizes[scale - 1] if scale else None
-        if not mask.any() and not (self.training and _synchronised(cell)):
+        if not mask.any() and not (self.training and is_synchronised(cell)):
             if self.training:
-                travellers.leave_out(cell, arrival)
+                travellers.leave_out([cell], arrival)
             return None, None
         maps = arrival.map(cell.channels, sizes[scale])
         if mask.all():
@@ -217,8 +222,3 @@ class DynamicRoutingNetwork(nn.Module):
                 self._costs.clear()
             self._costs[key] = cost_table(self, height, width).tensors(device)
         return self._costs[key]
-
-
-def _synchronised(module: nn.Module) -> bool:
-    """Whether a normalisation below waits for other processes, which must then all run it."""
-    return any("SyncBatchNorm" in type(m).__name__ for m in module.modules())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -72,11 +74,12 @@ class Travellers:
         for transform in node.transforms:
             targets[node.target_scale(transform)].reached |= leads[:, transform]
 
-    def leave_out(self, cell: nn.Module, arrival: Arrival) -> None:
-        """Note that training skips a cell which no image of the batch reaches."""
+    def leave_out(self, layers: Iterable[nn.Module], arrival: Arrival | None = None) -> None:
+        """Note layers that training skips, and what came to a cell that no image reaches."""
         # Distributed training waits for a gradient of every parameter, even one of zero.
-        self._left_out.extend(p.sum() * 0.0 for p in cell.parameters() if p.requires_grad)
-        if arrival.total is not None:
+        for layer in layers:
+            self._left_out.extend(p.sum() * 0.0 for p in layer.parameters() if p.requires_grad)
+        if arrival is not None and arrival.total is not None:
             self._left_out.append(arrival.total.sum() * 0.0)
 
     def tie(self, outputs: list[Tensor]) -> list[Tensor]:
