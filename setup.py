@@ -44,7 +44,9 @@ setup(
         "black",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis"],
+        # Static experts as ONNX files (tools/export_experts.py).
+        "export": ["onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime"],
         "dev": ["ruff", "mypy"],
     },
 )

@@ -40,6 +40,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     routing.INFERENCE = "plan"
     # Precision of plans: "float32" (the weights' own) or "bfloat16" (gates still decide in fp32).
     routing.INFERENCE_DTYPE = "float32"
+    # File of tools/export_experts.py: evaluation then runs its static experts behind a dispatcher;
+    # "" runs the network as it was trained.
+    routing.STATIC_EXPERTS = ""
     # Leave out of training what no image of a batch opens. The same losses and gradients, in less
     # time where many gates are closed; BatchNorm's running statistics of such parts stay as they
     # are, and on a GPU every cell waits for the device once.

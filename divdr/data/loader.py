@@ -124,7 +124,11 @@ def _panoptic_deeplab_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
 
 
 def build_train_loader(
-    cfg: CfgNode, mapper: Callable[[dict], Any] | None = None, *, seed: int | None = None
+    cfg: CfgNode,
+    mapper: Callable[[dict], Any] | None = None,
+    *,
+    seed: int | None = None,
+    select: Callable[[dict], bool] | None = None,
 ) -> DataLoader:
     """An endless loader over ``cfg.DATASETS.TRAIN``; its ``batch_sampler.start`` skips batches.
 
@@ -132,6 +136,7 @@ def build_train_loader(
         cfg: the whole configuration.
         mapper: from dataset dict to model input; None: by ``build_mapper``.
         seed: of order and augmentations; None: ``cfg.SEED``, or a shared random one below 0.
+        select: which dataset dicts to keep; None: all.
 
     Raises:
         ConfigError: the batch does not divide among the processes, or an unknown sampler.
@@ -149,6 +154,8 @@ def build_train_loader(
     # What somebody's own mapper makes of annotations is not known here.
     detectrons = mapper is None and not cfg.INPUT.DATASET_MAPPER_NAME
     dicts = training_dicts(cfg, annotations=detectrons)
+    if select is not None:
+        dicts = [d for d in dicts if select(d)]
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]

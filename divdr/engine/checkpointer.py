@@ -93,6 +93,16 @@ class RoutingCheckpointer(DetectionCheckpointer):
         finally:
             self.strict = strict
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file, or nothing for ""; see Detectron2's checkpointer.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged, or belongs to another model.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise CheckpointError(f"checkpoint {path} does not exist")
+        return super().load(path, *args, **kwargs)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
         if not isinstance(loaded, dict):

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import DataError
-from ..modeling import attached_routing
-from .checkpointer import load_for_evaluation
 from .setup import load_config
+from .timing import time_in_turns
+from .trained import load_trained
 from .trainer import Trainer
 
 
@@ -61,10 +60,16 @@ def compare_runs(folders: Sequence[str], *, images: int = 12, rounds: int = 5) -
     first = runs[0][0]
     loader = Trainer.build_test_loader(first, first.DATASETS.TEST[0])
     batches = list(itertools.islice(loader, images))
-    seconds = _time(models, batches, rounds)
+    with torch.no_grad():
+        timed = time_in_turns(dict(zip(folders, models, strict=True)), batches, rounds)
     return [
-        _figures(os.path.basename(os.path.normpath(folder)), cfg, results, statistics.median(times))
-        for folder, (cfg, results), times in zip(folders, runs, seconds, strict=True)
+        _figures(
+            os.path.basename(os.path.normpath(folder)),
+            cfg,
+            results,
+            statistics.median(timed[folder]),
+        )
+        for folder, (cfg, results) in zip(folders, runs, strict=True)
     ]
 
 
@@ -100,32 +105,8 @@ def _read(folder: str) -> tuple[CfgNode, dict[str, Any]]:
 def _load(cfg: CfgNode, folder: str) -> nn.Module:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    model = Trainer.build_model(cfg)
-    weights = os.path.join(folder, "model_final.pth")
-    load_for_evaluation(model, weights, routing=attached_routing(model))
-    return model.eval()
-
-
-@torch.no_grad()
-def _time(models: Sequence[nn.Module], batches: list, rounds: int) -> list[list[float]]:
-    seconds: list[list[float]] = [[] for _ in models]
-    for batch in batches[:1]:
-        for model in models:
-            model(batch)
-    for _ in range(rounds):
-        for batch in batches:
-            for model, times in zip(models, seconds, strict=True):
-                _wait()
-                start = time.perf_counter()
-                model(batch)
-                _wait()
-                times.append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    return load_trained(cfg)
 
 
 def _figures(name: str, cfg: CfgNode, results: Mapping[str, Any], seconds: float) -> RunFigures:

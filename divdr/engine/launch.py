@@ -17,9 +17,8 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from ..data import check_datasets
-from ..modeling import attached_routing
-from .checkpointer import load_for_evaluation
 from .setup import load_config, report_errors
+from .trained import load_trained
 from .trainer import Trainer
 
 
@@ -55,9 +54,7 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     cfg = configure(args)
     if args.eval_only:
         check_datasets(cfg.DATASETS.TEST)
-        model = Trainer.build_model(cfg)
-        load_for_evaluation(model, cfg.MODEL.WEIGHTS, routing=attached_routing(model))
-        return Trainer.test(cfg, model)
+        return Trainer.test(cfg, load_trained(cfg))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -11,8 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 
 from ..modeling import attached_routing
-from .checkpointer import load_for_evaluation
-from .trainer import Trainer
+from .trained import load_trained
 
 
 class Predictor:
@@ -31,9 +30,8 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
-        self.model = Trainer.build_model(cfg).eval()
+        self.model = load_trained(cfg)
         self.routing = attached_routing(self.model)
-        load_for_evaluation(self.model, cfg.MODEL.WEIGHTS, routing=self.routing)
         self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__none")
         self._resize = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST

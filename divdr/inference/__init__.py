@@ -1,7 +1,19 @@
-"""Running a trained network fast: the conditional executor and routes fixed by hand."""
+"""Running a trained network fast: conditional execution, routes fixed by hand, static experts."""
 
 from .current import CurrentPlan
+from .dispatch import DispatchPlan
+from .dispatcher import Dispatcher
 from .plan import InferencePlan
 from .route import Route
+from .static_network import StaticNetwork
+from .vote import vote
 
-__all__ = ["CurrentPlan", "InferencePlan", "Route"]
+__all__ = [
+    "CurrentPlan",
+    "DispatchPlan",
+    "Dispatcher",
+    "InferencePlan",
+    "Route",
+    "StaticNetwork",
+    "vote",
+]

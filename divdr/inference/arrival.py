@@ -48,13 +48,14 @@ class Arrival:
 
     Attributes:
         images: as given.
+        like: as given.
     """
 
     def __init__(self, images: list[int], shape: tuple[int, int, int], like: Tensor) -> None:
         self.images = images
         self._row = {image: row for row, image in enumerate(images)}
         self._shape = shape
-        self._like = like
+        self.like = like
         self._maps: Tensor | None = None
         self._filled: set[int] = set()
 
@@ -80,13 +81,30 @@ class Arrival:
                 value = 1.0 if weights is None else weights.values[position]
                 self._add_one(maps[position], image, value)
 
+    def part(self, images: list[int]) -> Arrival:
+        """What has arrived for some of ``images``, to go on on its own.
+
+        The memory is shared; parts must not have an image in common, and come before `finish`.
+        """
+        members = [image for image in self.images if image in set(images)]
+        part = Arrival(members, self._shape, self.like)
+        if members:
+            maps = rows_of(self._whole(), [self._row[image] for image in members])
+            part.add(maps, members)
+        return part
+
     def finish(self) -> Tensor:
         """The sum, (n, C, H, W), zero for an image that nothing came for; then forgets it."""
+        maps = self._whole()
+        self._maps = None
+        return maps
+
+    def _whole(self) -> Tensor:
         maps = self._memory()
         for image in self.images:
             if image not in self._filled:
                 maps[self._row[image]].zero_()
-        self._maps = None
+                self._filled.add(image)
         return maps
 
     def _add_one(self, one: Tensor, image: int, value: float) -> None:
@@ -103,8 +121,8 @@ class Arrival:
         if self._maps is None:
             self._maps = torch.empty(
                 (len(self.images), *self._shape),
-                dtype=self._like.dtype,
-                device=self._like.device,
+                dtype=self.like.dtype,
+                device=self.like.device,
                 memory_format=torch.channels_last,
             )
         return self._maps

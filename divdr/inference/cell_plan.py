@@ -12,6 +12,7 @@ from .arrival import Arrival, rows_of
 from .chain import Chain
 from .decision import Decision
 from .gate_plan import GatePlan
+from .static_network import StaticCell
 
 
 class CellPlan:
@@ -27,7 +28,7 @@ class CellPlan:
         gate: decides; None where every transform is open.
     """
 
-    def __init__(self, cell: Cell, dtype: torch.dtype) -> None:
+    def __init__(self, cell: Cell | StaticCell, dtype: torch.dtype) -> None:
         self.node = cell.node
         self.channels = cell.channels
         self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype)
@@ -58,7 +59,7 @@ class CellPlan:
             finer: (rows, columns) of the next finer map, for the up transform.
         """
         passing, active = decision.passing, decision.active
-        if passing:
+        if passing and KEEP in self.node.transforms:
             maps = rows_of(x, passing)
             targets[self.node.scale].add(maps, decision.images_at(passing))
         if not active:

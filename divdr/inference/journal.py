@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..routing.cost import CostTable, CostTensors, cost_table
+from ..routing.cost import CostTensors, cost_table
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from .decision import Decision, Rows
+from .static_network import StaticNetwork
 
 _SIZES_KEPT = 256
 _BLANK = [0.0] * len(TRANSFORMS)
@@ -20,28 +21,21 @@ _BLANK = [0.0] * len(TRANSFORMS)
 class Costs:
     """Cost tables of a network by input size, on the host."""
 
-    def __init__(self, network: DynamicRoutingNetwork) -> None:
-        self._network = network
-        self._known: dict[tuple[int, int, bool, bool], CostTensors] = {}
+    def __init__(self, network: DynamicRoutingNetwork | StaticNetwork) -> None:
+        # A static sub-network has all parts that are counted.
+        self._network = cast(DynamicRoutingNetwork, network)
+        self._known: dict[tuple[int, int, int, bool], CostTensors] = {}
 
-    def at(self, size: tuple[int, int], *, gates: bool, initial_gate: bool) -> CostTensors:
-        """The table for an input (height, width), with or without the cost of gates."""
-        key = (*size, gates, initial_gate)
+    def at(self, size: tuple[int, int], *, gated_layers: int, initial_gate: bool) -> CostTensors:
+        """The table for an input (height, width) where gates run in the first layers alone."""
+        key = (*size, gated_layers, initial_gate)
         if key not in self._known:
             if len(self._known) >= _SIZES_KEPT:  # images of ever new sizes must not fill the memory
                 self._known.clear()
             table = cost_table(self._network, *size)
-            self._known[key] = without_gates(table, gates, initial_gate).tensors("cpu")
+            gated = sum(self._network.space.scales_per_layer[:gated_layers])
+            self._known[key] = table.without_gates(gated, initial_gate).tensors("cpu")
         return self._known[key]
-
-
-def without_gates(table: CostTable, gates: bool = False, initial_gate: bool = False) -> CostTable:
-    """A cost table that leaves out the gates that do not run."""
-    if not gates:
-        table = replace(table, cells=tuple(replace(c, gate=0.0) for c in table.cells))
-    if not initial_gate:
-        table = replace(table, initial=replace(table.initial, gate=0.0))
-    return table
 
 
 class Journal:
@@ -50,14 +44,17 @@ class Journal:
     Args:
         count: N.
         cells: reported cells of the network.
+        dtype: precision of the maps.
     """
 
-    def __init__(self, count: int, cells: int) -> None:
+    def __init__(self, count: int, cells: int, dtype: torch.dtype) -> None:
+        self._cells = cells
         self._gates = [[_BLANK] * cells for _ in range(count)]
         self._logits = [[_BLANK] * cells for _ in range(count)]
         self._reached = [[False] * cells for _ in range(count)]
         self._initial: Rows = []
-        self._initial_dtype = self._dtype = torch.float32
+        self._initial_dtype = torch.promote_types(torch.float32, dtype)
+        self._dtype = torch.float32
 
     def note(self, decision: Decision) -> None:
         """Add what a cell decided for the images that reach it; the initial cell comes first."""
@@ -73,12 +70,23 @@ class Journal:
             self._logits[image][index] = logits
             self._reached[image][index] = True
 
+    def gates(self) -> Tensor:
+        """(N, cells, 3) gates noted so far."""
+        return self._table(self._gates)
+
+    def logits(self) -> Tensor:
+        """(N, cells, 3) logits noted so far."""
+        return self._table(self._logits)
+
+    def _table(self, rows: list[Rows]) -> Tensor:
+        shape = (len(rows), self._cells, len(TRANSFORMS))
+        return torch.tensor(rows, dtype=self._dtype).view(shape)
+
     def record(self, costs: CostTensors, size: tuple[int, int], device: torch.device) -> Routing:
         """The record, on ``device``."""
-        gates = torch.tensor(self._gates, dtype=self._dtype)
-        logits = torch.tensor(self._logits, dtype=self._dtype)
-        initial = torch.tensor(self._initial, dtype=self._initial_dtype)
-        reached = torch.tensor(self._reached)
+        gates, logits = self.gates(), self.logits()
+        initial = torch.tensor(self._initial, dtype=self._initial_dtype).view(-1, len(TRANSFORMS))
+        reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])
         return Routing(
             activations=_upload(gates.flatten(1), device),
             logits=_upload(logits.flatten(1), device),

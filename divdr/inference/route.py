@@ -12,7 +12,6 @@ from ..routing.gate import CLOSED_BELOW
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
-from .journal import without_gates
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,7 @@ class Route:
                 not given.
         """
         table = cost_table(network, height, width)
-        costs = (table if gates else without_gates(table)).tensors("cpu")
+        costs = (table if gates else table.without_gates()).tensors("cpu")
         inside = self.reached
         running = (self.gates * inside[:, None])[None]
         return float(costs.real(running, self.initial[None], inside[None]))

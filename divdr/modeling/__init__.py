@@ -13,6 +13,7 @@ from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck
+from .static import StaticBackbone, static_model
 from .supervision import ClusteringLossSettings, RoutingSupervision, image_keys
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DynamicRoutingDecoder",
     "ProjectionNeck",
     "RoutingSupervision",
+    "StaticBackbone",
     "attach_routing",
     "attach_routing_from_config",
     "attached_routing",
@@ -30,6 +32,7 @@ __all__ = [
     "image_keys",
     "neck_macs",
     "periods_from_config",
+    "static_model",
     "unwrap",
     "with_routing",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -14,6 +14,9 @@ from ..errors import ConfigError
 from ..inference import CurrentPlan, InferencePlan, Route
 from ..routing import DEFAULT_OPS, DynamicRoutingNetwork, Routing, RoutingSpace
 from .norm import norm_factory
+
+Executor = Callable[[Tensor], tuple[list[Tensor], Routing]]
+"""Runs images (N, C, H, W) as a network does: maps and record."""
 
 INFERENCE_KINDS = ("plan", "reference")
 INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -112,6 +115,7 @@ class DynamicRouting(Backbone):
         self._inference_dtype = INFERENCE_DTYPES[inference_dtype]
         self._plan = CurrentPlan()
         self._route: Route | Tensor | None = None
+        self._executor: Executor | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -152,6 +156,16 @@ class DynamicRouting(Backbone):
         """
         self._route = route
 
+    def run_with(self, executor: Executor | None) -> None:
+        """From now on run something else in evaluation, a ``DispatchPlan`` of static experts, say.
+
+        Gradients and tracing run the network nevertheless, and going back to training ends it.
+
+        Args:
+            executor: with weights of its own; None runs the network again.
+        """
+        self._executor = executor
+
     @property
     def space(self) -> RoutingSpace:
         """The routing space."""
@@ -173,9 +187,12 @@ class DynamicRouting(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) → {"res2": (N, C, H/4, W/4), "res3": …}."""
-        plan = self._current_plan(x)
         route = None if self.training else self._route
-        if plan is not None:
+        free = self._may_be_replaced(x)
+        plan = self._current_plan(x) if free and self._inference == "plan" else None
+        if free and self._executor is not None:
+            outputs, self._last.record = self._executor(x)
+        elif plan is not None:
             outputs, self._last.record = plan(x, route)
         else:
             if isinstance(route, Route):
@@ -189,23 +206,26 @@ class DynamicRouting(Backbone):
         """Switch to training or evaluation; plans are made anew after a change."""
         if mode != self.training:
             self._plan.drop()
+        if mode:
+            self._executor = None
         return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True):
         self._plan.drop()  # moved weights: the plan's copy need not live on beside them
         return super()._apply(fn, recurse)
 
-    def _current_plan(self, x: Tensor) -> InferencePlan | None:
-        if (
-            self._inference != "plan"
-            or self.training
+    def _may_be_replaced(self, x: Tensor) -> bool:
+        """Whether something else may run in place of the network."""
+        return not (
+            self.training
             or torch.is_grad_enabled()
             or torch.jit.is_tracing()
             or torch.compiler.is_compiling()
             # Replicas of nn.DataParallel share this holder but not its device.
             or getattr(self, "_is_replica", False)
-        ):
-            return None
+        )
+
+    def _current_plan(self, x: Tensor) -> InferencePlan | None:
         dtype = self._inference_dtype
         device = x.device.type
         if dtype is None and torch.is_autocast_enabled(device):

@@ -57,7 +57,8 @@ class CellResult:
 class Cell(nn.Module):
     """Sum of operations, then keep (ReLU), up and down, each weighted by its gate.
 
-    A cell whose gates sum below 1e-4 passes its input on unchanged along keep. In evaluation only
+    A cell whose gates sum below 1e-4 passes its input on unchanged along keep; without a keep (the
+    next layer has fewer scales) the input ends there. In evaluation only
     what an image opens is computed for it; in training everything is, so that batch statistics
     are over all images that reach the cell. ``conditional`` training leaves out what no image of
     the batch opens: the same results and gradients, as a gate at 0 has none; but running
@@ -136,7 +137,8 @@ class Cell(nn.Module):
         leads = opened.clone()
         if self.reach == "published":
             leads[:, self._columns] = ~closed[:, None]
-        leads[:, KEEP] |= closed
+        if KEEP in self.node.transforms:
+            leads[:, KEEP] |= closed
         if not self.training:
             departures = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
             return CellResult(logits, gates, leads, departures)
@@ -180,7 +182,7 @@ class Cell(nn.Module):
     ) -> list[Departure]:
         if not needed:
             self._draw_drop_path(x)
-            return [Departure(KEEP, x, None)]
+            return [Departure(KEEP, x, None)] if KEEP in self.node.transforms else []
         feature = self._feature(x)
         departures = []
         for transform in needed:
@@ -201,7 +203,7 @@ class Cell(nn.Module):
     ) -> list[Departure]:
         departures = []
         passing = _positions(closed, x.device)
-        if passing is None or len(passing):
+        if KEEP in self.node.transforms and (passing is None or len(passing)):
             departures.append(Departure(KEEP, _rows(x, passing), passing))
         active = _positions(~closed, x.device)
         if active is not None and not len(active):

@@ -8,7 +8,7 @@ the Dynamic Routing code, exists for comparison with its numbers alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,6 +55,17 @@ class CostTable:
     initial: CellCost
     cells: tuple[CellCost, ...]
     last_layer: int
+
+    def without_gates(self, gated: int = 0, initial_gate: bool = False) -> CostTable:
+        """The table for routes that are given, not decided.
+
+        Args:
+            gated: how many reported cells, the first ones, decide nevertheless.
+            initial_gate: whether the initial cell does.
+        """
+        given = tuple(replace(cell, gate=0.0) for cell in self.cells[gated:])
+        initial = self.initial if initial_gate else replace(self.initial, gate=0.0)
+        return replace(self, initial=initial, cells=(*self.cells[:gated], *given))
 
     def tensors(self, device: torch.device | str) -> CostTensors:
         """The table as tensors, for routes on ``device``."""
@@ -180,6 +191,8 @@ def _cell_cost(cell: Cell, shape: tuple[int, int, int], affine_norm: bool) -> Ce
             transforms.append(None)
         elif transform == KEEP:
             transforms.append(relu)
+        elif name not in cell.changes:  # what a static sub-network leaves out
+            transforms.append(None)
         else:
             change = count_macs(cell.changes[name], shape, affine_norm=affine_norm)[0]
             transforms.append(relu + change)

@@ -2,7 +2,9 @@
 
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +17,25 @@ def scenes(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def draw_halves():
+    """Draws a folder of images, a dark and a bright half, and one of their labels."""
+
+    def draw(folder, count=6):
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir()
+        generator = np.random.default_rng(0)
+        for index in range(count):
+            labels = np.zeros((64, 96), np.uint8)
+            labels[:, generator.integers(20, 60) :] = 1
+            image = labels[..., None] * 120 + generator.integers(0, 60, (64, 96, 3))
+            Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+            Image.fromarray(image.astype(np.uint8)).save(folder / "images" / f"{index}.png")
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def overrides():
     """KEY VALUE pairs over configs/demo/divdr.yaml: ten iterations of a tiny network."""
     pairs = {

@@ -3,10 +3,8 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
-from PIL import Image
 
 from divdr.engine import load_config
 
@@ -17,16 +15,10 @@ def block(repository):
     return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
 
 
-def test_readme_trains_on_a_folder(block, repository, tmp_path, overrides, monkeypatch):
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(6):
-        labels = np.zeros((64, 96), np.uint8)
-        labels[:, generator.integers(20, 60) :] = 1
-        image = labels[..., None] * 120 + generator.integers(0, 60, (64, 96, 3))
-        Image.fromarray(labels).save(tmp_path / "labels" / f"{index}.png")
-        Image.fromarray(image.astype(np.uint8)).save(tmp_path / "images" / f"{index}.png")
+def test_readme_trains_on_a_folder(
+    block, repository, tmp_path, overrides, monkeypatch, draw_halves
+):
+    draw_halves(tmp_path)
     # Only the length of the training and the size of the network are made smaller.
     monkeypatch.setattr(
         "divdr.engine.load_config",

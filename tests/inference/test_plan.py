@@ -117,6 +117,14 @@ def test_normalisations(norm):
     agrees(routed_network(norm=makers[norm]), pictures(3))
 
 
+def test_a_space_that_narrows():
+    torch.manual_seed(0)
+    network = DynamicRoutingNetwork(RoutingSpace((2, 3, 2)), channels=4).double().eval()
+    dead_end = next(c for c in network.cells() if (c.node.layer, c.node.scale) == (1, 2))
+    fix_gates(dead_end, -1.0)
+    agrees(network, pictures(2))
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_images(count):
     agrees(routed_network(gate="full"), pictures(count))

@@ -71,6 +71,22 @@ def test_closed_cell_passes_its_input_on_unchanged():
     assert float(routing.real_cost[0]) == pytest.approx(stem_and_gates, rel=1e-6)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_without_a_keep_a_closed_cell_ends_the_way(training):
+    # Layers of 2, 3 and 2 cells: that of stride 16 has nothing to keep to.
+    network = DynamicRoutingNetwork(RoutingSpace((2, 3, 2)), channels=4).double().eval()
+    dead_end = next(c for c in network.cells() if (c.node.layer, c.node.scale) == (1, 2))
+    torch.nn.init.zeros_(dead_end.gate.predict.weight)
+    torch.nn.init.constant_(dead_end.gate.predict.bias, -1.0)
+    agrees_with_naive(network, images(2))
+    with torch.no_grad():
+        wanted, _ = network(images(2))
+        freeze_statistics(network.train(training))
+        maps, _ = network(images(2))
+    for one, other in zip(maps, wanted, strict=True):
+        close(one, other)
+
+
 def test_scale_that_no_image_reaches_is_zero():
     network = mixed_network(3, 3)
     keep_only(network)

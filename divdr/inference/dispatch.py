@@ -1,0 +1,108 @@
+"""Static experts behind a dispatcher: the first layers tell which one runs the rest.
+
+DivDR finds local experts; here each is a static sub-network (``StaticNetwork``) of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..routing.network import DynamicRoutingNetwork
+from ..routing.record import Routing
+from .dispatcher import Dispatcher
+from .imposed import Imposed
+from .journal import Costs, Journal
+from .stages import Stages
+from .static_network import StaticNetwork
+
+
+class DispatchPlan:
+    """Runs the first layers as the network does, then the rest of each image's expert.
+
+    Args:
+        network: the trained supernet, in evaluation; it is not changed.
+        experts: the static sub-networks, in evaluation; their first layers are not used.
+        dispatcher: picks an expert by the gates of the first layers.
+        gates: what the dispatcher looks at: gates "after" their non-linearity or "before" it.
+        dtype: precision of weights and maps; None for the network's own.
+
+    Raises:
+        ConfigError: a network is in training, or the experts or the dispatcher belong to others.
+    """
+
+    @torch.no_grad()
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        network: DynamicRoutingNetwork,
+        experts: Sequence[StaticNetwork],
+        dispatcher: Dispatcher,
+        *,
+        gates: str = "after",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if network.training or any(expert.training for expert in experts):
+            raise ConfigError("a plan needs the networks in evaluation: call eval() first")
+        if any(expert.space != network.space for expert in experts):
+            raise ConfigError("the experts belong to another routing space than the network")
+        dispatcher.check(network.space, len(experts))
+        self.space = network.space
+        self.dtype = next(network.parameters()).dtype if dtype is None else dtype
+        self._dispatcher = dispatcher
+        self._before = gates == "before"
+        self._routes = [expert.route for expert in experts]
+        self._trunk = Stages(network, self.dtype)
+        self._experts = [Stages(expert, self.dtype) for expert in experts]
+        self._costs = Costs(network)
+
+    def __call__(self, x: Tensor) -> tuple[list[Tensor], Routing]:
+        """Run every image.
+
+        Args:
+            x: (N, in_channels, H, W), normalised, on the device of the networks.
+
+        Returns:
+            Maps and record as ``InferencePlan`` gives them; the real cost counts the gates of the
+            first layers alone.
+        """
+        size = (x.shape[-2], x.shape[-1])
+        first = self._dispatcher.layers + 1
+        everyone = list(range(len(x)))
+        journal = Journal(len(x), self.space.num_cells, self.dtype)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            trunk = self._trunk
+            arrivals = trunk.run(
+                trunk.start(x), trunk.numbers[:first], everyone, size, None, journal
+            )
+            parts = []
+            for number, images in self._choose(journal, everyone):
+                given = Imposed(self._routes[number], self.space, x)
+                expert = self._experts[number]
+                here = [arrival.part(images) for arrival in arrivals]
+                maps = expert.run(here, expert.numbers[first:], images, size, given, journal)
+                parts.append((images, [arrival.finish() for arrival in maps]))
+            costs = self._costs.at(size, gated_layers=first - 1, initial_gate=True)
+            return self._joined(parts, x), journal.record(costs, size, x.device)
+
+    def _choose(self, journal: Journal, images: list[int]) -> list[tuple[int, list[int]]]:
+        """Experts that are wanted, each with its images."""
+        values = journal.logits() if self._before else journal.gates()
+        chosen = self._dispatcher.pick(values.flatten(1)).tolist()
+        return [(k, [i for i in images if chosen[i] == k]) for k in sorted(set(chosen))]
+
+    def _joined(self, parts: list[tuple[list[int], list[Tensor]]], x: Tensor) -> list[Tensor]:
+        dtype = x.dtype if x.is_floating_point() else self.dtype
+        if len(parts) == 1:
+            return [maps.to(dtype) for maps in parts[0][1]]
+        sizes = self.space.map_sizes(x.shape[-2], x.shape[-1])
+        whole = []
+        for scale in range(self.space.out_scales):
+            shape = (len(x), self._trunk.channels * 2**scale, *sizes[scale])
+            whole.append(torch.empty(shape, dtype=dtype, device=x.device))
+            for images, maps in parts:
+                whole[scale][images] = maps[scale].to(dtype)
+        return whole

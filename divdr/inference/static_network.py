@@ -1,0 +1,145 @@
+"""A static sub-network: the cells of one route, without gates, as a plain module."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..routing.cell import Cell
+from ..routing.gate import CLOSED_BELOW
+from ..routing.network import DynamicRoutingNetwork
+from ..routing.space import KEEP, TRANSFORMS, UP
+from .route import Route
+
+Size = tuple[int, int]
+
+
+class StaticCell(nn.Module):
+    """What a route leaves of a cell: the layers it needs, and its gates as constants.
+
+    A cell that the route leads past holds no layers; one that it closes passes its input on.
+
+    Args:
+        cell: the cell, which is copied.
+        gates: [up, keep, down], all 0 where the route does not lead to the cell.
+
+    Attributes:
+        node: place in the routing space.
+        channels: channels of its maps.
+        gate: None; there is none.
+        reach: "open".
+        gates: as given.
+        runs: whether it computes anything.
+    """
+
+    def __init__(self, cell: Cell, gates: list[float]) -> None:
+        super().__init__()
+        self.node, self.channels = cell.node, cell.channels
+        self.gate, self.reach = None, "open"
+        self.gates = gates
+        self.runs = sum(gates) >= CLOSED_BELOW
+        ops = cell.ops.items() if self.runs else ()
+        self.ops = nn.ModuleDict({name: copy.deepcopy(op) for name, op in ops})
+        self.changes = nn.ModuleDict(
+            {
+                name: copy.deepcopy(change)
+                for name, change in cell.changes.items()
+                if self.runs and gates[TRANSFORMS.index(name)] > 0
+            }
+        )
+
+    def forward(self, x: Tensor, finer: Size | None) -> list[tuple[int, Tensor]]:
+        """Run the cell.
+
+        Args:
+            x: (N, C, H, W).
+            finer: (rows, columns) of the next finer map, for the up transform.
+
+        Returns:
+            (transform, maps) of each open transform, weighted by its gate.
+        """
+        if not self.runs:
+            return [(KEEP, x)] if KEEP in self.node.transforms else []
+        first, *others = (op(x) for op in self.ops.values())
+        feature = F.relu(sum(others, first))
+        leaving = []
+        for transform, gate in enumerate(self.gates):
+            if not gate > 0:
+                continue
+            maps = feature
+            if transform != KEEP:
+                maps = self.changes[TRANSFORMS[transform]](maps)
+            maps = maps * gate
+            if transform == UP:
+                maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
+            leaving.append((transform, maps))
+        return leaving
+
+
+class StaticNetwork(nn.Module):
+    """The sub-network of a route. Its state dict has the network's names, as far as they remain.
+
+    It can be trained, exported and planned (``InferencePlan``) like any module.
+
+    Args:
+        network: the supernet, which is copied.
+        route: which cells run, and how much of them goes where.
+
+    Attributes:
+        space: the routing space.
+        channels: channels at stride 4.
+        route: as given.
+    """
+
+    def __init__(self, network: DynamicRoutingNetwork, route: Route) -> None:
+        super().__init__()
+        self.space, self.channels, self.route = network.space, network.channels, route
+        gates = route.activations.view(-1, len(TRANSFORMS)).tolist()
+        self.stem = copy.deepcopy(network.stem)
+        self.initial = StaticCell(network.initial, route.initial.tolist())
+        cells = [StaticCell(cell, row) for cell, row in zip(network.cells(), gates, strict=True)]
+        self.layers = nn.ModuleList(
+            nn.ModuleList(cells[node.index] for node in layer) for layer in self.space.layers
+        )
+        self.train(network.training)
+
+    def cells(self) -> list[StaticCell]:
+        """The reported cells in the order of A(x), the empty ones among them."""
+        return [cast(StaticCell, c) for layer in self.layers for c in cast(nn.ModuleList, layer)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Run every image along the route.
+
+        Args:
+            x: (N, in_channels, H, W), normalised.
+
+        Returns:
+            The maps of the last layer, stride 4 first, each (N, C·2^s, H_s, W_s); zero where the
+            route does not lead.
+        """
+        sizes = self.space.map_sizes(x.shape[-2], x.shape[-1])
+        arrived: list[Tensor | None] = [self.stem(x)]
+        rows = [[self.initial], *([cast(StaticCell, c) for c in row] for row in self._rows())]
+        scales = [*self.space.scales_per_layer, self.space.out_scales]
+        for row, count in zip(rows, scales, strict=True):
+            following: list[Tensor | None] = [None] * count
+            for cell, maps in zip(row, arrived, strict=True):
+                if maps is None:
+                    continue
+                scale = cell.node.scale
+                for transform, leaving in cell(maps, sizes[scale - 1] if scale else None):
+                    target = cell.node.target_scale(transform)
+                    before = following[target]
+                    following[target] = leaving if before is None else before + leaving
+            arrived = following
+        for scale, maps in enumerate(arrived):
+            if maps is None:
+                shape = (x.shape[0], self.channels * 2**scale, *sizes[scale])
+                arrived[scale] = x.new_zeros(shape)
+        return cast(list[Tensor], arrived)
+
+    def _rows(self) -> list[nn.ModuleList]:
+        return [cast(nn.ModuleList, row) for row in self.layers]

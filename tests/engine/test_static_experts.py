@@ -1,0 +1,223 @@
+"""From a trained model to static experts, their files, and the comparison of ways to run it."""
+
+import copy
+import json
+
+import onnxruntime
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+
+from divdr.data import build_test_loader, register_segmentation_folder
+from divdr.engine import Trainer, load_config
+from divdr.engine.export_experts import export_experts
+from divdr.engine.static_experts import ExpertSettings, build_static_experts, gather
+from divdr.engine.static_files import load_static_experts, use_static_experts
+from divdr.engine.trained import load_trained
+from divdr.engine.ways import read_ways
+from divdr.errors import CheckpointError, ConfigError, DataError
+from divdr.inference import Route
+from divdr.modeling import attached_routing
+
+SHARED = 1
+
+
+@pytest.fixture(scope="module")
+def run(repository, tmp_path_factory, overrides, draw_halves):
+    """A finished run of a tiny network with two experts: its configuration."""
+    folder = tmp_path_factory.mktemp("run")
+    draw_halves(folder, 8)
+    register_segmentation_folder(
+        "halves", str(folder / "images"), str(folder / "labels"), classes=["dark", "bright"]
+    )
+    pairs = {
+        "DATASETS.TRAIN": ("halves",),
+        "DATASETS.TEST": ("halves",),
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+        "OUTPUT_DIR": str(folder / "out"),
+    }
+    (folder / "out").mkdir()
+    cfg = load_config(
+        str(repository / "configs/demo/divdr.yaml"),
+        [*overrides, *(str(part) for pair in pairs.items() for part in pair)],
+    )
+    Trainer(cfg).train()
+    cfg.MODEL.WEIGHTS = str(folder / "out" / "model_final.pth")
+    yield cfg
+    DatasetCatalog.remove("halves")
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """Folder of the exported experts and what was said about them."""
+    folder = tmp_path_factory.mktemp("experts")
+    settings = ExpertSettings(dispatch_layers=SHARED, bn_batches=2, fine_tune=2)
+    return folder, export_experts(run, load_trained(run), settings, folder, formats=["onnx"])
+
+
+def layer_of(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("layers.") else -1
+
+
+def test_routes_on_the_training_set_are_those_of_evaluation(run):
+    model = load_trained(run)
+    found = gather(model, build_test_loader(run, "halves"))
+    routing = attached_routing(model)
+    for index, inputs in enumerate(build_test_loader(run, "halves")):
+        with torch.no_grad():
+            record = model(inputs)[0]["routing"]
+        assert found.keys[index] == inputs[0]["file_name"]
+        assert found.activations[index].equal(record.activations[0])
+        distances = (routing.experts.centres - record.activations).norm(dim=1)
+        assert int(found.expert[index]) == int(distances.argmin())
+
+
+@pytest.mark.parametrize("adapted", ["statistics", "weights", "nothing"])
+def test_only_what_lies_behind_the_shared_layers_changes(run, adapted):
+    model = load_trained(run)
+    before = copy.deepcopy(model.state_dict())
+    train = gather(model, build_test_loader(run, "halves"))
+    settings = ExpertSettings(
+        dispatch_layers=SHARED,
+        bn_batches=2 * (adapted == "statistics"),
+        fine_tune=2 * (adapted == "weights"),
+        lr_factor=10.0,
+    )
+    experts = build_static_experts(run, model, train, settings)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert sum(experts.images) == 8
+    whole = attached_routing(model).backbone.network.state_dict()
+    changed = set()
+    for static in experts.networks:
+        assert not static.training
+        for name, value in static.state_dict().items():
+            if not value.equal(whole[name]):
+                changed.add(name)
+    assert all(layer_of(name) >= SHARED for name in changed)
+    kinds = {name.rpartition(".")[2] for name in changed}
+    if adapted == "nothing":
+        assert not changed
+    elif adapted == "statistics":
+        assert {"running_mean", "running_var"} <= kinds
+        assert "weight" not in kinds
+    else:
+        assert "weight" in kinds
+
+
+def test_statistics_come_from_the_experts_own_images(run, monkeypatch):
+    from divdr.engine import static_experts
+
+    model = load_trained(run)
+    train = gather(model, build_test_loader(run, "halves"))
+    seen = []
+    estimate = static_experts.update_precise_bn
+
+    def watch(copy, batches, count):
+        taken = [next(iter(batches)) for _ in range(1)]
+        seen.append({item["file_name"] for batch in taken for item in batch})
+        estimate(copy, batches, count)
+
+    monkeypatch.setattr(static_experts, "update_precise_bn", watch)
+    settings = ExpertSettings(dispatch_layers=SHARED, bn_batches=1)
+    experts = build_static_experts(run, model, train, settings)
+    for number, names in enumerate(seen):
+        members = {k for k, e in zip(train.keys, train.expert.tolist(), strict=True) if e == number}
+        assert names <= (members or set(train.keys))
+    assert len(seen) == len(experts.networks) == 2
+
+
+def test_the_table_has_every_way(run, exported):
+    folder, said = exported
+    rows = read_ways(folder / "experts.json")
+    assert [row.name for row in rows][:2] == ["dynamic", "static experts, by dispatcher"]
+    results = json.loads((folder / "ways" / "way_0" / "inference" / "results.json").read_text())
+    figures = results["halves"]
+    assert rows[0].accuracy == {"mIoU": figures["sem_seg"]["mIoU"]}
+    assert rows[0].gflops == figures["routing"]["real_gflops"]
+    assert all(row.milliseconds > 0 for row in rows)
+    network = attached_routing(load_trained(run)).backbone.network
+    everything = Route.open(network.space).real_cost(network, 64, 96) / 1e9
+    assert rows[-1].name == "all open, at 1"
+    assert rows[-1].gflops == pytest.approx(everything, rel=1e-6)
+    for row in rows:
+        assert row.name in said
+        assert row.gflops <= everything * 1.2
+
+
+def test_files_do_what_the_experts_do(run, exported):
+    folder, said = exported
+    model = load_trained(run)
+    network = attached_routing(model).backbone.network
+    experts = load_static_experts(folder / "static_experts.pth", network)
+    summary = json.loads((folder / "experts.json").read_text())
+    inputs = next(iter(build_test_loader(run, "halves")))
+    pixels = inputs[0]["image"][None].float()
+    for number, static in enumerate(experts.networks):
+        state = torch.load(folder / f"expert_{number}.pth", weights_only=True)
+        assert state.keys() == static.state_dict().keys()
+        assert all(value.equal(static.state_dict()[name]) for name, value in state.items())
+        row = summary["experts"][number]
+        cost = static.route.real_cost(network, *summary["size"]) / 1e9
+        assert row["gflops"] == pytest.approx(cost)
+        assert row["relative_error"]["onnx"] < 1e-4
+        assert f"{cost:.4g} GFLOPs" in said
+        with torch.no_grad():
+            maps = static((pixels - model.pixel_mean) / model.pixel_std)
+            names = model.backbone.output_shape()
+            logits = model.sem_seg_head(dict(zip(names, maps, strict=True)))[0]
+        session = onnxruntime.InferenceSession(
+            str(folder / f"expert_{number}.onnx"), providers=["CPUExecutionProvider"]
+        )
+        (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        assert torch.allclose(torch.from_numpy(found), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_config_names_the_file_and_evaluation_follows(run, exported):
+    folder, _ = exported
+    cfg = run.clone()
+    cfg.MODEL.ROUTING.STATIC_EXPERTS = str(folder / "static_experts.pth")
+    model = load_trained(cfg)
+    inputs = next(iter(build_test_loader(cfg, "halves")))
+    with torch.no_grad():
+        record = model(inputs)[0]["routing"]
+    space = attached_routing(model).backbone.space
+    behind = 3 * sum(space.scales_per_layer[:SHARED])
+    experts = load_static_experts(
+        cfg.MODEL.ROUTING.STATIC_EXPERTS, attached_routing(model).backbone.network
+    )
+    picked = int(experts.dispatcher.pick(record.activations)[0])
+    route = experts.networks[picked].route.activations
+    taken = record.activations[0, behind:]
+    assert taken[record.reached[0, space.scales_per_layer[0] :].repeat_interleave(3)].equal(
+        route[behind:][record.reached[0, space.scales_per_layer[0] :].repeat_interleave(3)]
+    )
+    # Training again ends it: evaluation is then of the weights that training left.
+    model.train()
+    model.eval()
+    with torch.no_grad():
+        wanted = load_trained(run)(inputs)[0]["routing"].activations
+        assert model(inputs)[0]["routing"].activations.equal(wanted)
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence(run, exported, tmp_path):
+    model = load_trained(run)
+    for weights in ("", str(tmp_path / "none.pth")):
+        cfg = run.clone()
+        cfg.MODEL.WEIGHTS = weights
+        with pytest.raises(CheckpointError, match=r"set MODEL\.WEIGHTS|none\.pth does not exist"):
+            load_trained(cfg)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        use_static_experts(model, tmp_path / "missing.pth")
+    torch.save({"scales_per_layer": [2, 2]}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="another routing space"):
+        use_static_experts(model, tmp_path / "other.pth")
+    space = attached_routing(model).backbone.space
+    torch.save({"scales_per_layer": list(space.scales_per_layer)}, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match="no static experts"):
+        use_static_experts(model, tmp_path / "half.pth")
+    (tmp_path / "experts.json").write_text("{}")
+    with pytest.raises(DataError, match="no comparison"):
+        read_ways(tmp_path / "experts.json")
+    attached_routing(model).experts.centres = None
+    with pytest.raises(ConfigError, match="local experts"):
+        gather(model, build_test_loader(run, "halves"))
