@@ -49,6 +49,8 @@ def main() -> int:
     if not train(Path(args.output), args.iterations):
         return 1
 
+    if not compare_ways(Path(args.output) / RUNS["DivDR"]):
+        return 1
     print("Writing the report ...", flush=True)
     from divdr.visualization.from_runs import report_from_runs
 
@@ -96,6 +98,22 @@ def train(output: Path, iterations: int | None) -> bool:
         tail = (run / "console.txt").read_text().strip().splitlines()[-15:]
         fail(f"training {name} failed; the end of {run}/console.txt:\n" + "\n".join(tail))
     return not failed
+
+
+def compare_ways(run: Path) -> bool:
+    """Make static experts of a run and compare ways to run its model, unless that is done."""
+    table = run / "experts" / "experts.json"
+    if table.is_file() and table.stat().st_mtime > (run / "model_final.pth").stat().st_mtime:
+        return True
+    print("Making static experts of DivDR and comparing ways to run it ...", flush=True)
+    command = [sys.executable, "-W", "ignore", "tools/export_experts.py", "--format"]
+    command += ["--config-file", str(run / "config.yaml"), "--output", str(table.parent)]
+    command += ["--weights", str(run / "model_final.pth")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail("static experts failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:]))
+    return not done.returncode
 
 
 def follow(running: dict) -> None:

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm import tqdm
@@ -32,14 +33,16 @@ class ExpertSettings:
         threshold: share of a cluster's images that must open a gate for it to stay.
         dispatch_layers: layers that all experts share, whose gates tell the expert of an image.
         bn_batches: training batches, of the cluster's images alone, over which BatchNorm statistics
-            behind the shared layers are estimated anew; 0 keeps those of the model.
+            behind the shared layers are estimated anew; 0 keeps those of the model, in fine-tuning
+            too. On the demo that is better by a point of mIoU: the decoder, which all experts
+            share, was trained on statistics of all images.
         fine_tune: iterations of training behind the shared layers, on the cluster's images.
         lr_factor: learning rate of that, as a multiple of ``SOLVER.BASE_LR``; it falls to 0.
     """
 
     threshold: float = 0.5
     dispatch_layers: int = 2
-    bn_batches: int = 20
+    bn_batches: int = 0
     fine_tune: int = 0
     lr_factor: float = 0.1
 
@@ -189,20 +192,21 @@ def _adapt(
             group["lr"] *= settings.lr_factor
         trainer = SimpleTrainer(copy, loader(max(0, cfg.SEED) + 2), optimizer)
         schedule = PolynomialLR(optimizer, settings.fine_tune, power=0.9)
-        _train_only(own, copy)
+        _train_only(own, copy, statistics=settings.bn_batches > 0)
         trainer.register_hooks([hooks.LRScheduler(optimizer, schedule)])
         trainer.train(0, settings.fine_tune)
     if settings.bn_batches:
-        _train_only(own, copy)
+        _train_only(own, copy, statistics=True)
         with EventStorage():  # the passes are no training; nothing of them is logged
             update_precise_bn(copy, loader(max(0, cfg.SEED) + 1), settings.bn_batches)
 
 
-def _train_only(own: list[nn.Module], model: nn.Module) -> None:
-    """Training mode, but for the layers that all experts share."""
+def _train_only(own: list[nn.Module], model: nn.Module, statistics: bool) -> None:
+    """Training mode, but for layers that all experts share and for statistics to be kept."""
     model.train()
+    kept = () if statistics else get_bn_modules(model)
     for module in model.modules():
-        if not list(module.children()) and module not in own:
+        if not list(module.children()) and (module not in own or module in kept):
             module.eval()
 
 

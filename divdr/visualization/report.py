@@ -16,6 +16,7 @@ from .parts import Section, draw
 from .results_section import results_section
 from .routes_section import montage_section, plane_section, routes_section
 from .run_data import RunData
+from .ways_section import ways_section
 from .words import count, listing
 
 PICTURE_BYTES = 5_600_000
@@ -77,6 +78,7 @@ def write_report(
         raise ValueError(f"a report needs runs of different names, at least one; got {names}")
     sections = [
         results_section(runs, dataset_name),
+        ways_section(runs),
         curves_section(runs),
         examples_section(examples, palette, class_names),
         images_section(runs, dataset_name),

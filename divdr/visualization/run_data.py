@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from divdr.engine.ways import WayFigures, read_ways
 from divdr.errors import DataError
 
 from .curves import Metrics, read_metrics
@@ -25,16 +26,19 @@ class RunData:
         metrics: training curves by key (``read_metrics``).
         results: evaluation results by data set, nested dicts.
         routes: gate activations by data set.
+        ways: the same weights run in several ways (``divdr.engine.ways``).
     """
 
     name: str
     metrics: Metrics | None = None
     results: dict[str, Any] | None = None
     routes: dict[str, RouteData] | None = None
+    ways: list[WayFigures] | None = None
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "") -> RunData:
-        """Read ``metrics.json``, ``inference/results.json`` and ``inference/activations_*.npz``.
+        """Read ``metrics.json``, ``inference/results.json``, ``inference/activations_*.npz`` and
+        what tools/export_experts.py wrote into ``experts/experts.json``.
 
         Args:
             folder: the run's output folder.
@@ -55,7 +59,9 @@ class RunData:
                 f"{folder} holds nothing to report: no training curves in metrics.json, no "
                 f"inference/results.json, no inference/{_PREFIX}<data set>.npz."
             )
-        return cls(name or folder.resolve().name, metrics, results, routes)
+        table = folder / "experts" / "experts.json"
+        ways = read_ways(table) if table.is_file() else None
+        return cls(name or folder.resolve().name, metrics, results, routes, ways)
 
     def number(self, dataset_name: str, *keys: str) -> float | None:
         """A finite number among the results of a data set, None if it is not there."""

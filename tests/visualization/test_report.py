@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 from synthetic_runs import scene, write_metrics, write_run
 
+from divdr.errors import DataError
 from divdr.routing.space import RoutingSpace
 from divdr.visualization import Example, RunData, write_report
 
@@ -178,6 +179,28 @@ def test_missing_parts(tmp_path):
         "No example images were given.",
     ):
         assert sentence in page.text
+
+
+def test_ways_to_run_a_model_stand_beside_each_other(tmp_path):
+    write_metrics(tmp_path)
+    (tmp_path / "experts").mkdir()
+    rows = [
+        {"name": "dynamic", "accuracy": {"mIoU": 29.857}, "gflops": 0.1155, "milliseconds": 80.0},
+        {"name": "static", "accuracy": {"mIoU": 29.421}, "gflops": 0.1133, "milliseconds": 64.0},
+    ]
+    (tmp_path / "experts" / "experts.json").write_text(json.dumps({"ways": rows}))
+    path = write_report(
+        tmp_path / "r.html", [RunData.load(tmp_path)], title="t", dataset_name="toy_val"
+    )
+    page = Page(path.read_text(encoding="utf-8"))
+    name = tmp_path.name
+    assert page.tables[0][0] == [name, "mIoU, %", "real GFLOPs", "ms an image"]
+    assert page.tables[0][1] == ["dynamic", "29.86", "0.1155", "80.0"]
+    assert page.tables[0][2] == ["static", "29.42|−0.44", "0.1133", "64.0|× 0.80"]
+    assert f"Of the ways to run {name}, the fastest is: static." in page.text
+    (tmp_path / "experts" / "experts.json").write_text("[]")
+    with pytest.raises(DataError, match="no comparison"):
+        RunData.load(tmp_path)
 
 
 def test_run_without_experts_or_images(tmp_path):
