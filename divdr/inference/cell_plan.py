@@ -88,7 +88,7 @@ class CellPlan:
                 target.add(maps, images)
 
     def _feature(self, x: Tensor) -> Tensor:
-        """ReLU of the sum of the operations, memory of its own."""
+        """ReLU of the sum of the operations, memory of the cell's own; ``x`` may be overwritten."""
         if self._residual is not None:
             assert self._residual.tail is not None
             return self._residual.tail.onto(x, self._residual.head(x))

@@ -35,17 +35,11 @@ class Chain:
     Args:
         module: the module of the network, in evaluation.
         dtype: precision of the maps.
-        scale: factor on the input; folded into the first convolution.
-
-    Raises:
-        ValueError: there is a ``scale`` and the module does not begin with a plain convolution.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, scale: float = 1.0) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.steps: list[Step] = []
         layers = [m for m in leaves(module) if type(m) is not nn.Identity]
-        if scale != 1.0 and not (layers and is_plain_convolution(layers[0])):
-            raise ValueError("only a convolution can take up a factor")
         while layers:
             layer = layers.pop(0)
             if not is_plain_convolution(layer):
@@ -56,8 +50,7 @@ class Chain:
             relu = bool(layers) and type(layers[0]) is nn.ReLU
             if relu:
                 layers.pop(0)
-            self.steps.append(Convolution(layer, norm, relu, dtype, scale))
-            scale = 1.0
+            self.steps.append(Convolution(layer, norm, relu, dtype))
 
     @property
     def is_identity(self) -> bool:

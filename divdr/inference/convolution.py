@@ -18,7 +18,6 @@ class Convolution:
         norm: the normalisation after it, or None.
         relu: apply ReLU to the result.
         dtype: precision of weights and maps.
-        scale: factor on the input, folded in as well.
     """
 
     def __init__(
@@ -27,11 +26,10 @@ class Convolution:
         norm: nn.Module | None,
         relu: bool,
         dtype: torch.dtype,
-        scale: float = 1.0,
     ) -> None:
         weight, bias = fold(conv, norm)
         self.relu = relu
-        self._weight = (weight * scale).to(dtype).contiguous(memory_format=torch.channels_last)
+        self._weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self._bias = None if bias is None else bias.to(dtype)
         assert not isinstance(conv.padding, str)
         self._stride, self._padding = list(conv.stride), list(conv.padding)
@@ -52,7 +50,7 @@ class Convolution:
         return y.relu_() if self.relu else y
 
     def onto(self, total: Tensor, x: Tensor) -> Tensor:
-        """ReLU(``total`` + convolution of ``x``), which may or may not overwrite ``total``."""
+        """ReLU(``total`` + convolution of ``x``), in the memory of ``total``."""
         if self._sums and onednn.can_sum(total, x):
             return onednn.convolution_onto(total, x, self._weight, self._bias)
-        return self(x).add_(total).relu_()
+        return total.add_(self(x)).relu_()

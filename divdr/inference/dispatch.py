@@ -70,29 +70,40 @@ class DispatchPlan:
             first layers alone.
         """
         size = (x.shape[-2], x.shape[-1])
-        first = self._dispatcher.layers + 1
-        everyone = list(range(len(x)))
         journal = Journal(len(x), self.space.num_cells, self.dtype)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            trunk = self._trunk
-            arrivals = trunk.run(
-                trunk.start(x), trunk.numbers[:first], everyone, size, None, journal
-            )
-            parts = []
-            for number, images in self._choose(journal, everyone):
-                given = Imposed(self._routes[number], self.space, x)
-                expert = self._experts[number]
-                here = [arrival.part(images) for arrival in arrivals]
-                maps = expert.run(here, expert.numbers[first:], images, size, given, journal)
-                parts.append((images, [arrival.finish() for arrival in maps]))
-            costs = self._costs.at(size, gated_layers=first - 1, initial_gate=True)
-            return self._joined(parts, x), journal.record(costs, size, x.device)
+            given = [Imposed(route, self.space, x) for route in self._routes]
+            results = [
+                result
+                for images in self._trunk.parts(x)
+                for result in self._run(x, images, given, journal)
+            ]
+            costs = self._costs.at(size, gated_layers=self._dispatcher.layers, initial_gate=True)
+            return self._joined(results, x), journal.record(costs, size, x.device)
+
+    def _run(
+        self, x: Tensor, images: list[int], given: list[Imposed], journal: Journal
+    ) -> list[tuple[list[int], list[Tensor]]]:
+        """Maps of some images, neighbours, for the images of each expert."""
+        size, first = (x.shape[-2], x.shape[-1]), self._dispatcher.layers + 1
+        trunk = self._trunk
+        arrivals = trunk.run(
+            trunk.start(x, images), trunk.numbers[:first], images, size, None, journal
+        )
+        results = []
+        for number, members in self._choose(journal, images):
+            expert = self._experts[number]
+            here = [arrival.part(members) for arrival in arrivals]
+            maps = expert.run(here, expert.numbers[first:], members, size, given[number], journal)
+            results.append((members, [arrival.finish() for arrival in maps]))
+        return results
 
     def _choose(self, journal: Journal, images: list[int]) -> list[tuple[int, list[int]]]:
         """Experts that are wanted, each with its images."""
         values = journal.logits() if self._before else journal.gates()
         chosen = self._dispatcher.pick(values.flatten(1)).tolist()
-        return [(k, [i for i in images if chosen[i] == k]) for k in sorted(set(chosen))]
+        wanted = sorted({chosen[i] for i in images})
+        return [(k, [i for i in images if chosen[i] == k]) for k in wanted]
 
     def _joined(self, parts: list[tuple[list[int], list[Tensor]]], x: Tensor) -> list[Tensor]:
         dtype = x.dtype if x.is_floating_point() else self.dtype

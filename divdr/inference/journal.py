@@ -57,10 +57,14 @@ class Journal:
         self._dtype = torch.float32
 
     def note(self, decision: Decision) -> None:
-        """Add what a cell decided for the images that reach it; the initial cell comes first."""
+        """Add what a cell decided for the images that reach it.
+
+        The initial cell decides for the images in their order, some at a time or all at once.
+        """
         index = decision.node.index
         if index < 0:
-            self._initial, self._initial_dtype = decision.gates, decision.dtype
+            self._initial += decision.gates
+            self._initial_dtype = decision.dtype
             return
         self._dtype = torch.promote_types(self._dtype, decision.dtype)
         for image, gates, logits in zip(

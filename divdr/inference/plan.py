@@ -82,17 +82,39 @@ class InferencePlan:
             route = self._fixed
         given = None if route is None else Imposed(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
-        everyone = list(range(len(x)))
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            journal = Journal(len(x), self.space.num_cells, self.dtype)
-            arrivals = self._stages.run(
-                self._stages.start(x), self._stages.numbers, everyone, size, given, journal
-            )
+            outputs, journal = self._run(x, given)
             costs = self._costs.at(
                 size,
                 gated_layers=self.space.num_layers if given is None else 0,
                 initial_gate=given is None or not given.decides_initial,
             )
             dtype = x.dtype if x.is_floating_point() else self.dtype
-            maps = [arrival.finish().to(dtype) for arrival in arrivals]
-            return maps, journal.record(costs, size, x.device)
+            return [maps.to(dtype) for maps in outputs], journal.record(costs, size, x.device)
+
+    def maps(self, x: Tensor, given: Imposed) -> list[Tensor]:
+        """The maps alone, along a route prepared before, in the plan's precision.
+
+        With a route that has the initial cell's gates the host waits for nothing here and copies
+        nothing to the device, so that a CUDA graph can capture it.
+
+        Args:
+            x: (N, in_channels, H, W), normalised, on the device of the plan.
+            given: the route, prepared for these N images.
+        """
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self._run(x, given)[0]
+
+    def _run(self, x: Tensor, given: Imposed | None) -> tuple[list[Tensor], Journal]:
+        size = (x.shape[-2], x.shape[-1])
+        journal = Journal(len(x), self.space.num_cells, self.dtype)
+        stages = self._stages
+        parts = []
+        for images in stages.parts(x):
+            arrived = stages.run(
+                stages.start(x, images), stages.numbers, images, size, given, journal
+            )
+            parts.append([arrival.finish() for arrival in arrived])
+        if len(parts) == 1:
+            return parts[0], journal
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)], journal

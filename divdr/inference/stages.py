@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.stem import Stem
-from .arrival import Arrival
+from .arrival import Arrival, rows_of
 from .cell_plan import CellPlan
 from .chain import Chain
 from .decision import Decision, all_open, from_logits
 from .imposed import Imposed
 from .journal import Journal
 from .static_network import StaticNetwork
+
+# Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
+# caches and be slower than fewer images at a time, fewer would pay for every call anew.
+_CPU_BYTES = 4 * 2**20
 
 
 class Stages:
@@ -44,22 +48,32 @@ class Stages:
         for cell in (network.initial, *network.cells()):
             self._cells[cell.node.layer + 1].append(CellPlan(cell, dtype))
 
-    def start(self, x: Tensor) -> list[Arrival]:
+    def parts(self, x: Tensor) -> list[list[int]]:
+        """Neighbouring images of x (N, in_channels, H, W) that best run side by side."""
+        together = max(1, len(x))
+        if x.device.type == "cpu":
+            rows, columns = self.space.map_sizes(*x.shape[-2:])[0]
+            each = self.channels * rows * columns * self.dtype.itemsize
+            together = max(1, min(together, _CPU_BYTES // each))
+        starts = range(0, max(1, len(x)), together)
+        return [list(range(start, min(start + together, len(x)))) for start in starts]
+
+    def start(self, x: Tensor, images: list[int]) -> list[Arrival]:
         """Run the stem.
 
         Args:
             x: (N, in_channels, H, W).
+            images: which of them, neighbours.
 
         Returns:
             What arrives at stage 0.
         """
         size = self.space.map_sizes(*x.shape[-2:])[0]
-        if not len(x):
+        if not images:
             return [Arrival([], (self.channels, *size), x.new_empty(0, dtype=self.dtype))]
-        maps = self._stem(x.to(self.dtype, memory_format=torch.channels_last))
-        everyone = list(range(len(x)))
-        arrival = Arrival(everyone, (maps.shape[1], *size), maps.new_empty(0))
-        arrival.add(maps if self._stem.owns_result else maps.clone(), everyone)
+        maps = self._stem(rows_of(x, images).to(self.dtype, memory_format=torch.channels_last))
+        arrival = Arrival(images, (maps.shape[1], *size), maps.new_empty(0))
+        arrival.add(maps if self._stem.owns_result else maps.clone(), images)
         return [arrival]
 
     def run(

@@ -84,13 +84,7 @@ def test_a_chain_of_folded_layers_is_short_and_the_same():
     x = torch.randn(2, 3, 9, 7)
     with torch.no_grad():
         assert torch.allclose(chain(x), module(x), atol=1e-5)
-        halved = Chain(module[:1], torch.float32, 0.5)
-        assert torch.allclose(halved(x), module[:1](0.5 * x), atol=1e-5)
-    assert halved.owns_result
-    assert halved.tail is None
+    first = Chain(module[:1], torch.float32)
+    assert first.owns_result
+    assert first.tail is None
     assert Chain(nn.Identity(), torch.float32).is_identity
-
-
-def test_a_factor_needs_a_convolution():
-    with pytest.raises(ValueError, match="convolution"):
-        Chain(nn.ReLU(), torch.float32, 0.5)

@@ -54,6 +54,18 @@ def test_sum_and_relu_onto_a_map(path, dtype, channels, shape):
     assert torch.allclose(y.float(), wanted, rtol=bound, atol=bound)
 
 
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2}, {"groups": 2}])
+def test_what_the_fused_sum_does_not_know_is_summed_apart(path, options):
+    conv = torch.nn.Conv2d(4, 4, 1, **options)
+    x = torch.randn(1, 4, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    half = conv.bfloat16()
+    with torch.no_grad():
+        total = torch.randn_like(half(x)).contiguous(memory_format=torch.channels_last)
+        wanted = (half(x).float() + total.float()).relu()
+        y = Convolution(conv, None, False, torch.bfloat16).onto(total.clone(), x)
+    assert torch.allclose(y.float(), wanted, rtol=3e-2, atol=3e-2)
+
+
 def test_the_public_path_alone_gives_the_same_network(path):
     agrees(routed_network().float(), pictures(3).float(), 1e-4)
 

@@ -6,6 +6,7 @@ from planned import agrees, fix_gates, pictures, routed_network, same_maps, same
 
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
+from divdr.inference.benchmark import close_gates, peak_bytes
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.layers import BatchNorm
 
@@ -81,6 +82,14 @@ def test_gates_beside_the_threshold_decide_like_the_network(value, runs):
     columns = 3 * cell.node.index + torch.tensor(cell.node.transforms)
     gates = routing.activations[:, columns]
     assert bool((gates.sum(dim=1) >= 1e-4).all()) == runs
+
+
+def test_a_gate_just_above_zero_is_open_in_an_open_cell():
+    network = routed_network(3, 2)
+    fix_gates(network.layers[0][0], 1.0, 0.5e-4)  # keep, down
+    fix_gates(network.layers[0][1], -1.0, 1.0)  # up, keep
+    routing = agrees(network, pictures(1))
+    assert 0 < routing.activations[0, 2] < 1e-4
 
 
 def test_every_gate_closed_passes_the_first_map_on():
@@ -173,6 +182,13 @@ def test_another_input_precision_is_given_back():
     assert all(m.dtype == torch.float32 for m in maps)
 
 
+def test_images_of_whole_numbers_give_maps_in_the_precision_of_the_plan():
+    plan = InferencePlan(routed_network())
+    x = (pictures(1) * 20).round()
+    maps, _ = plan(x.to(torch.int16))
+    same_maps(maps, plan(x)[0])
+
+
 def test_the_plan_of_the_paper_sized_space_runs_once():
     network = DynamicRoutingNetwork(RoutingSpace.build(16, 4), channels=4, norm=BatchNorm).eval()
     agrees(network, pictures(2, 64, 64).float(), 1e-4)
@@ -183,3 +199,23 @@ def test_training_networks_and_whole_numbers_are_refused():
         InferencePlan(routed_network().train())
     with pytest.raises(ConfigError, match="floating point"):
         InferencePlan(routed_network(), dtype=torch.int32)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_batch_too_large_for_the_caches_runs_in_parts(given):
+    # 64 maps of 48 × 64 numbers of 8 bytes are 1.5 MiB an image: two images at a time on a CPU.
+    network = routed_network(2, 2, channels=64)
+    batch = pictures(3, 192, 256)
+    close_gates(network, 0.5, batch)
+    with torch.no_grad():
+        wanted, routing = network(batch)
+    assert not (routing.activations.gt(0) == routing.activations[0].gt(0)).all()
+    plan = InferencePlan(network)
+    maps, record = plan(batch, routing.activations if given else None)
+    same_maps(maps, wanted)
+    assert record.activations.allclose(routing.activations)
+    assert record.initial.allclose(routing.initial)
+    assert record.reached.equal(routing.reached)
+    if not given:
+        two, three = (peak_bytes(lambda n=n: plan(batch[:n])) for n in (2, 3))
+        assert three < 1.2 * two

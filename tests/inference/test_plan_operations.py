@@ -94,3 +94,23 @@ def test_layers_that_run_themselves_keep_their_precision():
     InferencePlan(network, dtype=torch.bfloat16)(pictures(2).float())
     assert seen
     assert set(seen) == {torch.float32}
+
+
+class Held(torch.nn.Module):
+    """A stem that hands out memory which it keeps."""
+
+    def __init__(self, maps: torch.Tensor) -> None:
+        super().__init__()
+        self.free = torch.nn.Identity()  # costs are counted from children
+        self.register_buffer("maps", maps.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.maps
+
+
+def test_memory_that_a_stem_keeps_is_not_written_to():
+    network = routed_network(3, 2)
+    maps = torch.randn(1, 4, 12, 16).double()
+    network.stem = Held(maps).eval()
+    agrees(network, pictures(1))
+    assert network.stem.maps.equal(maps)

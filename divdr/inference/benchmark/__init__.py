@@ -1,0 +1,44 @@
+"""Measuring plans: time, multiply-adds and memory beside the published way of running."""
+
+from .against import Against
+from .cases import Case, close_gates, closed_share
+from .fixed import CapturedRoute, fixed_route
+from .lines import Line, lines
+from .live import LiveBytes, peak_bytes
+from .machine import describe, gemm_peak
+from .memory import Memory, measure_memory
+from .published import PublishedRun
+from .report import as_numbers, case_table, line_table, memory_table, target_table
+from .targets import Target, targets
+from .timing import Times, in_turns
+from .ways import CaseResult, Row, measure
+
+__all__ = [
+    "Against",
+    "CapturedRoute",
+    "Case",
+    "CaseResult",
+    "Line",
+    "LiveBytes",
+    "Memory",
+    "PublishedRun",
+    "Row",
+    "Target",
+    "Times",
+    "as_numbers",
+    "case_table",
+    "close_gates",
+    "closed_share",
+    "describe",
+    "fixed_route",
+    "gemm_peak",
+    "in_turns",
+    "line_table",
+    "lines",
+    "measure",
+    "measure_memory",
+    "memory_table",
+    "peak_bytes",
+    "target_table",
+    "targets",
+]

@@ -1,0 +1,121 @@
+"""Results of a benchmark as tables to read and as numbers for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from tabulate import tabulate
+
+from .lines import lines
+from .memory import Memory
+from .targets import targets
+from .ways import CaseResult, Row
+
+Peaks = Mapping[str, float]
+"""Multiply-adds a second of matrix products: "float32" and "bfloat16"."""
+
+_HEADERS = (
+    "ms per image",
+    "images/s",
+    "times faster",
+    "expected GMAC",
+    "real GMAC",
+    "GMAC/s",
+    "of GEMM peak",
+    "error",
+)
+_MIB = 2**20
+
+
+def case_table(result: CaseResult, peaks: Peaks) -> str:
+    """Every way of running one case; costs are per image."""
+    case = result.case
+    title = (
+        f"batch {case.batch}, {case.size[0]}×{case.size[1]}, {case.closed:.0%} of the gates to "
+        f"close, {result.closed:.1%} of those reached closed"
+    )
+    table = []
+    for row in result.rows:
+        numbers = _numbers(result, row, peaks)
+        table.append([row.way, *(numbers[header] for header in _HEADERS)])
+    formats = ("g", ".1f", ".2f", ".2f", ".2f", ".2f", ".1f", ".0%", ".0e")
+    text = tabulate(table, headers=("", *_HEADERS), floatfmt=formats, tablefmt="github")
+    return f"{title}\n\n{text}\n"
+
+
+def target_table(results: Sequence[CaseResult]) -> str:
+    """What is to be reached, beside what was; empty if none of its cases ran."""
+    table = []
+    for line in targets(results):
+        sign = "≤ " if line.at_most else ""
+        bounds = (f"{sign}{line.least:g}", f"{sign}{line.aim:g}")
+        table.append((line.case, *bounds, f"{line.measured:.2f}", line.verdict))
+    if not table:
+        return ""
+    headers = ("against the published way of running", "at least", "aim", "measured", "reached")
+    return tabulate(table, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def line_table(results: Sequence[CaseResult]) -> str:
+    """Fitted lines of time over real cost; empty with one share of closed gates."""
+    table = [
+        (line.batch, line.way, line.rate, line.fit[1])
+        for line in lines(results)
+        if line.fit is not None
+    ]
+    if not table:
+        return ""
+    headers = ("batch", "", "GMAC/s by slope", "ms at 0 GMAC")
+    return tabulate(table, headers=headers, floatfmt=".1f", tablefmt="github") + "\n"
+
+
+def memory_table(memories: Sequence[Memory]) -> str:
+    """Peaks in MiB."""
+    table = [(m.way, m.resident / _MIB, m.tensors / _MIB) for m in memories]
+    headers = ("", "peak MiB", "live tensors at most, MiB")
+    return tabulate(table, headers=headers, floatfmt=".0f", tablefmt="github") + "\n"
+
+
+def as_numbers(
+    results: Sequence[CaseResult], memories: Sequence[Memory], peaks: Peaks
+) -> dict[str, object]:
+    """Everything measured, ready for JSON; times of calls are seconds of the whole batch."""
+    return {
+        "gemm_gmac_per_s": {name: peak / 1e9 for name, peak in peaks.items()},
+        "cases": [
+            {
+                **asdict(result.case),
+                "closed_measured": result.closed,
+                "ways": [
+                    {
+                        "way": row.way,
+                        **_numbers(result, row, peaks),
+                        "seconds": {**row.times.summary(), "all": list(row.times.seconds)},
+                    }
+                    for row in result.rows
+                ],
+            }
+            for result in results
+        ],
+        "lines": [{**asdict(line), "fit": line.fit, "rate": line.rate} for line in lines(results)],
+        "targets": [{**asdict(line), "reached": line.verdict} for line in targets(results)],
+        "memory": [asdict(memory) for memory in memories],
+    }
+
+
+def _numbers(result: CaseResult, row: Row, peaks: Peaks) -> dict[str, float | None]:
+    seconds = result.per_image(row.way)
+    rate = None if row.real_gmac is None else row.real_gmac / seconds
+    peak = peaks["bfloat16" if row.half else "float32"] / 1e9
+    values = (
+        1e3 * seconds,
+        1 / seconds,
+        row.faster,
+        row.expected_gmac,
+        row.real_gmac,
+        rate,
+        None if rate is None else rate / peak,
+        row.error,
+    )
+    return dict(zip(_HEADERS, values, strict=True))

@@ -1,0 +1,20 @@
+"""The benchmark tool, in small."""
+
+import json
+import subprocess
+import sys
+
+
+def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
+    command = [sys.executable, "-W", "ignore", "tools/benchmark.py", "--device", "cpu"]
+    command += ["--layers", "3", "--scales", "2", "--channels", "4", "--rounds", "1"]
+    command += ["--case", "1", "32", "32", "--case", "2", "32", "32", "--closed", "0", "0.8"]
+    command += ["--json", str(tmp_path / "b.json"), "--picture", str(tmp_path / "b.png")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "batch 2, routes differ, 80% closed, against its faster mode" in done.stdout
+    numbers = json.loads((tmp_path / "b.json").read_text())
+    assert {"cpu", "cores", "threads", "torch", "device"} <= set(numbers["machine"])
+    assert numbers["settings"]["channels"] == 4
+    assert [len(case["ways"]) for case in numbers["cases"]] == [6, 6, 7, 7]
+    assert (tmp_path / "b.png").stat().st_size > 0

@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Time plans, fixed routes and bfloat16 beside the published way of running the same network.
+
+    python tools/benchmark.py --json output/benchmark.json --picture output/benchmark.png
+    python tools/benchmark.py --against MODULE:FUNCTION --closed 0 0.8
+
+Weights are random and gates are closed by their biases. All ways of running take turns in one
+process; tables show medians. ``--memory`` measures peaks in processes of their own.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from divdr.engine import report_errors
+from divdr.inference import benchmark
+from divdr.visualization.benchmark_picture import draw_benchmark
+
+DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--scales", type=int, default=4)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--gate", default="small", choices=["small", "full", "none"])
+    parser.add_argument(
+        "--reach",
+        default="published",
+        choices=["published", "open"],
+        help="open: networks save the cells behind closed transforms, the published run does not",
+    )
+    parser.add_argument(
+        "--case",
+        type=int,
+        nargs=3,
+        action="append",
+        metavar=("BATCH", "HEIGHT", "WIDTH"),
+        help="repeat for several; default 1 512 1024 and 8 256 512",
+    )
+    parser.add_argument("--closed", type=float, nargs="+", default=[0.0, 0.3, 0.6, 0.8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--against", metavar="MODULE:FUNCTION", help="FUNCTION(x[, network])")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="*",
+        metavar="PIXELS",
+        help="peak memory of one image of HEIGHT WIDTH, default 1024 2048, all gates open",
+    )
+    parser.add_argument("--no-times", action="store_true", help="with --memory: that alone")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png")
+    args = parser.parse_args()
+    if args.memory is not None and len(args.memory) not in (0, 2):
+        parser.error("--memory takes no number or two: height and width")
+    if not all(0 <= share < 1 for share in args.closed):
+        parser.error("--closed takes shares of at least 0 and below 1")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    against = None if args.against is None else benchmark.Against(args.against)
+    machine = benchmark.describe(args.device)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    types = (torch.float32, torch.bfloat16)
+    peaks = {str(t).removeprefix("torch."): benchmark.gemm_peak(args.device, t) for t in types}
+    print(", ".join(f"GEMM peak {name} {p / 1e9:.0f} GMAC/s" for name, p in peaks.items()), "\n")
+    names = ("layers", "scales", "channels", "gate", "reach", "seed")
+    network = {name: getattr(args, name) for name in names}
+    results = []
+    for batch, height, width in [] if args.no_times else args.case or DEFAULT_CASES:
+        for closed in args.closed:
+            case = benchmark.Case(batch, (height, width), closed, **network)
+            results.append(
+                benchmark.measure(case, rounds=args.rounds, device=args.device, against=against)
+            )
+            print(benchmark.case_table(results[-1], peaks), flush=True)
+    memories = []
+    if args.memory is not None:
+        case = benchmark.Case(1, tuple(args.memory or (1024, 2048)), 0.0, **network)
+        memories = benchmark.measure_memory(case, args.device)
+        print(f"Peak memory of one image, {case.size[0]}×{case.size[1]}\n")
+        print(benchmark.memory_table(memories))
+    for table in (benchmark.line_table(results), benchmark.target_table(results)):
+        if table:
+            print(table)
+    if args.json is not None:
+        settings = {**vars(args), "json": str(args.json), "picture": str(args.picture)}
+        numbers = benchmark.as_numbers(results, memories, peaks)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": machine, "settings": settings, **numbers}, indent=1)
+        args.json.write_text(text + "\n", encoding="utf-8")
+    if args.picture is not None and results:
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{machine['cpu'] if args.device == 'cpu' else machine['device']}, "
+        title += f"threads: {machine['threads']}, torch {machine['torch']}"
+        draw_benchmark(args.picture, benchmark.lines(results), title)
+
+
+@report_errors
+def main() -> int:
+    run(options())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
