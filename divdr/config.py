@@ -79,6 +79,10 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # "latest": the activation that each image had when it was last trained on; "exact": a pass
     # over the training set in evaluation mode before every clustering.
     clustering.BANK = "latest"
+    # JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what it
+    # leaves to find; an image goes by its file's name without ending. "" clusters. "$" variables
+    # of the environment are filled in.
+    clustering.LABELS = ""
     # K-means every PERIOD iterations from START on (iteration, or share of training if below 1).
     clustering.START = 0.0
     clustering.PERIOD = 50

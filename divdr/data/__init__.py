@@ -12,6 +12,7 @@ from .coco_json import check_evaluation_file
 from .loader import build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
 from .neon_trees import register_neon_trees
+from .subsets import register_subsets
 
 __all__ = [
     "SemanticCropMapper",
@@ -22,9 +23,12 @@ __all__ = [
     "check_evaluation_file",
     "register_neon_trees",
     "register_segmentation_folder",
+    "register_subsets",
     "seed_everything",
     "training_dicts",
 ]
 
 # Under the folder that Detectron2 registers its own names for.
-register_neon_trees(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_neon_trees(_ROOT)
+register_subsets(_ROOT)

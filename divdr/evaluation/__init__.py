@@ -3,6 +3,7 @@
 from .backbone_cost import BackboneCostEvaluator
 from .build import build_cost_evaluator, build_routing_evaluator, build_task_evaluator
 from .routing_evaluator import RoutingEvaluator
+from .subsets import pooled_miou, subset_recovery
 from .table import summary_table
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "build_cost_evaluator",
     "build_routing_evaluator",
     "build_task_evaluator",
+    "pooled_miou",
+    "subset_recovery",
     "summary_table",
 ]

@@ -10,19 +10,25 @@ from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
 from divdr.experts.diversity import Diversity, diversity
 from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.known_labels import KnownLabels
 from divdr.experts.local_experts import ClusteringReport, LocalExperts
 from divdr.experts.matching import match_centres
+from divdr.experts.recovery import kmeans_recovery, linear_recovery, matched_share
 
 __all__ = [
     "ActivationBank",
     "ClusteringReport",
     "Diversity",
     "KMeansResult",
+    "KnownLabels",
     "LocalExperts",
     "cluster_variance",
     "clustering_loss",
     "diversity",
     "kmeans",
+    "kmeans_recovery",
+    "linear_recovery",
     "match_centres",
+    "matched_share",
     "nearest_centre",
 ]

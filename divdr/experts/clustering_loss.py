@@ -15,11 +15,12 @@ def clustering_loss(
     *,
     margin: float = 1.0,
     squared: bool = False,
+    assignment: Tensor | None = None,
 ) -> Tensor:
-    """Pull every activation to its nearest centre and push it from the others.
+    """Pull every activation to its own centre and push it from the others.
 
-    DivDR, Eq. 2, with μ the centre nearest to A and d the norm (as printed) or its square (as in
-    the magnet loss, from which it derives)::
+    DivDR, Eq. 2, with μ the centre nearest to A, unless ``assignment`` names another, and d the
+    norm (as printed) or its square (as in the magnet loss, from which it derives)::
 
         { margin + d(A, μ) / 2σ² + log Σ_{μ_k ≠ μ} exp(−d(A, μ_k) / 2σ²) }₊
 
@@ -32,6 +33,7 @@ def clustering_loss(
         sigma2: σ² > 0, a number or a tensor with one element.
         margin: α >= 0.
         squared: whether d is the squared norm.
+        assignment: centre (N,) of each activation, where it is known; None: the nearest.
 
     Returns:
         Losses (N,): float64 for float64 activations, else float32, under autocast too. The
@@ -44,17 +46,17 @@ def clustering_loss(
     with torch.autocast(device_type=activations.device.type, enabled=False):
         a = activations.to(dtype)
         c = centres.detach().to(a)
-        nearest, _ = nearest_centre(a.detach(), c)
+        own = nearest_centre(a.detach(), c)[0] if assignment is None else assignment.to(c.device)
         scale = 0.5 / torch.as_tensor(sigma2, dtype=dtype, device=a.device).detach()
         distance = (a[:, None] - c).square().sum(2)
         if not squared:
             distance = _safe_sqrt(distance)
         scaled = distance * scale
-        pull = scaled.gather(1, nearest[:, None])[:, 0]
+        pull = scaled.gather(1, own[:, None])[:, 0]
         if len(c) == 1:
             return pull
-        own = torch.arange(len(c), device=a.device) == nearest[:, None]
-        push = torch.logsumexp((-scaled).masked_fill(own, -torch.inf), dim=1)
+        is_own = torch.arange(len(c), device=a.device) == own[:, None]
+        push = torch.logsumexp((-scaled).masked_fill(is_own, -torch.inf), dim=1)
         return (margin + pull + push).clamp(min=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from divdr.experts.assignment import nearest_centre
 from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
 from divdr.experts.diversity import diversity
-from divdr.experts.kmeans import kmeans
+from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.known_labels import KnownLabels
 from divdr.experts.matching import match_centres
 
 
@@ -63,6 +65,7 @@ class LocalExperts:
         backend: str = "torch",
         seed: int = 0,
         sigma2_floor: float = 1e-4,
+        labels: KnownLabels | None = None,
     ) -> None:
         """Set up experts without centres.
 
@@ -74,6 +77,8 @@ class LocalExperts:
             backend: K-means implementation, "torch" or "sklearn".
             seed: combined with the step of each clustering.
             sigma2_floor: least σ².
+            labels: the true subset of every image, in place of K-means: expert k is the mean
+                activation of subset k, and images belong to their subset's, not the nearest.
 
         Raises:
             ConfigError: num_experts < 1, or the backend is unknown.
@@ -89,6 +94,7 @@ class LocalExperts:
         self.backend = backend
         self.seed = seed
         self.sigma2_floor = sigma2_floor
+        self.labels = labels
         self.bank = ActivationBank(dim)
         self.centres: Tensor | None = None
         self.sigma2: Tensor | None = None
@@ -102,17 +108,20 @@ class LocalExperts:
     def cluster(self, step: int) -> ClusteringReport | None:
         """Cluster the bank and take over the new centres; a collective call.
 
-        Experts keep their ids: new centres are matched to the old ones. All ranks end with the
+        Experts keep their ids: new centres are matched to the old ones. Known subsets are not
+        clustered but averaged, and keep their numbers. All ranks end with the
         centres, σ² and report of rank 0.
 
         Args:
             step: training step; it enters the seed.
 
         Returns:
-            What was found, or None (and nothing changes) while the bank has fewer rows than K.
+            What was found, or None (and nothing changes) while the bank has fewer rows than K, or
+            none of a known subset.
 
         Raises:
             ValueError: the bank holds a value that is not finite.
+            DivdrError: an image is of no known subset.
         """
         self.bank.synchronise()
         if len(self.bank) < self.num_experts:
@@ -120,21 +129,17 @@ class LocalExperts:
         start = time.perf_counter()
         rows = self.bank.rows
         old = self.centres
-        result = kmeans(
-            rows,
-            self.num_experts,
-            restarts=self.restarts,
-            init=old if self.warm_start else None,
-            seed=self.seed * 1_000_003 + step,
-            backend=self.backend,
-        )
+        result = self._partition(rows, step) if self.labels is None else self._known(rows)
+        if result is None:
+            return None
         centres, assignment = result.centres, result.assignment
         movement = 0.0
         if old is not None:
-            order = match_centres(old, centres)
-            centres = centres[order]
-            # The inverse permutation turns a cluster's number into its expert's id.
-            assignment = order.argsort()[assignment]
+            if self.labels is None:
+                order = match_centres(old, centres)
+                centres = centres[order]
+                # The inverse permutation turns a cluster's number into its expert's id.
+                assignment = order.argsort()[assignment]
             movement = float((centres - old.to(centres)).norm(dim=1).mean())
         sigma2 = cluster_variance(rows, centres, assignment, self.sigma2_floor)
         spread = diversity(rows, centres, assignment)
@@ -154,17 +159,45 @@ class LocalExperts:
         self.sigma2 = sigma2.to(self.bank.device)
         return report
 
-    def loss(self, activations: Tensor, margin: float = 1.0, squared: bool = False) -> Tensor:
+    def _partition(self, rows: Tensor, step: int) -> KMeansResult:
+        return kmeans(
+            rows,
+            self.num_experts,
+            restarts=self.restarts,
+            init=self.centres if self.warm_start else None,
+            seed=self.seed * 1_000_003 + step,
+            backend=self.backend,
+        )
+
+    def _known(self, rows: Tensor) -> KMeansResult | None:
+        assert self.labels is not None
+        subset = self.labels.of(self.bank.keys, self.num_experts).to(rows.device)
+        counts = torch.bincount(subset, minlength=self.num_experts)
+        if bool((counts == 0).any()):
+            return None
+        sums = torch.zeros(self.num_experts, self.dim, dtype=torch.float64, device=rows.device)
+        centres = (sums.index_add(0, subset, rows.double()) / counts[:, None]).to(rows)
+        return KMeansResult(centres, subset, float((rows - centres[subset]).square().sum()))
+
+    def loss(
+        self,
+        activations: Tensor,
+        margin: float = 1.0,
+        squared: bool = False,
+        keys: Sequence[str] = (),
+    ) -> Tensor:
         """Clustering loss (N,) of activations (N, D), Eq. 2; see `clustering_loss`.
 
-        Before the first clustering it is zero, but part of the graph.
+        Before the first clustering it is zero, but part of the graph. Known subsets need the
+        images' keys.
         """
         if self.centres is None or self.sigma2 is None:
             dtype = torch.promote_types(activations.dtype, torch.float32)
             # An empty sum, and not a product with 0, which would keep a NaN.
             return activations[:, :0].to(dtype).sum(1)
+        own = None if self.labels is None else self.labels.of(keys, self.num_experts)
         return clustering_loss(
-            activations, self.centres, self.sigma2, margin=margin, squared=squared
+            activations, self.centres, self.sigma2, margin=margin, squared=squared, assignment=own
         )
 
     def assign(self, activations: Tensor) -> Tensor:

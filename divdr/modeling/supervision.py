@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,15 @@ class RoutingSupervision:
         """(N, D) what is clustered: gates after or before their non-linearity."""
         return routing.activations if self.clustering.gates == "after" else routing.logits
 
-    def losses(self, routing: Routing, iteration: int) -> dict[str, Tensor]:
-        """The routing losses of a batch, weighted."""
+    @property
+    def _needs_keys(self) -> bool:
+        known = self.experts is not None and self.experts.labels is not None
+        return known or (self.experts is not None and self.clustering.update_bank)
+
+    def losses(
+        self, routing: Routing, iteration: int, keys: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """The routing losses of a batch, weighted; known subsets need its images' keys."""
         losses = {}
         if self.budget.weight > 0:
             value = budget_loss(routing, self.budget_target).mean()
@@ -97,7 +104,10 @@ class RoutingSupervision:
         if self.experts is not None and self.clustering.weight > 0:
             values = self.clustered_values(routing)
             loss = self.experts.loss(
-                values, margin=self.clustering.margin, squared=self.clustering.squared
+                values,
+                margin=self.clustering.margin,
+                squared=self.clustering.squared,
+                keys=keys,
             )
             losses["loss_clustering"] = loss.mean() * self.clustering.weight
         return losses
@@ -125,13 +135,14 @@ class RoutingSupervision:
     def _train(self, inputs: list[dict], routing: Routing, losses: dict) -> dict:
         storage = _event_storage()
         iteration = storage.iter if storage is not None else self._steps
-        added = self.losses(routing, iteration)
+        keys = image_keys(inputs) if self._needs_keys else []
+        added = self.losses(routing, iteration, keys)
         # Passes without gradients (precise BatchNorm) are no training and leave no trace.
         if torch.is_grad_enabled():
             self._steps = iteration + 1
             if self.experts is not None and self.clustering.update_bank:
                 rows = self.clustered_values(routing).detach()
-                self.experts.bank.update(image_keys(inputs), rows, iteration)
+                self.experts.bank.update(keys, rows, iteration)
             if storage is not None:
                 _log_costs(storage, routing)
             self._cluster_if_due(iteration, storage)

@@ -1,0 +1,127 @@
+"""Writing data sets of known subsets, in parallel and safe against interruption."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from divdr.data.drawn import PARTIAL, SPLITS, check_counts, finished_jobs, write_atomically
+from divdr.errors import ConfigError
+
+from .catalog import MAX_SUBSETS
+from .digits import draw_digits
+from .record import SUBSETS_FILE, image_file, label_file, scenes_below
+from .shapes import draw_shapes
+
+KINDS = ("shapes", "digits")
+
+
+@dataclass(frozen=True)
+class _Look:
+    kind: str
+    size: int
+    subsets: int
+    dial: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}_{self.index:05d}"
+
+
+def make_subsets(
+    root: str | os.PathLike[str],
+    *,
+    kind: str = "shapes",
+    dial: float = 0.5,
+    subsets: int = 3,
+    train: int = 600,
+    val: int = 300,
+    size: int = 64,
+    seed: int = 0,
+    workers: int = 1,
+) -> None:
+    """Generates scenes of known subsets under ``root``/subsets.
+
+    The same settings give the same bytes, however many workers there are; see
+    ``make_streetscapes`` for what happens to files that are there already. Image i of a split
+    belongs to subset i mod K.
+
+    Args:
+        root: folder to create "subsets" in; what $DETECTRON2_DATASETS should name.
+        kind: "shapes" or "digits".
+        dial: how hard subsets are to tell apart, from 0 to 1.
+        subsets: K, from 2 to 4.
+        train, val: number of images per split.
+        size: rows and columns in pixels, a multiple of 32.
+        seed: chooses the scenes; not negative.
+        workers: number of processes.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: the folder holds images that this generator did not make.
+    """
+    check_counts(train=train, val=val, workers=workers, seed=seed)
+    if kind not in KINDS:
+        raise ConfigError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
+    if not 0 <= dial <= 1:
+        raise ConfigError(f"dial must lie between 0 and 1, not at {dial}.")
+    if not 2 <= subsets <= MAX_SUBSETS:
+        raise ConfigError(f"subsets must be 2 to {MAX_SUBSETS}, not {subsets}.")
+    if size < 32 or size % 32:
+        raise ConfigError(f"size must be a multiple of 32, not {size}.")
+    look = _Look(kind, size, subsets, dial, seed)
+    settings = {**vars(look), "train": train, "val": val}
+    plans = {split: [_Job(split, i) for i in range(settings[split])] for split in SPLITS}
+    names = {split: [job.name for job in plans[split]] for split in SPLITS}
+    scenes = scenes_below(root)
+    missing = scenes.prepare(settings, names)
+    if not missing:
+        return
+    jobs = [
+        job
+        for split in SPLITS
+        for job in plans[split]
+        if not missing.isdisjoint(scenes.image_files(split, job.name))
+    ]
+    make = functools.partial(_make_image, folder=scenes.folder, look=look)
+    with finished_jobs(jobs, make, workers) as finished:
+        for _ in tqdm(finished, total=len(jobs), desc="scenes of subsets", unit="image"):
+            pass
+    members = {job.name: job.index % subsets for split in SPLITS for job in plans[split]}
+    scenes.write_json(SUBSETS_FILE, members, indent=None)
+    scenes.finish(settings, names)
+
+
+def _make_image(job: _Job, folder: Path, look: _Look) -> None:
+    # Seeded by the image's place alone, so the number of workers and their order do not matter.
+    rng = np.random.default_rng([look.seed, SPLITS.index(job.split), job.index])
+    common = (look.size, job.index % look.subsets, look.subsets, look.dial, rng)
+    if look.kind == "shapes":
+        picture, labels = draw_shapes(*common)
+    else:
+        picture, labels = draw_digits(*common, held_out=job.split == "val")
+    for path, pixels in (
+        (image_file(job.split, job.name), picture),
+        (label_file(job.split, job.name), labels),
+    ):
+        write_atomically(folder / path, _png(pixels), folder / PARTIAL)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()

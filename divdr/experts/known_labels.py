@@ -1,0 +1,75 @@
+"""Known subsets of the training images, in place of those that K-means finds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from divdr.errors import ConfigError, DataError
+
+
+class KnownLabels:
+    """The subset of every image by its key: the oracle against which experts are measured.
+
+    Args:
+        labels: subset, from 0, by key: an image's whole key, or the name of its file without folder
+            and ending.
+
+    Raises:
+        DataError: a label is no whole number from 0 on.
+    """
+
+    def __init__(self, labels: Mapping[str, int]) -> None:
+        for key, label in labels.items():
+            if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+                raise DataError(f"the label of image {key!r} must be 0, 1, …, not {label!r}")
+        self._labels = dict(labels)
+
+    @classmethod
+    def from_file(cls, path: str) -> KnownLabels:
+        """Read a JSON object {key: label}; environment variables in the path are filled in.
+
+        Raises:
+            ConfigError: there is no such file.
+            DataError: the file holds something else.
+        """
+        place = os.path.expandvars(os.path.expanduser(path))
+        try:
+            with open(place, encoding="utf-8") as file:
+                content = json.load(file)
+        except OSError:
+            raise ConfigError(
+                f"MODEL.ROUTING.CLUSTERING.LABELS names {place}, which cannot be read"
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{place} is no JSON file ({error})") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{place} must hold one JSON object, image name to label")
+        return cls(content)
+
+    def of(self, keys: Sequence[str], num_experts: int) -> Tensor:
+        """Labels (N,) of int64, all below ``num_experts``.
+
+        Raises:
+            DataError: an image has no label.
+            ConfigError: a label has no expert.
+        """
+        found = [self._label(key) for key in keys]
+        if found and max(found) >= num_experts:
+            raise ConfigError(
+                f"a label is {max(found)}, but MODEL.ROUTING.CLUSTERING.NUM_EXPERTS is "
+                f"{num_experts}"
+            )
+        return torch.tensor(found, dtype=torch.long)
+
+    def _label(self, key: str) -> int:
+        if key in self._labels:
+            return self._labels[key]
+        stem = os.path.splitext(os.path.basename(key))[0]
+        if stem not in self._labels:
+            raise DataError(f"image {key} has no label among the known subsets")
+        return self._labels[stem]
