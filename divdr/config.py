@@ -79,6 +79,10 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # "latest": the activation that each image had when it was last trained on; "exact": a pass
     # over the training set in evaluation mode before every clustering.
     clustering.BANK = "latest"
+    # Distances between activations, in K-means and the loss: "none" takes A as it is; "std" divides
+    # each gate by its spread, so that those that open and close fully do not decide alone
+    # (divdr.experts.gate_weights; docs/controlled_study.md has what it does).
+    clustering.SCALING = "none"
     # JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what it
     # leaves to find; an image goes by its file's name without ending. "" clusters. "$" variables
     # of the environment are filled in.

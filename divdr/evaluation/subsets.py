@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import DataError
-from ..experts import kmeans_recovery, linear_recovery, matched_share, nearest_centre
+from ..experts import gate_weights, kmeans_recovery, linear_recovery, matched_share, weighted
 
 SUBSETS_FILE = "subsets.json"
 
@@ -25,9 +25,9 @@ def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
         folder: ``OUTPUT_DIR`` of a run on ``subsets_val`` (divdr.data.subsets), evaluated.
 
     Returns:
-        In percent of the images: "kmeans", by K-means on A, fresh; "centres", by the centres of the
-        training (left out where there are none or not K); "linear", by a linear classifier of A.
-        See ``divdr.experts``.
+        In percent of the images: "kmeans", by K-means on A, fresh; "kmeans_std", the same with
+        gates divided by their spread; "centres", by the experts of the training (left out where
+        there are none); "linear", by a linear classifier of A. See ``divdr.experts``.
 
     Raises:
         DataError: the folder holds no evaluated run, or its images are of no known subsets.
@@ -39,14 +39,15 @@ def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
         raise DataError(f"{folder} holds no evaluated run with routing: {path} is missing")
     with np.load(path) as saved:
         names = [str(name) for name in saved["file_names"]]
-        a, centres = torch.from_numpy(saved["activations"]), torch.from_numpy(saved["centres"])
+        a, expert = torch.from_numpy(saved["activations"]), torch.from_numpy(saved["expert"])
     subset = _subsets(names)
     figures = {
         "kmeans": 100 * kmeans_recovery(a, subset),
+        "kmeans_std": 100 * kmeans_recovery(weighted(a, gate_weights(a, "std")), subset),
         "linear": 100 * linear_recovery(a, subset),
     }
-    if len(centres) == len(torch.unique(subset)):
-        figures["centres"] = 100 * matched_share(nearest_centre(a, centres.to(a))[0], subset)
+    if bool((expert >= 0).all()):
+        figures["centres"] = 100 * matched_share(expert, subset)
     return figures
 
 

@@ -8,12 +8,14 @@ them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away f
 from divdr.experts.assignment import nearest_centre
 from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
+from divdr.experts.clustering_report import ClusteringReport
 from divdr.experts.diversity import Diversity, diversity
 from divdr.experts.kmeans import KMeansResult, kmeans
 from divdr.experts.known_labels import KnownLabels
-from divdr.experts.local_experts import ClusteringReport, LocalExperts
+from divdr.experts.local_experts import LocalExperts
 from divdr.experts.matching import match_centres
 from divdr.experts.recovery import kmeans_recovery, linear_recovery, matched_share
+from divdr.experts.scaling import gate_weights, weighted
 
 __all__ = [
     "ActivationBank",
@@ -25,10 +27,12 @@ __all__ = [
     "cluster_variance",
     "clustering_loss",
     "diversity",
+    "gate_weights",
     "kmeans",
     "kmeans_recovery",
     "linear_recovery",
     "match_centres",
     "matched_share",
     "nearest_centre",
+    "weighted",
 ]

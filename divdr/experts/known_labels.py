@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from divdr.errors import ConfigError, DataError
+from divdr.experts.kmeans import KMeansResult
 
 
 class KnownLabels:
@@ -65,6 +66,28 @@ class KnownLabels:
                 f"{num_experts}"
             )
         return torch.tensor(found, dtype=torch.long)
+
+    def cluster(self, keys: Sequence[str], x: Tensor, num_experts: int) -> KMeansResult | None:
+        """What K-means would return, had it found the known subsets; centre k is the mean of k.
+
+        Args:
+            keys: of the images, N.
+            x: their points (N, D).
+            num_experts: K.
+
+        Returns:
+            None while a subset has no image.
+
+        Raises:
+            DivdrError: see :meth:`of`.
+        """
+        subset = self.of(keys, num_experts).to(x.device)
+        counts = torch.bincount(subset, minlength=num_experts)
+        if bool((counts == 0).any()):
+            return None
+        sums = torch.zeros(num_experts, x.shape[1], dtype=torch.float64, device=x.device)
+        centres = (sums.index_add(0, subset, x.double()) / counts[:, None]).to(x)
+        return KMeansResult(centres, subset, float((x - centres[subset]).square().sum()))
 
     def _label(self, key: str) -> int:
         if key in self._labels:

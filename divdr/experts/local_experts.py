@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,35 +14,12 @@ from divdr.errors import CheckpointError, ConfigError, DivdrError
 from divdr.experts.assignment import nearest_centre
 from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
+from divdr.experts.clustering_report import ClusteringReport
 from divdr.experts.diversity import diversity
 from divdr.experts.kmeans import KMeansResult, kmeans
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.matching import match_centres
-
-
-@dataclass(frozen=True)
-class ClusteringReport:
-    """What one clustering found; see `Diversity` for the distances.
-
-    Attributes:
-        inter: mean distance over pairs of centres.
-        intra_pairs: mean distance over pairs within a cluster.
-        intra_centre: mean distance to the own centre.
-        sigma2: σ² of Eq. 2.
-        sizes: members of each expert.
-        movement: mean distance of the centres to those before, 0 the first time.
-        inertia: sum of squared distances to the own centre.
-        seconds: time the clustering took, without waiting for other ranks' rows.
-    """
-
-    inter: float
-    intra_pairs: float
-    intra_centre: float
-    sigma2: float
-    sizes: list[int]
-    movement: float
-    inertia: float
-    seconds: float
+from divdr.experts.scaling import check_scaling, gate_weights, weighted
 
 
 class LocalExperts:
@@ -53,6 +29,8 @@ class LocalExperts:
         bank: latest activation of every training image, D numbers each.
         centres: (K, D) in float32, or None before the first clustering.
         sigma2: σ² of Eq. 2, a tensor without dimensions, or None.
+        weights: (D,) what gates are multiplied by before distances are taken, or None; centres
+            are kept without them.
     """
 
     def __init__(
@@ -66,6 +44,7 @@ class LocalExperts:
         seed: int = 0,
         sigma2_floor: float = 1e-4,
         labels: KnownLabels | None = None,
+        scaling: str = "none",
     ) -> None:
         """Set up experts without centres.
 
@@ -79,14 +58,17 @@ class LocalExperts:
             sigma2_floor: least σ².
             labels: the true subset of every image, in place of K-means: expert k is the mean
                 activation of subset k, and images belong to their subset's, not the nearest.
+            scaling: "none", or "std" for distances in which each gate counts by its spread; see
+                `gate_weights`.
 
         Raises:
-            ConfigError: num_experts < 1, or the backend is unknown.
+            ConfigError: num_experts < 1, or the backend or scaling is unknown.
         """
         if num_experts < 1:
             raise ConfigError(f"The number of local experts must be 1 or more, got {num_experts}.")
         if backend not in ("torch", "sklearn"):
             raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
+        check_scaling(scaling)
         self.num_experts = num_experts
         self.dim = dim
         self.restarts = restarts
@@ -95,9 +77,11 @@ class LocalExperts:
         self.seed = seed
         self.sigma2_floor = sigma2_floor
         self.labels = labels
+        self.scaling = scaling
         self.bank = ActivationBank(dim)
         self.centres: Tensor | None = None
         self.sigma2: Tensor | None = None
+        self.weights: Tensor | None = None
 
     @property
     def ready(self) -> bool:
@@ -129,10 +113,14 @@ class LocalExperts:
         start = time.perf_counter()
         rows = self.bank.rows
         old = self.centres
-        result = self._partition(rows, step) if self.labels is None else self._known(rows)
+        weights = gate_weights(rows, self.scaling)
+        space = weighted(rows, weights)
+        result = self._partition(space, weights, step)
         if result is None:
             return None
         centres, assignment = result.centres, result.assignment
+        if weights is not None:
+            centres = centres / weights
         movement = 0.0
         if old is not None:
             if self.labels is None:
@@ -141,7 +129,7 @@ class LocalExperts:
                 # The inverse permutation turns a cluster's number into its expert's id.
                 assignment = order.argsort()[assignment]
             movement = float((centres - old.to(centres)).norm(dim=1).mean())
-        sigma2 = cluster_variance(rows, centres, assignment, self.sigma2_floor)
+        sigma2 = cluster_variance(space, weighted(centres, weights), assignment, self.sigma2_floor)
         spread = diversity(rows, centres, assignment)
         report = ClusteringReport(
             inter=spread.inter,
@@ -154,30 +142,26 @@ class LocalExperts:
             seconds=time.perf_counter() - start,
         )
         # Devices may differ in the last bit, and experts must not.
-        centres, sigma2, report = _from_rank_0((centres.cpu(), sigma2.cpu(), report))
+        weights = None if weights is None else weights.cpu()
+        found = (centres.cpu(), sigma2.cpu(), weights, report)
+        centres, sigma2, weights, report = _from_rank_0(found)
         self.centres = centres.to(self.bank.device)
         self.sigma2 = sigma2.to(self.bank.device)
+        self.weights = None if weights is None else weights.to(self.bank.device)
         return report
 
-    def _partition(self, rows: Tensor, step: int) -> KMeansResult:
+    def _partition(self, space: Tensor, weights: Tensor | None, step: int) -> KMeansResult | None:
+        if self.labels is not None:
+            return self.labels.cluster(self.bank.keys, space, self.num_experts)
+        old = self.centres if self.warm_start else None
         return kmeans(
-            rows,
+            space,
             self.num_experts,
             restarts=self.restarts,
-            init=self.centres if self.warm_start else None,
+            init=None if old is None else weighted(old, weights),
             seed=self.seed * 1_000_003 + step,
             backend=self.backend,
         )
-
-    def _known(self, rows: Tensor) -> KMeansResult | None:
-        assert self.labels is not None
-        subset = self.labels.of(self.bank.keys, self.num_experts).to(rows.device)
-        counts = torch.bincount(subset, minlength=self.num_experts)
-        if bool((counts == 0).any()):
-            return None
-        sums = torch.zeros(self.num_experts, self.dim, dtype=torch.float64, device=rows.device)
-        centres = (sums.index_add(0, subset, rows.double()) / counts[:, None]).to(rows)
-        return KMeansResult(centres, subset, float((rows - centres[subset]).square().sum()))
 
     def loss(
         self,
@@ -197,18 +181,25 @@ class LocalExperts:
             return activations[:, :0].to(dtype).sum(1)
         own = None if self.labels is None else self.labels.of(keys, self.num_experts)
         return clustering_loss(
-            activations, self.centres, self.sigma2, margin=margin, squared=squared, assignment=own
+            weighted(activations, self.weights),
+            weighted(self.centres, self.weights),
+            self.sigma2,
+            margin=margin,
+            squared=squared,
+            assignment=own,
         )
 
     def assign(self, activations: Tensor) -> Tensor:
         """Ids (N,) of the nearest experts; DivdrError before the first clustering."""
         if self.centres is None:
             raise DivdrError("There are no local experts yet: cluster some activations first.")
-        return nearest_centre(activations, self.centres.to(activations.device))[0]
+        centres = weighted(self.centres.to(activations.device), self.weights)
+        return nearest_centre(weighted(activations, self.weights), centres)[0]
 
     def to(self, device: torch.device | str) -> LocalExperts:
-        """Move bank, centres and σ² to a device; returns the experts themselves."""
+        """Move bank, centres, σ² and weights to a device; returns the experts themselves."""
         self.bank.to(device)
+        self.weights = None if self.weights is None else self.weights.to(device)
         if self.centres is not None and self.sigma2 is not None:
             self.centres, self.sigma2 = self.centres.to(device), self.sigma2.to(device)
         return self
@@ -220,6 +211,7 @@ class LocalExperts:
             "dim": self.dim,
             "centres": None if self.centres is None else self.centres.cpu().clone(),
             "sigma2": None if self.sigma2 is None else self.sigma2.cpu().clone(),
+            "weights": None if self.weights is None else self.weights.cpu().clone(),
             "bank": self.bank.state_dict(),
         }
 
@@ -239,11 +231,14 @@ class LocalExperts:
         centres, sigma2 = state["centres"], state["sigma2"]
         self.centres = None if centres is None else centres.to(device, copy=True)
         self.sigma2 = None if sigma2 is None else sigma2.to(device, copy=True)
+        weights = state.get("weights")  # checkpoints of before know no scaling
+        self.weights = None if weights is None else weights.to(device, copy=True)
 
 
-def _from_rank_0(
-    found: tuple[Tensor, Tensor, ClusteringReport],
-) -> tuple[Tensor, Tensor, ClusteringReport]:
+_Found = tuple[Tensor, Tensor, Tensor | None, ClusteringReport]
+
+
+def _from_rank_0(found: _Found) -> _Found:
     if not (dist.is_available() and dist.is_initialized()):
         return found
     box: list[Any] = [found]

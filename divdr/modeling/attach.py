@@ -44,7 +44,7 @@ def attach_routing(
         budget_target: μ.
         periods: when to cluster the bank; None: never from here.
         expert_options: more arguments of ``LocalExperts`` (restarts, warm_start, backend, seed,
-            sigma2_floor, labels).
+            sigma2_floor, labels, scaling).
 
     Returns:
         The attached object; its state belongs into the checkpointer.
@@ -141,6 +141,7 @@ def attach_routing_from_config(
         backend=settings.KMEANS.BACKEND,
         seed=max(0, cfg.SEED),
         sigma2_floor=settings.SIGMA2_FLOOR,
+        scaling=settings.SCALING,
         labels=KnownLabels.from_file(settings.LABELS) if settings.LABELS else None,
     )
 
