@@ -81,7 +81,8 @@ def add_divdr_config(cfg: CfgNode) -> None:
     clustering.BANK = "latest"
     # Distances between activations, in K-means and the loss: "none" takes A as it is; "std" divides
     # each gate by its spread, so that those that open and close fully do not decide alone
-    # (divdr.experts.gate_weights; docs/controlled_study.md has what it does).
+    # (divdr.experts.gate_weights). It helped in some runs and not in others, see
+    # docs/controlled_study.md.
     clustering.SCALING = "none"
     # JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what it
     # leaves to find; an image goes by its file's name without ending. "" clusters. "$" variables

@@ -15,10 +15,10 @@ _FLOOR = 0.1
 def gate_weights(rows: Tensor, scaling: str) -> Tensor | None:
     """What each gate is multiplied by before distances are taken.
 
-    K-means follows the directions of largest variance. In A(x) those are the few gates that open
-    and close fully, whatever makes them do so, while the gates that tell subsets apart may move by
-    a third of that. "std" divides each by its spread, 1 / (standard deviation + 0.1), and scales
-    all alike so that the total variance stays what it was.
+    K-means follows the directions of largest variance. In A(x) those can be a few gates that open
+    and close fully, while others that tell subsets apart move less. "std" divides each by its
+    spread, 1 / (standard deviation + 0.1), and scales all alike so that the total variance stays
+    what it was. The papers do not do this; what it changed is in docs/controlled_study.md.
 
     Args:
         rows: activations (N, D).
