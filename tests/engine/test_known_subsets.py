@@ -1,14 +1,14 @@
 """Training on drawn subsets, as the controlled study does it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from divdr.data import register_subsets
 from divdr.data.subsets import load_subsets, make_subsets
+from divdr.engine import Trainer, load_config
 from divdr.evaluation import pooled_miou, subset_recovery
 
 CONFIGS = "configs/studies/controlled"
@@ -22,16 +22,16 @@ def subsets(tmp_path_factory):
 
 
 def test_the_oracle_takes_the_subsets_in_place_of_clusters(
-    subsets, tmp_path, repository, environment, overrides
+    subsets, tmp_path, repository, names_under, overrides, monkeypatch
 ):
-    words = [sys.executable, "-W", "ignore", "tools/train_net.py", "--config-file"]
-    words += [f"{CONFIGS}/oracle_b.yaml", *overrides, "OUTPUT_DIR", str(tmp_path)]
-    words += ["MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "3"]
-    environment["DETECTRON2_DATASETS"] = str(subsets)
-    done = subprocess.run(
-        words, cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(subsets))
+    words = [*overrides, "OUTPUT_DIR", str(tmp_path), "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "3"]
+    cfg = load_config(str(repository / CONFIGS / "oracle_b.yaml"), words)
+    with names_under(subsets):
+        register_subsets(subsets)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
 
     experts = torch.load(tmp_path / "model_final.pth", weights_only=True)["routing"]["experts"]
     known = load_subsets(subsets)
