@@ -62,6 +62,27 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Over how long its weight grows to WEIGHT, likewise.
     routing.BUDGET.RAMP = 0.02
 
+    # In place of that loss: drive the mean *real* cost of training images to a number; one of both,
+    # with WEIGHT 0 (docs/budget.md).
+    # Share of what runs with all gates open, both without the stem, which always runs; 0 is off.
+    routing.BUDGET.TARGET_SHARE = 0.0
+    # 10⁹ multiply-adds of the backbone per training image as padded, stem included; 0 is off.
+    routing.BUDGET.TARGET_GFLOPS = 0.0
+    # From when, and over how long the set point falls from "all open" to the target: iterations,
+    # or shares of training if below 1. The rest of training holds it. It must be down well before
+    # the learning rate falls by a step: gates that hardly move any more cannot be steered.
+    routing.BUDGET.TARGET_START = 0.2
+    routing.BUDGET.TARGET_RAMP = 0.3
+    # Loss weight by an error of 1 in share. Twice as much follows closer, ten times oscillates.
+    routing.BUDGET.TARGET_GAIN = 200.0
+    # Iterations in which a lasting error doubles that weight.
+    routing.BUDGET.TARGET_MEMORY = 50
+    # Training batches, seen in evaluation mode, by which the end of training corrects what is left
+    # of the error, with one shift of all gates' last biases (at most ±0.5); 0 is off.
+    routing.BUDGET.TARGET_CALIBRATION = 20
+    # Gates up to about this far from their threshold, in logits, feel the loss.
+    routing.BUDGET.TARGET_TEMPERATURE = 1.0
+
     # Diversified gate clustering (DivDR, Section 3.2).
     routing.CLUSTERING = CfgNode()
     clustering = routing.CLUSTERING

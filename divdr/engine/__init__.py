@@ -1,5 +1,6 @@
 """Training: trainer, hooks, checkpointer and configuration from the command line."""
 
+from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
 from .predictor import Predictor
@@ -8,6 +9,7 @@ from .solver import build_lr_scheduler, build_optimizer
 from .trainer import Trainer
 
 __all__ = [
+    "CalibrationHook",
     "ClusteringHook",
     "DropPathHook",
     "PreciseBNHook",
@@ -17,6 +19,7 @@ __all__ = [
     "Trainer",
     "build_lr_scheduler",
     "build_optimizer",
+    "calibrate_cost",
     "check_config",
     "load_config",
     "load_for_evaluation",

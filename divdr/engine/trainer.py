@@ -46,6 +46,7 @@ from ..modeling import (
     periods_from_config,
 )
 from ..routing import DynamicRoutingNetwork
+from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
 from .solver import build_lr_scheduler, build_optimizer
@@ -166,6 +167,9 @@ class Trainer(DefaultTrainer):
                     cfg.TEST.PRECISE_BN.NUM_ITER,
                 )
             )
+        batches = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
+        if routing is not None and routing.cost is not None and batches > 0:
+            own.append(CalibrationHook(model, routing, lambda: self._precise_bn_loader, batches))
         return own
 
     @cached_property

@@ -29,6 +29,7 @@ class _Row:
     values: np.ndarray
     reached: np.ndarray
     costs: np.ndarray  # (1 + sizes, 2): expected and real multiply-adds
+    share: float  # of what gates decide upon, real
     head: float
     neck: float
 
@@ -37,7 +38,8 @@ class RoutingEvaluator(DatasetEvaluator):
     """Gathers the routing records of evaluated images.
 
     Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
-    image, the same at fixed sizes, the share of open cells, images per expert, and inter and
+    image, the same at fixed sizes, the real cost's share of the all-open one (both without the
+    stem), the share of open cells, images per expert, and inter and
     intra distances of K-means over the evaluated activations. GFLOPs are 10⁹ multiply-adds of the
     backbone; ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between
     the routed maps and a detector's heads. Activations are kept in ``activations_DATASET.npz``.
@@ -111,6 +113,7 @@ class RoutingEvaluator(DatasetEvaluator):
             values=self._routed.clustered_values(record)[0].float().cpu().numpy(),
             reached=record.reached[0].cpu().numpy(),
             costs=torch.stack(costs).double().cpu().numpy(),
+            share=float(record.real_share[0]),
             head=self._head_macs(record.size),
             neck=self._neck_cost(record.size),
         )
@@ -141,6 +144,7 @@ class RoutingEvaluator(DatasetEvaluator):
             "expected_gflops_std": costs[:, 0, 0].std(),
             "real_gflops": costs[:, 0, 1].mean(),
             "real_gflops_std": costs[:, 0, 1].std(),
+            "real_share": float(np.mean([r.share for r in rows])),
         }
         if heads.any():
             figures["real_gflops_with_head"] = (costs[:, 0, 1] + heads).mean()

@@ -99,6 +99,8 @@ class Journal:
             expected_cost=_upload(costs.expected(gates, initial), device),
             real_cost=_upload(costs.real(gates, initial, reached), device),
             full_cost=costs.full_cost,
+            fixed_cost=costs.stem,
+            full_real_cost=costs.full_real_cost,
             size=size,
         )
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..experts import KnownLabels, LocalExperts
-from ..routing import Periods, Ramp, to_iterations
+from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
 from .backbone import DynamicRouting, find_backbone
 from .supervision import ClusteringLossSettings, RoutingSupervision
 
@@ -29,6 +29,7 @@ def attach_routing(
     budget: Ramp | None = None,
     budget_target: float = 0.1,
     periods: Periods | None = None,
+    cost_target: CostTarget | None = None,
     **expert_options: Any,
 ) -> RoutingSupervision:
     """Attach routing losses and records to a built model (before it is wrapped for DDP).
@@ -43,6 +44,7 @@ def attach_routing(
         budget: weight of the budget loss over training; None is off.
         budget_target: μ.
         periods: when to cluster the bank; None: never from here.
+        cost_target: what the real cost of training images is driven to, in place of ``budget``.
         expert_options: more arguments of ``LocalExperts`` (restarts, warm_start, backend, seed,
             sigma2_floor, labels, scaling).
 
@@ -51,7 +53,10 @@ def attach_routing(
 
     Raises:
         ValueError: the model has no such backbone, or several, or routing is attached already.
+        ConfigError: a cost target beside a budget loss, or for a network without gates.
     """
+    if cost_target is not None:
+        _check_cost_target(model, budget)
     if getattr(model, _ATTRIBUTE, None) is not None:
         raise ValueError("routing losses are attached to this model already")
     backbone = find_backbone(model)
@@ -65,11 +70,22 @@ def attach_routing(
         budget or Ramp(0.0, 0, 0),
         budget_target,
         periods,
+        CostController(cost_target) if cost_target is not None else None,
     )
     setattr(model, _ATTRIBUTE, supervision)
     model.register_forward_pre_hook(supervision.before_forward)
     model.register_forward_hook(supervision.after_forward)
     return supervision
+
+
+def _check_cost_target(model: nn.Module, budget: Ramp | None) -> None:
+    if budget is not None and budget.weight > 0:
+        raise ConfigError(
+            "a cost target replaces the published budget loss: set MODEL.ROUTING.BUDGET.WEIGHT "
+            "to 0, or both TARGET_SHARE and TARGET_GFLOPS"
+        )
+    if find_backbone(model).network.initial.gate is None:
+        raise ConfigError('a cost target needs gates to steer, and MODEL.ROUTING.GATE is "none"')
 
 
 def with_routing(model: nn.Module, **settings: Any) -> nn.Module:
@@ -135,6 +151,7 @@ def attach_routing_from_config(
             to_iterations(budget.RAMP, max_iter),
         ),
         budget_target=budget.TARGET,
+        cost_target=cost_target_from_config(cfg),
         periods=periods_from_config(cfg) if cluster else None,
         restarts=settings.KMEANS.RESTARTS,
         warm_start=settings.KMEANS.WARM_START,
@@ -143,6 +160,26 @@ def attach_routing_from_config(
         sigma2_floor=settings.SIGMA2_FLOOR,
         scaling=settings.SCALING,
         labels=KnownLabels.from_file(settings.LABELS) if settings.LABELS else None,
+    )
+
+
+def cost_target_from_config(cfg: CfgNode) -> CostTarget | None:
+    """What ``cfg.MODEL.ROUTING.BUDGET`` drives the real cost to; None if to nothing.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
+    budget, max_iter = cfg.MODEL.ROUTING.BUDGET, cfg.SOLVER.MAX_ITER
+    if budget.TARGET_SHARE == 0 and budget.TARGET_GFLOPS == 0:
+        return None
+    return CostTarget(
+        share=budget.TARGET_SHARE,
+        gflops=budget.TARGET_GFLOPS,
+        start=to_iterations(budget.TARGET_START, max_iter),
+        ramp=to_iterations(budget.TARGET_RAMP, max_iter),
+        gain=budget.TARGET_GAIN,
+        memory=budget.TARGET_MEMORY,
+        temperature=budget.TARGET_TEMPERATURE,
     )
 
 

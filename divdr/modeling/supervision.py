@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..experts import LocalExperts
-from ..routing import Periods, Ramp, Routing, budget_loss
+from ..routing import CostController, Periods, Ramp, Routing, budget_loss
 from .backbone import DynamicRouting
 from .clustering import cluster_and_log
+from .cost_control import cost_target_loss
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RoutingSupervision:
         clustering: settings of the clustering loss.
         budget: weight of the budget loss over training.
         budget_target: μ.
+        cost: drives the real cost to a target, in place of the budget loss; None does not.
         periods: when training forwards cluster the bank by themselves; None leaves that to
             ``divdr.engine.ClusteringHook``.
     """
@@ -57,6 +59,7 @@ class RoutingSupervision:
         budget: Ramp,
         budget_target: float,
         periods: Periods | None = None,
+        cost: CostController | None = None,
     ) -> None:
         self.backbone = backbone
         self.experts = experts
@@ -64,14 +67,17 @@ class RoutingSupervision:
         self.budget = budget
         self.budget_target = budget_target
         self.periods = periods
+        self.cost = cost
         self._steps = 0
         self._clustered = -1  # the iteration of the last clustering from here
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank, centres, σ² and the step count: tensors, numbers, strings and lists alone."""
+        """Bank, centres, σ², cost control and step count: tensors, numbers, strings and lists."""
         state: dict[str, Any] = {"steps": self._steps}
         if self.experts is not None:
             state["experts"] = self.experts.state_dict()
+        if self.cost is not None:
+            state["cost"] = self.cost.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -83,6 +89,8 @@ class RoutingSupervision:
         self._steps = int(state.get("steps", 0))
         if self.experts is not None and "experts" in state:
             self.experts.load_state_dict(state["experts"])
+        if self.cost is not None and "cost" in state:
+            self.cost.load_state_dict(state["cost"])
 
     def clustered_values(self, routing: Routing) -> Tensor:
         """(N, D) what is clustered: gates after or before their non-linearity."""
@@ -94,11 +102,22 @@ class RoutingSupervision:
         return known or (self.experts is not None and self.clustering.update_bank)
 
     def losses(
-        self, routing: Routing, iteration: int, keys: Sequence[str] = ()
+        self,
+        routing: Routing,
+        iteration: int,
+        keys: Sequence[str] = (),
+        storage: EventStorage | None = None,
     ) -> dict[str, Tensor]:
-        """The routing losses of a batch, weighted; known subsets need its images' keys."""
+        """The routing losses of a batch, weighted.
+
+        Known subsets need its images' ``keys``; a cost target is logged in ``storage``.
+        """
         losses = {}
-        if self.budget.weight > 0:
+        if self.cost is not None:
+            losses["loss_budget"] = cost_target_loss(
+                self.cost, self.backbone.network, routing, iteration, storage
+            )
+        elif self.budget.weight > 0:
             value = budget_loss(routing, self.budget_target).mean()
             losses["loss_budget"] = value * self.budget.at(iteration)
         if self.experts is not None and self.clustering.weight > 0:
@@ -136,7 +155,7 @@ class RoutingSupervision:
         storage = _event_storage()
         iteration = storage.iter if storage is not None else self._steps
         keys = image_keys(inputs) if self._needs_keys else []
-        added = self.losses(routing, iteration, keys)
+        added = self.losses(routing, iteration, keys, storage)
         # Passes without gradients (precise BatchNorm) are no training and leave no trace.
         if torch.is_grad_enabled():
             self._steps = iteration + 1

@@ -2,6 +2,7 @@
 
 from .budget import budget_loss
 from .cost import CellCost, CostTable, CostTensors, cost_table
+from .cost_target import BatchCost, CostController, CostTarget
 from .macs import count_macs
 from .network import DEFAULT_OPS, DynamicRoutingNetwork
 from .ops import build_op, op_names, register_op
@@ -16,8 +17,11 @@ __all__ = [
     "KEEP",
     "TRANSFORMS",
     "UP",
+    "BatchCost",
     "CellCost",
+    "CostController",
     "CostTable",
+    "CostTarget",
     "CostTensors",
     "DynamicRoutingNetwork",
     "Node",

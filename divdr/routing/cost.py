@@ -77,6 +77,7 @@ class CostTensors:
 
     Attributes:
         full_cost: expected cost with every gate at 1, multiply-adds.
+        full_real_cost: real cost with every gate open, multiply-adds.
     """
 
     def __init__(self, table: CostTable, device: torch.device | str) -> None:
@@ -91,6 +92,7 @@ class CostTensors:
         exists = [[t is not None for t in r.transforms] for r in rows]
         ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]
         self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
+        self.full_real_cost = self.stem + self.full_cost + float(self._gate.sum())
 
     def expected(self, activations: Tensor, initial: Tensor) -> Tensor:
         """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable.
@@ -127,6 +129,24 @@ class CostTensors:
             + running.to(self._cell.dtype) @ self._cell
             + (opened * self._transform).sum(dim=(1, 2))
         )
+
+    def openness(self, logits: Tensor, reached: Tensor, temperature: float) -> Tensor:
+        """What stands for the real cost where a gradient is needed, which real cost has none of.
+
+        An open transform counts as σ(logit / temperature), its cell as the largest of them. Cells
+        that an image does not reach, and the initial cell, count nothing.
+
+        Args:
+            logits: (N, cells, 3) gates before their non-linearity, with a graph.
+            reached: (N, cells) bool.
+            temperature: in logits; smaller looks at gates nearer to their threshold alone.
+
+        Returns:
+            (N,) multiply-adds, differentiable.
+        """
+        opened = torch.sigmoid(logits.float() / temperature) * reached[..., None]
+        opened = torch.where(self._transform[1:] > 0, opened, 0.0)
+        return opened.amax(dim=2) @ self._cell[1:] + (opened * self._transform[1:]).sum(dim=(1, 2))
 
     def published(self, activations: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
         """(expected, real) multiply-adds (N,) as the published code counts them.

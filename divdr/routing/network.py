@@ -121,6 +121,17 @@ class DynamicRoutingNetwork(nn.Module):
         expected = tensors.expected(gates, routing.initial)
         return expected, tensors.real(gates, routing.initial, routing.reached)
 
+    def steerable_cost(self, routing: Routing, temperature: float) -> Tensor:
+        """Real cost (N,) of a forward, with the gradient of ``CostTensors.openness``.
+
+        A straight-through estimate (Bengio et al., 2013): the value is what runs, the gradient is
+        that of a smooth stand-in, which tells gates on both sides of their threshold where to go.
+        """
+        tensors = self._cost_tensors(*routing.size, routing.logits.device)
+        logits = routing.logits.unflatten(1, (-1, 3))
+        smooth = tensors.openness(logits, routing.reached, temperature)
+        return routing.real_cost + smooth - smooth.detach()
+
     def forward(self, x: Tensor, route: Tensor | None = None) -> tuple[list[Tensor], Routing]:
         """Run every image along its route.
 
@@ -188,6 +199,8 @@ class DynamicRoutingNetwork(nn.Module):
             expected_cost=costs.expected(activations, first.gates),
             real_cost=costs.real(activations, first.gates, reached_cells),
             full_cost=costs.full_cost,
+            fixed_cost=costs.stem,
+            full_real_cost=costs.full_real_cost,
             size=(height, width),
         )
         return outputs, routing

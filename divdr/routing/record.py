@@ -24,6 +24,8 @@ class Routing:
         expected_cost: (N,) differentiable cost, multiply-adds (gates × MACs).
         real_cost: (N,) multiply-adds that run in evaluation for these images.
         full_cost: expected cost of this input size with every gate at 1, multiply-adds.
+        fixed_cost: real cost that no gate can save, the stem's, multiply-adds.
+        full_real_cost: real cost of this input size with every gate open, multiply-adds.
         size: (height, width) of the network's input in pixels.
     """
 
@@ -34,10 +36,17 @@ class Routing:
     expected_cost: Tensor
     real_cost: Tensor
     full_cost: float
+    fixed_cost: float
+    full_real_cost: float
     size: tuple[int, int]
 
     def __len__(self) -> int:
         return self.activations.shape[0]
+
+    @property
+    def real_share(self) -> Tensor:
+        """(N,) what runs of what gates decide upon: 1 where all are open; the stem is left out."""
+        return (self.real_cost - self.fixed_cost) / (self.full_real_cost - self.fixed_cost)
 
     def __getitem__(self, index: int) -> Routing:
         """The record of one image, with N = 1."""

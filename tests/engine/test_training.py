@@ -32,6 +32,11 @@ def state(folder):
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     repository, tmp_path, environment, overrides
 ):
+    target = ["MODEL.ROUTING.BUDGET.WEIGHT", "0.0", "MODEL.ROUTING.BUDGET.TARGET_SHARE", "0.5"]
+    target += ["MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"]
+    target += ["MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "2"]
+    overrides = [*overrides, *target]
+
     def start(name, *options):
         return subprocess.Popen(
             [*TRAIN, *CONFIG, *options, "OUTPUT_DIR", str(tmp_path / name), *overrides],
@@ -72,6 +77,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert experts["sigma2"].equal(twin["sigma2"])
     assert experts["bank"]["rows"].equal(twin["bank"]["rows"])
     assert len(experts["bank"]["rows"]) == 8
+    cost = one["routing"]["cost"]
+    assert cost == other["routing"]["cost"]
+    assert cost["batches"] == 10
+    assert cost["integral"] != 0.0
     last, again = losses(tmp_path / "whole")[9], losses(tmp_path / "killed")[9]
     for key in ("total_loss", "loss_sem_seg", "loss_budget", "loss_clustering", "clustering/inter"):
         assert np.isfinite(last[key])

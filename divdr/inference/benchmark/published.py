@@ -6,7 +6,8 @@ Li et al. (CVPR 2020); the behaviour is that of the authors' release, the code i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,7 @@ class PublishedRun:
         ]
         blank = torch.zeros_like(first.gates)
         reached = torch.tensor([v is not None for v in visits], device=x.device)
+        totals = table.tensors("cpu")
         return outputs, Routing(
             activations=torch.cat([blank if v is None else v.gates for v in visits], dim=1),
             logits=torch.cat([blank if v is None else v.logits for v in visits], dim=1),
@@ -118,7 +120,9 @@ class PublishedRun:
             reached=reached.expand(len(x), -1).clone(),
             expected_cost=expected,
             real_cost=real,
-            full_cost=table.tensors("cpu").full_cost,
+            full_cost=totals.full_cost,
+            fixed_cost=totals.stem,
+            full_real_cost=totals.full_real_cost,
             size=size,
         )
 
@@ -180,5 +184,7 @@ def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:
 def _join(records: Sequence[Routing]) -> Routing:
     """One record of several images' own."""
     names = ("activations", "logits", "initial", "reached", "expected_cost", "real_cost")
-    joined = {name: torch.cat([getattr(r, name) for r in records]) for name in names}
-    return Routing(**joined, full_cost=records[0].full_cost, size=records[0].size)
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(r, name) for r in records]) for name in names
+    }
+    return replace(records[0], **joined)

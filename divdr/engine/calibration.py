@@ -1,0 +1,130 @@
+"""The last step to a cost target: what evaluation runs, not what training ran.
+
+Gates see batch statistics in training and population statistics in evaluation, and those near
+their threshold fall on the other side. One shift of all gates' last biases makes up for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from ..modeling import RoutingSupervision
+from ..routing import CostTarget
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 0.5  # logits; more would be another network
+_STEPS = 9  # halvings of it: to 0.001
+
+
+class CalibrationHook(HookBase):
+    """Calibrates a cost target at the end of training, after precise BatchNorm.
+
+    Args:
+        model: the model.
+        routing: attached to it, with a cost target.
+        loader: makes the loader of training batches.
+        num_iter: batches to look at.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        routing: RoutingSupervision,
+        loader: Callable[[], Iterable[list[dict]]],
+        num_iter: int,
+    ) -> None:
+        self.model = model
+        self.routing = routing
+        self.loader = loader
+        self.num_iter = num_iter
+
+    def after_step(self) -> None:
+        """Calibrate if this was the last step."""
+        if self.trainer.iter + 1 == self.trainer.max_iter and self.routing.cost is not None:
+            # Kept: images that are augmented anew each time would hide what a small shift does.
+            batches = list(itertools.islice(self.loader(), self.num_iter))
+            calibrate_cost(self.model, self.routing, self.routing.cost.target, batches)
+
+
+@torch.no_grad()
+def calibrate_cost(
+    model: nn.Module,
+    routing: RoutingSupervision,
+    target: CostTarget,
+    batches: list[list[dict]],
+) -> float:
+    """Shift all gates' last biases alike until images cost in evaluation what was asked for.
+
+    The cost falls in steps as gates close one after the other; of the shifts tried (bisection
+    within ±0.5 logits), the one that comes nearest stays, which may be none.
+
+    Args:
+        model: the model; its mode is restored.
+        routing: attached to it.
+        target: what the mean real cost is to be.
+        batches: this process's images.
+
+    Returns:
+        The shift in logits.
+    """
+    biases = [
+        cell.gate.predict.bias
+        for cell in routing.backbone.network.cells()
+        if cell.gate is not None and cell.gate.predict.bias is not None
+    ]
+    start = [bias.clone() for bias in biases]
+
+    def shift(by: float) -> None:
+        for bias, value in zip(biases, start, strict=True):
+            bias.copy_(value + by)
+
+    def excess(by: float) -> float:
+        shift(by)
+        return _mean_ratio(model, routing, target, batches) - 1.0
+
+    training = model.training
+    model.eval()
+    try:
+        tried = {0.0: excess(0.0)}
+        low, high = (-_LARGEST, 0.0) if tried[0.0] > 0 else (0.0, _LARGEST)
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            tried[middle] = excess(middle)
+            low, high = (low, middle) if tried[middle] > 0 else (middle, high)
+        best = min(tried, key=lambda by: abs(tried[by]))
+        shift(best)
+    finally:
+        model.train(training)
+    logger.info(
+        "Cost target: in evaluation %+.1f %% off; all gates' biases move by %+.3f, then %+.1f %%",
+        100 * tried[0.0],
+        best,
+        100 * tried[best],
+    )
+    return best
+
+
+def _mean_ratio(
+    model: nn.Module,
+    routing: RoutingSupervision,
+    target: CostTarget,
+    batches: list[list[dict]],
+) -> float:
+    """Mean over the images of all processes of real cost / target."""
+    total, count = 0.0, 0
+    for inputs in batches:
+        model(inputs)
+        record = routing.backbone.routing
+        assert record is not None
+        ratios = target.ratio(record)
+        total, count = total + float(ratios.sum()), count + len(ratios)
+    totals = comm.all_gather((total, count))
+    return sum(t for t, _ in totals) / max(1, sum(n for _, n in totals))

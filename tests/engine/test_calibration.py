@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from divdr.engine import calibrate_cost
+from divdr.modeling import DynamicRouting, attach_routing
+from divdr.routing import CostTarget
+
+
+class _Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = DynamicRouting(layers=5, scales=3, channels=4, norm="BN")
+
+    def forward(self, items):
+        self.backbone(torch.stack([item["image"] for item in items]))
+        return [{} for _ in items]
+
+
+@pytest.fixture
+def routed():
+    """A model whose gates stand around their threshold, differently for every image."""
+    torch.manual_seed(3)
+    model = _Model()
+    for cell in model.backbone.network.cells():
+        torch.nn.init.normal_(cell.gate.predict.weight, std=0.5)
+        torch.nn.init.normal_(cell.gate.predict.bias, mean=0.1, std=0.2)
+    return model.train(), attach_routing(model)
+
+
+def batches(seed, count=6):
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.rand(count * 4, generator=generator) * 3
+    images = [level * torch.randn(3, 64, 64, generator=generator) for level in levels]
+    return [[{"image": image} for image in images[i::count]] for i in range(count)]
+
+
+def mean_cost(model, data, attribute):
+    model.eval()
+    values = []
+    with torch.no_grad():
+        for items in data:
+            model(items)
+            values.append(getattr(model.backbone.routing, attribute))
+    model.train()
+    return float(torch.cat(values).mean())
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.15])
+@pytest.mark.parametrize("kind", ["share", "gflops"])
+def test_evaluation_costs_what_was_asked_for(routed, factor, kind):
+    model, routing = routed
+    data = batches(0)
+    attribute, unit = ("real_share", 1.0) if kind == "share" else ("real_cost", 1e9)
+    before = mean_cost(model, data, attribute)
+    fixed = 0.0 if kind == "share" else model.backbone.routing.fixed_cost
+    wanted = fixed + (before - fixed) * factor
+    biases = [c.gate.predict.bias.detach().clone() for c in model.backbone.network.cells()]
+    initial = model.backbone.network.initial.gate.predict.bias.detach().clone()
+
+    by = calibrate_cost(model, routing, CostTarget(**{kind: wanted / unit}), data)
+
+    assert model.training
+    assert (by < 0) == (factor < 1)
+    assert mean_cost(model, data, attribute) == pytest.approx(wanted, rel=0.03)
+    for cell, bias in zip(model.backbone.network.cells(), biases, strict=True):
+        assert cell.gate.predict.bias.detach().equal(bias + by)
+    assert model.backbone.network.initial.gate.predict.bias.detach().equal(initial)
+
+
+def test_a_model_that_hits_is_left_alone(routed):
+    model, routing = routed
+    data = batches(0)
+    share = mean_cost(model, data, "real_share")
+    assert calibrate_cost(model, routing, CostTarget(share=share), data) == 0.0
+
+
+def test_out_of_reach_it_comes_as_near_as_half_a_logit_goes(routed):
+    model, routing = routed
+    data = batches(0)
+    before = mean_cost(model, data, "real_share")
+    by = calibrate_cost(model, routing, CostTarget(share=1e-4), data)
+    assert -0.5 <= by < 0
+    assert mean_cost(model, data, "real_share") < before

@@ -1,0 +1,124 @@
+"""Cost targets through a Detectron2 model: losses, log, state, several processes."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils.events import EventStorage
+
+from divdr.engine import load_config
+from divdr.errors import ConfigError
+from divdr.modeling import DynamicRouting, attach_routing, attach_routing_from_config
+from divdr.routing import CostTarget, Ramp
+
+
+class _Model(torch.nn.Module):
+    """A model that is little more than its backbone."""
+
+    def __init__(self, gate="small"):
+        super().__init__()
+        self.backbone = DynamicRouting(layers=3, scales=3, channels=4, norm="BN", gate=gate)
+
+    def forward(self, x):
+        features = self.backbone(x)
+        return {"loss_task": features["res2"].mean()}
+
+
+def steered(**settings):
+    torch.manual_seed(0)
+    model = _Model().train()
+    return model, attach_routing(model, cost_target=CostTarget(**settings))
+
+
+def test_the_loss_pulls_real_cost_down_and_says_so():
+    model, routing = steered(share=0.5, gain=10.0, memory=1000)
+    with EventStorage() as storage:
+        loss = model(torch.randn(2, 3, 32, 32))["loss_budget"]
+    share = float(routing.backbone.routing.real_share.mean())
+    assert share > 0.5
+    # λ = gain · error · (1 + 1 / memory), and the loss is λ · error.
+    multiplier = 10.0 * (share - 0.5) * 1.001
+    assert float(loss.detach()) == pytest.approx(multiplier * (share - 0.5), rel=1e-4)
+    assert storage.latest()["train/real_share"][0] == pytest.approx(share)
+    assert storage.latest()["train/budget_multiplier"][0] == pytest.approx(multiplier, rel=1e-4)
+    loss.backward()
+    # A step of descent lowers the last gates; earlier ones also change what later ones look at.
+    for cell in routing.backbone.network.layers[-1]:
+        assert (cell.gate.predict.bias.grad > 0).all()
+
+
+def test_before_the_start_nothing_is_asked():
+    model, _ = steered(share=0.5, start=3)
+    with EventStorage(2):
+        loss = model(torch.randn(2, 3, 32, 32))["loss_budget"]
+    assert float(loss.detach()) == 0.0
+
+
+def test_passes_without_gradients_leave_the_controller_alone():
+    model, routing = steered(share=0.5)
+    model(torch.randn(2, 3, 32, 32))
+    before = routing.state_dict()["cost"]
+    with torch.no_grad():
+        model(torch.randn(2, 3, 32, 32))
+    model.eval()(torch.randn(2, 3, 32, 32))
+    assert routing.state_dict()["cost"] == before
+    assert before["batches"] == 1
+
+
+def test_the_controller_comes_back_from_a_checkpoint_and_may_be_new(tmp_path):
+    model, routing = steered(gflops=1e-4)
+    for _ in range(3):
+        model(torch.randn(2, 3, 32, 32))
+    torch.save(routing.state_dict(), tmp_path / "state.pth")
+    _, other = steered(gflops=1e-4)
+    other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert other.cost.state_dict() == routing.cost.state_dict()
+    assert other.cost.state_dict()["integral"] != 0.0
+    other.load_state_dict({"steps": 4})  # of a run without a cost target
+
+
+def test_contradictions_are_told_in_a_sentence():
+    with pytest.raises(ConfigError, match="replaces the published budget loss"):
+        attach_routing(_Model(), cost_target=CostTarget(share=0.5), budget=Ramp(0.8, 0, 0))
+    with pytest.raises(ConfigError, match=r'MODEL\.ROUTING\.GATE is "none"'):
+        attach_routing(_Model(gate="none"), cost_target=CostTarget(share=0.5))
+
+
+def test_settings_come_from_the_config():
+    keys = {"TARGET_SHARE": 0.3, "TARGET_START": 50.0, "TARGET_RAMP": 0.5, "TARGET_GAIN": 7.0}
+    keys |= {"TARGET_MEMORY": 9, "TARGET_TEMPERATURE": 0.5}
+    overrides = [str(x) for k, v in keys.items() for x in (f"MODEL.ROUTING.BUDGET.{k}", v)]
+    cfg = load_config("", [*overrides, "SOLVER.MAX_ITER", "200"])
+    wanted = CostTarget(0.3, 0.0, 50, 100, gain=7.0, memory=9, temperature=0.5)
+    assert attach_routing_from_config(_Model(), cfg).cost.target == wanted
+    assert attach_routing_from_config(_Model(), load_config()).cost is None
+
+
+def _in_two_processes(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    model, routing = steered(share=0.2)
+    torch.manual_seed(rank)
+    network = routing.backbone.network
+    if rank:  # of different cost on each
+        torch.nn.init.constant_(network.layers[0][0].gate.predict.bias, -9.0)
+    with EventStorage() as storage:
+        model(torch.randn(2, 3, 32, 32))
+    own = float(routing.backbone.routing.real_share.mean())
+    noted = {name: value for name, (value, _) in storage.latest().items()}
+    torch.save((own, noted, routing.cost.state_dict()), os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_processes_agree_on_the_mean_of_their_images(tmp_path):
+    # Forked, which is quicker, as nothing here goes backward.
+    mp.start_processes(_in_two_processes, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    (one, noted, state), (other, noted_too, state_too) = (
+        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+    )
+    assert abs(one - other) > 0.01
+    assert noted["train/real_share"] == pytest.approx((one + other) / 2, rel=1e-5)
+    assert noted["train/budget_multiplier"] == noted_too["train/budget_multiplier"]
+    assert state == state_too
