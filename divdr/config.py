@@ -129,6 +129,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from pretrained
     # weights).
     cfg.SOLVER.GATE_LR_FACTOR = 1.0
+    # Stop after this many iterations of the schedule that MAX_ITER sets; 0: after all. Resumed with
+    # 0, the run goes on as if it had not stopped (studies fork paired runs there).
+    cfg.SOLVER.STOP_ITER = 0
     # Power of LR_SCHEDULER_NAME "WarmupPolyLR": base · (1 − i / MAX_ITER)^power.
     cfg.SOLVER.POLY_LR_POWER = 0.9
 

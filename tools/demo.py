@@ -5,14 +5,11 @@ Finished parts are skipped when it is run again; an interrupted training goes on
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"DR": "dr", "DivDR": "divdr"}
@@ -91,6 +88,8 @@ def train(output: Path, iterations: int | None) -> bool:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running[name] = (run, process)
     if running:
+        from divdr.studies import follow
+
         print(f"Training {' and '.join(running)}; the logs are {output}/*/console.txt", flush=True)
         follow(running)
     failed = [(n, run) for n, (run, process) in running.items() if process.wait()]
@@ -114,43 +113,6 @@ def compare_ways(run: Path) -> bool:
     if done.returncode:
         fail("static experts failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:]))
     return not done.returncode
-
-
-def follow(running: dict) -> None:
-    """Show each run's progress and ETA until all have ended."""
-    bars = {
-        name: tqdm(desc=f"{name:>6}", unit="it", position=place, total=0, mininterval=1.0)
-        for place, name in enumerate(running)
-    }
-    while any(process.poll() is None for _, process in running.values()):
-        time.sleep(1.0)
-        for name, (run, _) in running.items():
-            advance(bars[name], run)
-    for bar in bars.values():
-        bar.close()
-
-
-def advance(bar: tqdm, run: Path) -> None:
-    """Bring a bar to where the run's metrics say that it is."""
-    metrics, config = run / "metrics.json", run / "config.yaml"
-    if not (metrics.is_file() and config.is_file()):
-        return
-    if not bar.total:
-        line = next(
-            ln for ln in config.read_text().splitlines() if ln.strip().startswith("MAX_ITER:")
-        )
-        bar.total = int(line.split(":")[1])
-    values: dict = {}
-    for line in metrics.read_text().splitlines()[-8:]:  # figures come at different iterations
-        try:
-            values.update(json.loads(line))
-        except json.JSONDecodeError:  # being written
-            continue
-    if not values:
-        return
-    bar.update(min(values["iteration"] + 1, bar.total) - bar.n)
-    shown = {"loss": "total_loss", "GFLOPs": "train/real_gflops", "inter": "clustering/inter"}
-    bar.set_postfix({k: f"{values[v]:.3f}" for k, v in shown.items() if v in values})
 
 
 def fail(message: str) -> int:

@@ -59,6 +59,8 @@ def check_config(cfg: CfgNode) -> None:
     ):
         if value < 0:
             raise ConfigError(f"MODEL.ROUTING.{name} cannot be negative: {value}")
+    if cfg.SOLVER.STOP_ITER < 0:
+        raise ConfigError(f"SOLVER.STOP_ITER cannot be negative: {cfg.SOLVER.STOP_ITER}")
     active = clustering.ENABLED and clustering.WEIGHT > 0
     if active and clustering.MARGIN == 0 and clustering.NUM_EXPERTS == 2:
         logger.warning(

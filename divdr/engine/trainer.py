@@ -84,7 +84,8 @@ class Trainer(DefaultTrainer):
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(_distributed(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.start_iter = 0
+        self.max_iter = min(cfg.SOLVER.STOP_ITER or cfg.SOLVER.MAX_ITER, cfg.SOLVER.MAX_ITER)
         self._check_experts()
         self.checkpointer = self._build_checkpointer()
         self.register_hooks(self.build_hooks())
@@ -222,7 +223,9 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict:
         """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
-        table and write ``inference/results.json``."""
+        table and write ``inference/results.json``. Without a test data set nothing happens."""
+        if not cfg.DATASETS.TEST:
+            return OrderedDict()
         if evaluators is None:
             evaluators = []
             for name in cfg.DATASETS.TEST:

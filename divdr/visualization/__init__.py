@@ -4,18 +4,22 @@ from .colours import default_palette
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
 from .embedding import embed, embedding_figure
 from .example import Example
-from .montage import montage_figure, nearest_to_centres, read_thumbnail
+from .joint import joint_embedding_figure
+from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import colour_labels, overlay, side_by_side_figure
 from .reach import follow, open_transforms
 from .report import write_report
 from .route_data import RouteData
 from .routes import route_figure, routes_figure
 from .run_data import RunData
+from .sweep import SweepPanel, sweep_figure
+from .tradeoff import pareto_front, tradeoff_figure
 
 __all__ = [
     "Example",
     "RouteData",
     "RunData",
+    "SweepPanel",
     "colour_labels",
     "default_palette",
     "diversity_figure",
@@ -23,15 +27,20 @@ __all__ = [
     "embedding_figure",
     "follow",
     "gflops_figure",
+    "joint_embedding_figure",
     "losses_figure",
     "montage_figure",
     "nearest_to_centres",
     "open_transforms",
     "overlay",
+    "pareto_front",
     "read_metrics",
+    "read_nearest",
     "read_thumbnail",
     "route_figure",
     "routes_figure",
     "side_by_side_figure",
+    "sweep_figure",
+    "tradeoff_figure",
     "write_report",
 ]

@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from divdr.errors import DataError
 
+from .route_data import RouteData
+
 _CELL = 1.6  # inches, width of a picture
 
 
@@ -69,6 +71,26 @@ def read_thumbnail(path: str | Path, longest: int = 320) -> np.ndarray:
         raise DataError(f"Cannot read the image {path}: {error}") from error
 
 
+def read_nearest(routes: RouteData, count: int) -> tuple[list[list[np.ndarray]], int]:
+    """Read the images closest to each centre.
+
+    Args:
+        routes: of a run with K experts.
+        count: images a centre, at most.
+
+    Returns:
+        For each of the K centres its thumbnails (H, W, 3) uint8, closest first, and how many
+        images are not where their names say.
+
+    Raises:
+        DataError: a file is no image.
+    """
+    nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, count)
+    names = [[routes.file_names[i] for i in row] for row in nearest]
+    images = [[read_thumbnail(name) for name in row if Path(name).is_file()] for row in names]
+    return images, sum(len(row) for row in names) - sum(len(row) for row in images)
+
+
 def montage_figure(images: Sequence[Sequence[np.ndarray]], row_titles: Sequence[str]) -> Figure:
     """Show rows of images, closest to the centre first.
 
@@ -95,6 +117,7 @@ def montage_figure(images: Sequence[Sequence[np.ndarray]], row_titles: Sequence[
         row[0].set_title(title, fontsize=9, loc="left")
         for number, axis in enumerate(row):
             axis.set_axis_off()
+            axis.set_anchor("N")  # a tall picture would reach into the title above its row
             if number < len(pictures):
                 axis.imshow(pictures[number])
     return figure

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from .embedding import embed, embedding_figure, method_used
-from .montage import montage_figure, nearest_to_centres, read_thumbnail
+from .montage import montage_figure, nearest_to_centres, read_nearest
 from .parts import Picture, Section
 from .reach import open_transforms
 from .route_data import RouteData
@@ -116,10 +115,7 @@ def montage_section(runs: Sequence[RunData], dataset_name: str) -> Section:
         routes = _with_experts(section, run, dataset_name)
         if routes is None:
             continue
-        nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, _PICTURES)
-        names = [[routes.file_names[i] for i in row] for row in nearest]
-        images = [[read_thumbnail(name) for name in row if Path(name).is_file()] for row in names]
-        missing = sum(not Path(name).is_file() for row in names for name in row)
+        images, missing = read_nearest(routes, _PICTURES)
         if not any(images):
             section.sentences.append(
                 f"{run.name}: the images themselves are not where the file names say, so none "

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 
 from divdr.errors import DataError
@@ -53,6 +54,16 @@ def test_montage_of_unequal_rows():
         montage_figure([pictures], [])
     with pytest.raises(ValueError, match="at least one image"):
         montage_figure([[]], ["a"])
+
+
+def test_a_tall_picture_stays_below_the_title_of_its_row():
+    wide, tall = np.zeros((60, 80, 3), dtype=np.uint8), np.zeros((80, 60, 3), dtype=np.uint8)
+    words = "a title as long as the row is wide or longer"
+    figure = montage_figure([[wide, tall]], [words])
+    figure.draw_without_rendering()
+    first, second = figure.axes
+    (title,) = first.findobj(lambda part: isinstance(part, Text) and part.get_text() == words)
+    assert second.get_window_extent().y1 <= title.get_window_extent().y0
 
 
 def test_thumbnail(tmp_path):

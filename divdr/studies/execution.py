@@ -1,0 +1,142 @@
+"""Training the runs of a study, several at once, trunks first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .datasets import make_data
+from .job import Job
+from .planning import Run
+from .progress import advance
+
+_POLL = 0.5  # seconds
+
+
+def unfinished(runs: Iterable[Run]) -> list[Run]:
+    """The runs that are left to train, each once and after its trunk, which comes along."""
+    left: dict[str, Run] = {}
+    for run in runs:
+        if run.finished():
+            continue
+        if run.trunk is not None and not run.trunk.finished():
+            left.setdefault(run.trunk.key, run.trunk)
+        left.setdefault(run.key, run)
+    trunks_first = sorted(left.values(), key=lambda run: run.trunk is not None)
+    return list(trunks_first)
+
+
+def execute(runs: Iterable[Run], root: Path, data_store: Path, jobs: int = 2) -> list[str]:
+    """Train what is not finished.
+
+    Args:
+        runs: of a study.
+        root: the repository.
+        data_store: folder of data sets, which are made if need be.
+        jobs: processes at once, with one thread each.
+
+    Returns:
+        For each run that failed a text with the end of its output; the others are finished.
+
+    Raises:
+        DataError: a data set could not be made.
+    """
+    left = unfinished(runs)
+    if not left:
+        return []
+    environments = {}
+    for data in dict.fromkeys(run.data for run in left):
+        environments[data] = dict(os.environ)
+        if data:
+            environments[data]["DETECTRON2_DATASETS"] = str(make_data(data, data_store, root))
+    return _Pool(left, root, environments, jobs).run()
+
+
+class _Pool:
+    def __init__(self, left: Sequence[Run], root: Path, environments: dict, jobs: int) -> None:
+        self.waiting = list(left)
+        self.root = root
+        self.environments = environments
+        self.slots: list[tuple[Job, tqdm] | None] = [None] * max(1, jobs)
+        self.failed: dict[str, str] = {}
+        self.total = tqdm(
+            desc=f"{len(left)} runs",
+            unit="it",
+            total=sum(run.iterations for run in left),
+            mininterval=1.0 if sys.stderr.isatty() else 60.0,
+        )
+        self.done = 0
+
+    def run(self) -> list[str]:
+        try:
+            while self.waiting or any(self.slots):
+                for place, slot in enumerate(self.slots):
+                    if slot is not None and slot[0].ended():
+                        self._close(place)
+                    if self.slots[place] is None:
+                        self._start(place)
+                self._show()
+                time.sleep(_POLL)
+        finally:
+            for slot in self.slots:
+                if slot is not None:
+                    slot[0].stop()
+                    slot[1].close()
+            self.total.close()
+        return list(self.failed.values())
+
+    def _start(self, place: int) -> None:
+        for run in list(self.waiting):
+            if run.finished():  # by another study's process
+                self._leave(run)
+            elif run.trunk is not None and run.trunk.key in self.failed:
+                self.failed[run.key] = f"{run.name} was not trained: its trunk failed"
+                self._leave(run)
+            elif run.trunk is None or run.trunk.finished():
+                try:
+                    job = Job(run, self.root, self.environments[run.data])
+                except BlockingIOError:  # another study's process trains it
+                    continue
+                self.waiting.remove(run)
+                bar = tqdm(
+                    desc=run.name,
+                    unit="it",
+                    position=place + 1,
+                    total=run.iterations,
+                    leave=False,
+                    disable=None,
+                )
+                self.slots[place] = (job, bar)
+                return
+
+    def _leave(self, run: Run) -> None:
+        self.waiting.remove(run)
+        self.done += run.iterations
+
+    def _close(self, place: int) -> None:
+        slot = self.slots[place]
+        assert slot is not None
+        job, bar = slot
+        bar.close()
+        self.slots[place] = None
+        self.done += job.run.iterations
+        if job.close():
+            self.total.write(f"{job.run.name}: done")
+        else:
+            text = f"{job.run.name} failed; the end of {job.run.folder}/console.txt:"
+            self.failed[job.run.key] = f"{text}\n{job.last_words()}"
+            self.total.write(f"{job.run.name}: failed")
+
+    def _show(self) -> None:
+        now = self.done
+        for slot in self.slots:
+            if slot is not None:
+                job, bar = slot
+                start = job.run.trunk.cfg.SOLVER.STOP_ITER if job.run.trunk else 0
+                now += advance(bar, job.run.folder, start)
+        self.total.update(max(0, now - self.total.n))

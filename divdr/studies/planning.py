@@ -1,0 +1,156 @@
+"""From a study to runs: each a resolved config, a data set and a seed, known by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..engine import load_config
+from ..errors import ConfigError
+from ..routing import to_iterations
+from .definition import Study, Variant
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: for people: variant and seed.
+        cfg: resolved and frozen; ``OUTPUT_DIR`` is ``folder``.
+        data: command that makes the data set; () for $DETECTRON2_DATASETS as it is.
+        trunk: the run that it continues; None if it starts anew.
+        folder: where it is kept, named after ``key``.
+        key: hash of all that decides the outcome: runs of several studies with the same are one.
+    """
+
+    name: str
+    cfg: CfgNode
+    data: tuple[str, ...]
+    trunk: Run | None
+    folder: Path
+    key: str
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that are its own."""
+        last = self.cfg.SOLVER.STOP_ITER or self.cfg.SOLVER.MAX_ITER
+        return last - (self.trunk.cfg.SOLVER.STOP_ITER if self.trunk else 0)
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order and augmentations."""
+        return self.cfg.SEED
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it ends with an evaluation; a trunk does not."""
+        return not self.cfg.SOLVER.STOP_ITER
+
+    def finished(self) -> bool:
+        """Whether weights and, unless it is a trunk, whole results are there."""
+        if not (self.folder / "model_final.pth").is_file():
+            return False
+        return not self.evaluates or self.results() is not None
+
+    def results(self) -> dict[str, Any] | None:
+        """Results by data set; None while there are none."""
+        try:
+            return json.loads((self.folder / "inference" / "results.json").read_text())
+        except (OSError, ValueError):  # not there, or cut short
+            return None
+
+
+def plan(
+    study: Study, root: Path, store: Path, iterations: int | None = None
+) -> dict[str, dict[int, Run]]:
+    """All runs of a study by variant and seed; trunks hang on them.
+
+    Args:
+        study: the study.
+        root: the repository, which config files are relative to.
+        store: folder of all runs.
+        iterations: of each training; None: as configured.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the variants of a pair do not share what
+            comes before the fork.
+    """
+    runs = {v.name: _runs(study, v, root, store, iterations) for v in study.variants}
+    for pair in study.pairs:
+        _check_pair(*(runs[name][study.seeds[0]] for name in pair))
+    return runs
+
+
+def _runs(
+    study: Study, variant: Variant, root: Path, store: Path, iterations: int | None
+) -> dict[int, Run]:
+    overrides = dict(variant.overrides)
+    if iterations:
+        overrides["SOLVER.MAX_ITER"] = iterations
+    cfg = _resolve(root / variant.config, overrides)
+    before = _before_fork(study, cfg, root / variant.config, overrides) if study.fork else None
+    runs = {}
+    for seed in study.seeds:
+        trunk = None
+        if before is not None:
+            trunk = _identified(f"trunk, seed {seed}", before, seed, variant.data, None, store)
+        name = f"{variant.name}, seed {seed}"
+        runs[seed] = _identified(name, cfg, seed, variant.data, trunk, store)
+    return runs
+
+
+def _before_fork(study: Study, cfg: CfgNode, config: Path, overrides: dict[str, Any]) -> CfgNode:
+    fork = to_iterations(study.fork, cfg.SOLVER.MAX_ITER)
+    if not 0 < fork < cfg.SOLVER.MAX_ITER:
+        raise ConfigError(
+            f"study {study.name} forks at iteration {fork} of a training of {cfg.SOLVER.MAX_ITER}"
+        )
+    # Nothing but training: an evaluation would re-estimate BatchNorm in the middle of it.
+    quiet = {"DATASETS.TEST": (), "TEST.PRECISE_BN.ENABLED": False}
+    return _resolve(config, {**overrides, **study.trunk, "SOLVER.STOP_ITER": fork, **quiet})
+
+
+def _resolve(config: Path, overrides: Mapping[str, Any]) -> CfgNode:
+    words = [str(word) for pair in overrides.items() for word in pair]
+    return load_config(str(config), words)
+
+
+def _identified(
+    name: str, cfg: CfgNode, seed: int, data: tuple[str, ...], trunk: Run | None, store: Path
+) -> Run:
+    cfg = cfg.clone()
+    cfg.SEED, cfg.OUTPUT_DIR = seed, ""
+    parts = [cfg.dump(), list(data), trunk.key if trunk else None]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    folder = store / key
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    return Run(name, cfg, data, trunk, folder, key)
+
+
+def _check_pair(a: Run, b: Run) -> None:
+    if not (a.trunk and b.trunk) or a.trunk.key == b.trunk.key:
+        return
+    left, right = _flat(a.trunk.cfg), _flat(b.trunk.cfg)
+    differing = [k for k in left if left[k] != right.get(k) and k != "OUTPUT_DIR"]
+    raise ConfigError(
+        f"{a.name} and {b.name} are compared but differ before the fork in "
+        f"{', '.join(differing) or 'their data'}; give it one value under `trunk`"
+    )
+
+
+def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,123 @@
+"""Reading the YAML file of a study, and finding it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..errors import ConfigError
+from .definition import Metric, Pictures, Study, Sweep, Variant
+
+FOLDER = Path("configs/studies")
+
+
+def list_studies(root: Path) -> list[Study]:
+    """All studies of a repository, by name."""
+    return [load_study(path) for path in sorted((root / FOLDER).glob("*.yaml"))]
+
+
+def find_study(root: Path, name: str) -> Study:
+    """The study of that name in a repository, or in the file of that name.
+
+    Raises:
+        ConfigError: there is none, or see ``load_study``.
+    """
+    if name.endswith(".yaml"):
+        return load_study(name)
+    path = root / FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(p.stem for p in sorted((root / FOLDER).glob("*.yaml")))
+        raise ConfigError(f"there is no study {name!r}; known are {known}")
+    return load_study(path)
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study; ``_BASE_`` names a file that it completes, as in Detectron2's configs.
+
+    Raises:
+        ConfigError: no such file, an entry is missing, unknown or of the wrong kind, or a pair or a
+            picture names a variant or metric that is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no study {path}")
+    try:
+        entries = CfgNode.load_yaml_with_base(str(path))
+    except (yaml.YAMLError, AttributeError, OSError) as error:
+        raise ConfigError(f"study {path} cannot be read: {str(error).splitlines()[0]}") from None
+    try:
+        study = _study(path.stem, entries)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"study {path} is not as it must be: {_reason(error)}") from None
+    _check(study)
+    return study
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"entry {error} is missing"
+    return str(error).replace("__init__() got an unexpected keyword argument", "unknown entry")
+
+
+def _study(name: str, entries: dict[str, Any]) -> Study:
+    entries = dict(entries)
+    shared: dict[str, Any] = {
+        key: entries.pop(key) for key in ("config", "overrides", "data") if key in entries
+    }
+    variants = entries.pop("variants")
+    pictures = dict(entries.pop("pictures", {}))
+    if pictures.get("sweep"):
+        pictures["sweep"] = Sweep(**_tuples(pictures["sweep"]))
+    return Study(
+        name=name,
+        variants=tuple(_variant(n, dict(own or {}), shared) for n, own in variants.items()),
+        metrics=tuple(Metric(key, **about) for key, about in entries.pop("metrics").items()),
+        pairs=tuple((a, b) for a, b in entries.pop("pairs", [])),
+        pictures=Pictures(**_tuples(pictures)),
+        **_tuples(entries),
+    )
+
+
+def _tuples(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}
+
+
+def _variant(name: str, own: dict[str, Any], shared: Mapping[str, Any]) -> Variant:
+    config = own.pop("config", None) or shared["config"]
+    data = own.pop("data", shared.get("data", []))
+    wrong = [key for key in own if not key[:1].isupper()]
+    if wrong:
+        raise ValueError(f"variant {name} has an unknown entry {wrong[0]!r}")
+    # A list is written as a command's words; numbers among them are words too.
+    words = tuple(str(word) for word in data)
+    return Variant(name, config, {**(shared.get("overrides") or {}), **own}, words)
+
+
+def _check(study: Study) -> None:
+    names = [v.file_name for v in study.variants]
+    pictures = study.pictures
+    used = [n for pair in study.pairs for n in pair] + [*pictures.embedding, *pictures.montage]
+    drawn = list(pictures.tradeoff)
+    if pictures.sweep:
+        used += [*pictures.sweep.variants, *filter(None, [pictures.sweep.reference])]
+        drawn += pictures.sweep.metrics
+    for name in used:
+        study.variant(name)
+    for key in drawn:
+        study.metric(key)
+    if len(set(names)) < len(names) or not all(names):
+        raise ConfigError(f"study {study.name}: variants must differ in letters and digits")
+    if not (study.seeds and all(isinstance(s, int) and s >= 0 for s in study.seeds)):
+        raise ConfigError(f"study {study.name}: seeds must be whole numbers from 0, at least one")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"study {study.name} names a seed twice")
+    if study.fork < 0:
+        raise ConfigError(f"study {study.name}: fork cannot be negative: {study.fork}")
+    if pictures.tradeoff and len(pictures.tradeoff) != 2:
+        raise ConfigError(f"study {study.name}: tradeoff wants the keys of cost and accuracy")

@@ -1,0 +1,114 @@
+"""Tables of a study: variants, and pairs of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+from tabulate import tabulate
+
+from .collecting import Numbers, values
+from .definition import Metric, Study
+from .statistics import Difference, Summary, paired_difference, summarise
+
+_NOTHING = "–"
+
+
+def summaries(study: Study, numbers: Numbers) -> dict[str, dict[str, Summary]]:
+    """For each variant with finished runs, each metric that they have."""
+    found: dict[str, dict[str, Summary]] = {}
+    for variant, by_seed in numbers.items():
+        if by_seed:
+            own = {m.key: list(values(by_seed, m.key).values()) for m in study.metrics}
+            found[variant] = {key: summarise(v) for key, v in own.items() if v}
+    return found
+
+
+def differences(study: Study, numbers: Numbers) -> list[tuple[str, str, Metric, Difference]]:
+    """For each pair (a, b) and metric, how much b exceeds a over the seeds that both have."""
+    found = []
+    for a, b in study.pairs:
+        for metric in study.metrics:
+            left, right = values(numbers[a], metric.key), values(numbers[b], metric.key)
+            seeds = [seed for seed in left if seed in right]
+            if seeds:
+                difference = paired_difference([left[s] for s in seeds], [right[s] for s in seeds])
+                found.append((a, b, metric, difference))
+    return found
+
+
+def table_csv(study: Study, numbers: Numbers) -> str:
+    """A row a variant: seeds, then mean and standard deviation of each metric, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [f"{m.label} {part}" for m in study.metrics for part in ("mean", "std")]
+    writer.writerow(["variant", "seeds", *heads])
+    for variant, own in summaries(study, numbers).items():
+        row: list[object] = [variant, len(numbers[variant])]
+        for metric in study.metrics:
+            summary = own.get(metric.key)
+            row += [_number(summary.mean), _number(summary.std)] if summary else ["", ""]
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def table_markdown(study: Study, numbers: Numbers) -> str:
+    """The same for people: mean ± standard deviation, rounded."""
+    rows = []
+    for variant, own in summaries(study, numbers).items():
+        cells = [spread(own.get(m.key), m.digits) for m in study.metrics]
+        rows.append([variant, len(numbers[variant]), *cells])
+    heads = ["variant", "seeds", *(m.label for m in study.metrics)]
+    table = tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+    return f"# {study.title}\n\nMean ± standard deviation over seeds.\n\n{table}\n"
+
+
+def pairs_markdown(study: Study, numbers: Numbers) -> str:
+    """Paired differences with 95 % confidence intervals, a row a pair and metric."""
+    rows = []
+    for a, b, metric, difference in differences(study, numbers):
+        rows.append(
+            [
+                f"{b} − {a}",
+                metric.label,
+                signed(difference.mean, metric.digits),
+                interval(difference, metric.digits),
+                difference.n,
+            ]
+        )
+    heads = ["pair", "metric", "difference", "95 % interval", "n"]
+    table = tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+    shared = "seed, weights at the start and batches"
+    if study.fork:
+        share = f"{study.fork:.0%} of training" if study.fork < 1 else f"iteration {study.fork:g}"
+        shared = f"seed, everything until {share}, and batches"
+    return (
+        f"# {study.title}: paired differences\n\nThe runs of a pair share {shared}; the interval "
+        f"is Student's t over the differences of n seeds.\n\n{table}\n"
+    )
+
+
+def spread(summary: Summary | None, digits: int) -> str:
+    """``1.23 ± 0.04``; without spread for one value."""
+    if summary is None:
+        return _NOTHING
+    mean = f"{summary.mean:.{digits}f}"
+    return mean if math.isnan(summary.std) else f"{mean} ± {summary.std:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """``+1.23``; no sign where rounding leaves zero."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def interval(difference: Difference, digits: int) -> str:
+    """``−0.1 to +0.3``; a dash for one pair."""
+    if math.isnan(difference.low):
+        return _NOTHING
+    return f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
