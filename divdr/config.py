@@ -136,12 +136,90 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Power of LR_SCHEDULER_NAME "WarmupPolyLR": base · (1 − i / MAX_ITER)^power.
     cfg.SOLVER.POLY_LR_POWER = 0.9
 
+    # Multiples of BASE_LR after each of STEPS, for LR_SCHEDULER_NAME "WarmupStepFactorsLR".
+    cfg.SOLVER.STEP_FACTORS = []
+
     # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
-    # "" Detectron2's.
+    # "classification" divdr.data.ClassificationMapper, "" Detectron2's.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
     # Also in Detectron2's mapper, after resize and flip: "vertical_flip", "quarter_turns" (for
     # images from above), "colour" (brightness and contrast ×0.7 to 1.3, saturation ×0.5 to 1.5).
     cfg.INPUT.EXTRA_AUGMENTATIONS = []
+
+    add_classifier_config(cfg)
+
+
+def add_classifier_config(cfg: CfgNode) -> None:
+    """Add the keys of image classification (``MODEL.META_ARCHITECTURE "ImageClassifier"``).
+
+    Their source is the DynK-Hydra paper ("Dynamic top-K ensemble ...", 2023) where none is named.
+    """
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    classifier = cfg.MODEL.CLASSIFIER
+    # The system: "build_single_classifier", "build_ensemble_classifier" or "build_hydra_classifier"
+    # (HydraRes and DynK-Hydra); more by divdr.modeling.CLASSIFIER_REGISTRY.
+    classifier.NAME = "build_single_classifier"
+    classifier.NUM_CLASSES = 10
+    # "resnet" or "densenet" (the paper's, in parts), or a whole classifier of a library,
+    # "torchvision:NAME" or "timm:NAME" (single network and ensemble alone).
+    classifier.ARCHITECTURE = "resnet"
+    # "" is the architecture's own stem; else "torchvision:NAME.NODE" or "timm:NAME.LEVEL".
+    classifier.STEM = ""
+    # Take the library's weights for what is named after one.
+    classifier.PRETRAINED = False
+    # d: blocks a stage (resnet), or multiple of the layers of a block (densenet).
+    classifier.DEPTH = 1
+    # Channels of resnet's first stage; the others have two and four times as many.
+    classifier.CHANNELS = 16
+    # densenet: channels that a layer adds, and layers of the three blocks at DEPTH 1.
+    classifier.GROWTH = 3
+    classifier.DENSE_LAYERS = [3, 6, 12]
+    # ws, wb, wg: multiples of the channels in stem, branches and gater.
+    classifier.STEM_WIDTH = 1.0
+    classifier.BRANCH_WIDTH = 1.0
+    classifier.GATER_WIDTH = 1.0
+    # Depthwise-separable convolutions (CUB-200 in the paper).
+    classifier.SEPARABLE = False
+    # resnet: "small" for images of about 32 × 32 pixels, "large" for 224 × 224.
+    classifier.ENTRY = "small"
+    # Ensemble: number of networks, all of which run.
+    classifier.MEMBERS = 4
+
+    classifier.HYDRA = CfgNode()
+    hydra = classifier.HYDRA
+    hydra.BRANCHES = 20  # nb
+    hydra.TOP_K = 4  # K: branches that run at most
+    # τ of evaluation: a branch of the top K runs if the gater gives it this probability; 0 is the
+    # fixed K of HydraRes. Can be changed without training anew. 0.08 is the value for which the
+    # paper's Table 6 repeats its main results.
+    hydra.THRESHOLD = 0.08
+    # τ of training: Eq. 6 stands in the loss too. With 0 here the combiner learns sums of K maps
+    # and meets fewer in evaluation.
+    hydra.TRAIN_THRESHOLD = 0.08
+    # α1, α2, α3 of Eq. 7. BRANCH_WEIGHT 0 leaves out the branches' extra heads (HydraRes).
+    hydra.ENSEMBLE_WEIGHT = 1.0
+    hydra.GATER_WEIGHT = 1.5
+    hydra.BRANCH_WEIGHT = 0.05
+    # Classes of each branch: "cluster" (Algorithm 2), "random", "coarse" (the data set's own
+    # super-classes), or "file" (tools/partition_classes.py).
+    hydra.PARTITION = "cluster"
+    hydra.PARTITION_FILE = ""
+    # What "cluster" embeds images by: "pixels", "torchvision:NAME" or "timm:NAME" with that
+    # library's weights. By a model of one's own: tools/partition_classes.py.
+    hydra.EMBEDDER = "pixels"
+
+    # Mapper "classification". Images are made square ("pad" with black, "crop" the middle) and
+    # scaled to SIZE × SIZE pixels; 0 leaves them as they are.
+    cfg.INPUT.CLASSIFICATION = CfgNode()
+    cfg.INPUT.CLASSIFICATION.SIZE = 0
+    cfg.INPUT.CLASSIFICATION.SQUARE = "pad"
+    # Training: pad by so many pixels on every side and crop the old size anywhere; 0 is off.
+    # INPUT.RANDOM_FLIP says whether images are flipped.
+    cfg.INPUT.CLASSIFICATION.PAD_CROP = 0
+    # Training: length in pixels of the square that is cut out (mean colour); 0 is off.
+    cfg.INPUT.CLASSIFICATION.CUTOUT = 0
+    # Images of a batch in evaluation.
+    cfg.INPUT.CLASSIFICATION.TEST_BATCH = 64
 
 
 def add_project_configs(cfg: CfgNode) -> None:

@@ -8,6 +8,13 @@ from .catalog import (
     register_segmentation_folder,
     training_dicts,
 )
+from .classification import (
+    ClassificationMapper,
+    classification_batches,
+    describe,
+    register_class_folders,
+    register_published,
+)
 from .coco_json import check_evaluation_file
 from .loader import build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
@@ -15,13 +22,18 @@ from .neon_trees import register_neon_trees
 from .subsets import register_subsets
 
 __all__ = [
+    "ClassificationMapper",
     "SemanticCropMapper",
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
     "check_datasets",
     "check_evaluation_file",
+    "classification_batches",
+    "describe",
+    "register_class_folders",
     "register_neon_trees",
+    "register_published",
     "register_segmentation_folder",
     "register_subsets",
     "seed_everything",
@@ -32,3 +44,4 @@ __all__ = [
 _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_neon_trees(_ROOT)
 register_subsets(_ROOT)
+register_published(_ROOT)

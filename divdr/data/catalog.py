@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader
 from ..errors import DataError
 from .checked_mapper import CheckedMapper
 from .checks import check_annotations, check_images
+from .classification.catalog import check_class_labels
+from .classification.mapper import ClassificationMapper
 from .coco_json import reading
 
 
@@ -126,6 +129,7 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
         check_images(names, dicts)
         if annotations:
             check_annotations(cfg, names, dicts)
+        _check_classification(cfg, names, dicts)
     return dicts
 
 
@@ -138,8 +142,9 @@ def build_test_loader(cfg: CfgNode, names: str | Sequence[str]) -> DataLoader:
     """
     return build_detection_test_loader(
         _evaluation_dicts(cfg, [names] if isinstance(names, str) else names),
-        mapper=CheckedMapper(DatasetMapper(cfg, is_train=False)),
+        mapper=CheckedMapper(_evaluation_mapper(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        **_evaluation_batch(cfg),
     )
 
 
@@ -187,4 +192,22 @@ def _evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
         )
     if isinstance(dicts, list):
         check_images(names, dicts)
+        _check_classification(cfg, names, dicts)
     return dicts
+
+
+def _evaluation_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
+    if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
+        return ClassificationMapper(cfg, is_train=False)
+    return DatasetMapper(cfg, is_train=False)
+
+
+def _evaluation_batch(cfg: CfgNode) -> dict[str, int]:
+    if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
+        return {"batch_size": max(1, cfg.INPUT.CLASSIFICATION.TEST_BATCH)}
+    return {}
+
+
+def _check_classification(cfg: CfgNode, names: Sequence[str], dicts: list[dict]) -> None:
+    if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
+        check_class_labels(cfg, names, dicts)

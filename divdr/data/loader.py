@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import ConfigError
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper
+from .classification.mapper import ClassificationMapper
 from .mapper import SemanticCropMapper
 
 Ticket = tuple[int, int]
@@ -81,16 +82,24 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, ticket: Ticket) -> Any:
         position, index = ticket
-        seed_everything(self._seed, position)
+        # Mappers work on the CPU; torch.manual_seed takes 2 ms on a machine without a GPU, as it
+        # notes its caller for the day that one is initialised.
+        _seed_cpu(self._seed, position)
         return self._dataset[index]
 
 
 def seed_everything(*numbers: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators from non-negative numbers."""
+    torch.manual_seed(_seed_cpu(*numbers))
+
+
+def _seed_cpu(*numbers: int) -> int:
+    """Those of the CPU alone; returns PyTorch's seed."""
     state = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002  Detectron2 draws from this one
-    torch.manual_seed(int(state[2]))
+    torch.default_generator.manual_seed(int(state[2]))
+    return int(state[2])
 
 
 def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
@@ -102,12 +111,14 @@ def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name == "semantic_crop":
         return SemanticCropMapper(cfg)
+    if name == "classification":
+        return ClassificationMapper(cfg, is_train=True)
     if name == "panoptic_deeplab":
         return _panoptic_deeplab_mapper(cfg)
     if name:
         raise ConfigError(
             f'INPUT.DATASET_MAPPER_NAME {name!r} is unknown; known are "semantic_crop", '
-            '"panoptic_deeplab" and ""'
+            '"classification", "panoptic_deeplab" and ""'
         )
     return DetectionMapper(cfg, is_train=True)
 

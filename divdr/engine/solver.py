@@ -10,15 +10,19 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
-from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from fvcore.common.param_scheduler import (
+    MultiStepParamScheduler,
+    ParamScheduler,
+    PolynomialDecayParamScheduler,
+)
 from torch import nn
 
 from ..errors import ConfigError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as Detectron2 builds it, or Adam, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of the norm
-    of all gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``).
+    """SGD as Detectron2 builds it, Adam or AdamW, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of
+    the norm of all gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``).
 
     Raises:
         ConfigError: ``SOLVER.OPTIMIZER`` is unknown.
@@ -42,8 +46,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     elif name == "ADAM":
         optimizer = torch.optim.Adam(parameters, **common)
+    elif name == "ADAMW":
+        optimizer = torch.optim.AdamW(parameters, **common)
     else:
-        raise ConfigError(f'SOLVER.OPTIMIZER must be "SGD" or "ADAM", not {name!r}')
+        raise ConfigError(f'SOLVER.OPTIMIZER must be "SGD", "ADAM" or "ADAMW", not {name!r}')
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)
@@ -64,21 +70,46 @@ def is_gate_parameter(name: str) -> bool:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Detectron2's schedules, and "WarmupPolyLR": (1 − i / MAX_ITER)^``POLY_LR_POWER``.
+    """Detectron2's schedules, and two more.
+
+    "WarmupPolyLR" is (1 − i / MAX_ITER)^``POLY_LR_POWER``, "WarmupStepFactorsLR" takes the values
+    of ``STEP_FACTORS`` at ``STEPS``.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or steps and factors differ in number.
     """
     solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+    schedule: ParamScheduler
+    if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        schedule = PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER)
+    elif solver.LR_SCHEDULER_NAME == "WarmupStepFactorsLR":
+        schedule = _steps(cfg)
+    else:
         try:
             return build_detectron2_lr_scheduler(cfg, optimizer)
         except ValueError as error:
             raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}") from None
-    schedule = WarmupParamScheduler(
-        PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
+    warmed = WarmupParamScheduler(
+        schedule,
         solver.WARMUP_FACTOR,
         min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         solver.WARMUP_METHOD,
     )
-    return LRMultiplier(optimizer, schedule, max_iter=solver.MAX_ITER)
+    return LRMultiplier(optimizer, warmed, max_iter=solver.MAX_ITER)
+
+
+def _steps(cfg: CfgNode) -> ParamScheduler:
+    solver = cfg.SOLVER
+    if len(solver.STEP_FACTORS) != len(solver.STEPS):
+        raise ConfigError(
+            f"SOLVER.STEP_FACTORS needs one number for each of the {len(solver.STEPS)} STEPS, not "
+            f"{len(solver.STEP_FACTORS)}"
+        )
+    # As Detectron2 does it: steps after the end count for nothing.
+    pairs = zip(solver.STEPS, solver.STEP_FACTORS, strict=True)
+    taken = [(step, factor) for step, factor in pairs if step < solver.MAX_ITER]
+    return MultiStepParamScheduler(
+        values=[1.0, *(factor for _, factor in taken)],
+        milestones=[step for step, _ in taken],
+        num_updates=solver.MAX_ITER,
+    )

@@ -49,6 +49,7 @@ from ..routing import DynamicRoutingNetwork
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
+from .partition_hook import PartitionHook
 from .solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,11 @@ class Trainer(DefaultTrainer):
     def _own_hooks(self) -> list[HookBase]:
         cfg, model = self.cfg, self.model
         networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
-        own: list[HookBase] = [SeedHook(self.seed), DropPathHook(networks, cfg.SOLVER.MAX_ITER)]
+        own: list[HookBase] = [
+            PartitionHook(cfg, model),
+            SeedHook(self.seed),
+            DropPathHook(networks, cfg.SOLVER.MAX_ITER),
+        ]
         routing = attached_routing(model)
         if routing is not None and routing.experts is not None:
             exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
@@ -251,6 +256,7 @@ def _distributed(model: nn.Module) -> nn.Module:
         model,
         device_ids=[torch.cuda.current_device()] if on_gpu else None,
         broadcast_buffers=False,
+        find_unused_parameters=getattr(model, "leaves_parameters_out", False),
     )
 
 

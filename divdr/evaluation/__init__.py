@@ -2,12 +2,15 @@
 
 from .backbone_cost import BackboneCostEvaluator
 from .build import build_cost_evaluator, build_routing_evaluator, build_task_evaluator
+from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
 from .table import summary_table
 
 __all__ = [
     "BackboneCostEvaluator",
+    "ClassificationEvaluator",
+    "ClassifierCostEvaluator",
     "RoutingEvaluator",
     "build_cost_evaluator",
     "build_routing_evaluator",

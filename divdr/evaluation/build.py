@@ -24,7 +24,9 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..modeling import attached_routing, unwrap
+from ..modeling.classification import ImageClassifier
 from .backbone_cost import BackboneCostEvaluator
+from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
 
@@ -44,11 +46,13 @@ def build_cost_evaluator(
     cfg: CfgNode, dataset_name: str, model: nn.Module
 ) -> DatasetEvaluator | None:
     """The evaluator of cost: routing for a model with routing attached, the backbone's GFLOPs for
-    another one with a backbone, else None."""
+    another one with a backbone, what ran for an image classifier, else None."""
     sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
     if attached_routing(model) is not None:
         return build_routing_evaluator(cfg, dataset_name, model)
     inner = unwrap(model)
+    if isinstance(inner, ImageClassifier):
+        return ClassifierCostEvaluator(sum(p.numel() for p in inner.parameters()))
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None
@@ -72,6 +76,9 @@ def build_task_evaluator(
         return DatasetEvaluators([CityscapesSemSegEvaluator(dataset_name)])
     if kind == "cityscapes_instance":
         return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
+    if kind == "classification":
+        classes = MetadataCatalog.get(dataset_name).classes
+        return DatasetEvaluators([ClassificationEvaluator(classes)])
     found: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and _has_semantic_labels(dataset_name):
         found.append(_semantic_evaluator(dataset_name, folder))

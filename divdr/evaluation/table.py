@@ -20,6 +20,8 @@ def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for task, figures in tasks.items()
         if isinstance(figures, Mapping)
         for name, value in figures.items()
-        if not (task == "sem_seg" and "-" in name)  # one class each; in results.json
+        if not (
+            task in ("sem_seg", "classification") and "-" in name
+        )  # one class each; in results.json
     ]
     return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")

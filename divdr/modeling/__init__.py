@@ -9,6 +9,7 @@ from .attach import (
     with_routing,
 )
 from .backbone import DynamicRouting, find_backbone
+from .classification import CLASSIFIER_REGISTRY, ImageClassifier
 from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
@@ -17,9 +18,11 @@ from .static import StaticBackbone, static_model
 from .supervision import ClusteringLossSettings, RoutingSupervision, image_keys
 
 __all__ = [
+    "CLASSIFIER_REGISTRY",
     "ClusteringLossSettings",
     "DynamicRouting",
     "DynamicRoutingDecoder",
+    "ImageClassifier",
     "ProjectionNeck",
     "RoutingSupervision",
     "StaticBackbone",

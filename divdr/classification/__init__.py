@@ -1,0 +1,68 @@
+"""Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
+
+Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
+balanced assignment, dispatch by groups. Systems (``prediction.ClassificationSystem``): one network,
+a plain ensemble, and ``Hydra``.
+"""
+
+from .cost import num_parameters, part_macs
+from .curve import CurvePoint, threshold_curve
+from .densenet import DenseNetParts
+from .dispatch import Group, one_hot_choice, run_groups, scatter_sum
+from .embedding import Embedder, PixelEmbedder, check_labels, class_means
+from .exchange import exchange
+from .gates import Gater, check_selection, select
+from .hydra import Hydra, HydraSettings
+from .interpolation import LinePoint, between, loss_between
+from .layers import Part
+from .named import NamedStem, is_named, named_classifier, named_stem
+from .partition import cluster_partition, given_partition, greedy_partition, random_partition
+from .partition_file import load_partition, save_partition
+from .prediction import ClassificationSystem, Cost, Prediction
+from .resnet import ResNetParts
+from .single import Ensemble, StageClassifier
+from .transport import balanced_capacities, vogel_assignment
+
+__all__ = [
+    "ClassificationSystem",
+    "Cost",
+    "CurvePoint",
+    "DenseNetParts",
+    "Embedder",
+    "Ensemble",
+    "Gater",
+    "Group",
+    "Hydra",
+    "HydraSettings",
+    "LinePoint",
+    "NamedStem",
+    "Part",
+    "PixelEmbedder",
+    "Prediction",
+    "ResNetParts",
+    "StageClassifier",
+    "balanced_capacities",
+    "between",
+    "check_labels",
+    "check_selection",
+    "class_means",
+    "cluster_partition",
+    "exchange",
+    "given_partition",
+    "greedy_partition",
+    "is_named",
+    "load_partition",
+    "loss_between",
+    "named_classifier",
+    "named_stem",
+    "num_parameters",
+    "one_hot_choice",
+    "part_macs",
+    "random_partition",
+    "run_groups",
+    "save_partition",
+    "scatter_sum",
+    "select",
+    "threshold_curve",
+    "vogel_assignment",
+]

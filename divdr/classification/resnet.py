@@ -1,0 +1,115 @@
+"""The ResNet of DynK-Hydra in its parts: two stages are the stem, the third is each branch's.
+
+Section 4 of the paper; widths and FLOPs are those of He et al.'s networks for CIFAR (16, 32 and 64
+channels, `d` blocks of two 3×3 convolutions a stage).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Part, convolution, scaled
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut without parameters.
+
+    Where the size changes, the shortcut takes every second pixel and fills up with zero channels
+    (He et al.'s option A, which the published FLOPs agree with). Narrow branches can have fewer
+    channels than the stem; their shortcut is a 1×1 convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, separable: bool = False
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            convolution(in_channels, out_channels, stride=stride, separable=separable),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            convolution(out_channels, out_channels, separable=separable),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.stride = stride
+        self.extra = out_channels - in_channels
+        self.project: nn.Module | None = None
+        if self.extra < 0:
+            self.project = nn.Sequential(
+                convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        if self.project is not None:
+            shortcut = self.project(x)
+        else:
+            shortcut = x[..., :: self.stride, :: self.stride]
+            if self.extra:
+                shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.extra))
+        return F.relu(self.body(x) + shortcut)
+
+
+@dataclass(frozen=True)
+class ResNetParts:
+    """Makes stems, branches and trunks of gaters.
+
+    Args:
+        depth: d, blocks a stage.
+        channels: of the first stage; each later one has twice as many.
+        in_channels: of the images.
+        stem_width: ws, multiplies the stem's channels.
+        branch_width: wb, a branch's.
+        gater_width: wg, the gater's.
+        separable: depthwise-separable convolutions but for the first, which sees the image.
+        entry: "small" starts with a 3×3 convolution, for images of about 32 × 32 pixels; "large"
+            with a 7×7 one of stride 2 and max pooling, for 224 × 224.
+    """
+
+    depth: int = 1
+    channels: int = 16
+    in_channels: int = 3
+    stem_width: float = 1.0
+    branch_width: float = 1.0
+    gater_width: float = 1.0
+    separable: bool = False
+    entry: str = "small"
+
+    def stem(self) -> Part:
+        """Images to maps of half their size ("large": an eighth)."""
+        first = scaled(self.channels, self.stem_width)
+        second = scaled(2 * self.channels, self.stem_width)
+        large = self.entry == "large"
+        layers: list[nn.Module] = [
+            convolution(self.in_channels, first, 7 if large else 3, 2 if large else 1),
+            nn.BatchNorm2d(first),
+            nn.ReLU(inplace=True),
+        ]
+        if large:
+            layers.append(nn.MaxPool2d(3, 2, 1))
+        layers += self._stage(first, first, 1)
+        layers += self._stage(first, second, 2)
+        return Part(*layers, out_channels=second)
+
+    def branch(self, in_channels: int) -> Part:
+        """The third stage: maps of the stem to maps of half their size."""
+        out = scaled(4 * self.channels, self.branch_width)
+        return Part(*self._stage(in_channels, out, 2), out_channels=out)
+
+    def gater_trunk(self, in_channels: int) -> Part:
+        """The third stage for the gater."""
+        out = scaled(4 * self.channels, self.gater_width)
+        return Part(*self._stage(in_channels, out, 2), out_channels=out)
+
+    def _stage(self, in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+        return [
+            BasicBlock(
+                out_channels if index else in_channels,
+                out_channels,
+                1 if index else stride,
+                separable=self.separable,
+            )
+            for index in range(self.depth)
+        ]

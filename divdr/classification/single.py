@@ -1,0 +1,75 @@
+"""One network, and a plain ensemble of several: what the routed systems are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cost import part_macs
+from .embedding import check_labels
+from .layers import initialise
+from .prediction import Cost, Prediction
+
+
+class StageClassifier(nn.Module):
+    """Stem, one branch, global average pooling and a linear layer: an ordinary network.
+
+    Args:
+        stem: images to maps.
+        branch: the stem's maps to others.
+        channels: of the branch's maps.
+        num_classes: C.
+    """
+
+    def __init__(self, stem: nn.Module, branch: nn.Module, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.branch = branch
+        self.classify = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3 or 1, H, W) to logits (N, C)."""
+        return self.classify(self.branch(self.stem(images)).mean(dim=(2, 3)))
+
+
+class Ensemble(nn.Module):
+    """Classifiers that all run; their probabilities are averaged. One of them is a single network.
+
+    Args:
+        members: E classifiers, images to logits, trained each by its own cross-entropy.
+        num_classes: C.
+        in_channels: of the images.
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Module], num_classes: int, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+
+    def forward(self, images: Tensor) -> Prediction:
+        """(N, C, H, W) to logits: the logarithm of the mean probability."""
+        logs = torch.stack([F.log_softmax(member(images), 1) for member in self.members])
+        ran = torch.ones((len(images), len(self.members)), dtype=torch.bool, device=images.device)
+        return Prediction(logs.logsumexp(0) - torch.tensor(float(len(logs))).log(), ran)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The sum of the members' cross-entropies.
+
+        Raises:
+            DataError: a label is no class.
+        """
+        check_labels(labels, self.num_classes)
+        total = torch.stack([F.cross_entropy(m(images), labels) for m in self.members]).sum()
+        return {"loss_classes": total}
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Multiply-adds at an image size; a single network's branch is all of it."""
+        shape = (self.in_channels, height, width)
+        return Cost(0.0, tuple(part_macs(member, shape)[0] for member in self.members))

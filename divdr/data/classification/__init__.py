@@ -1,0 +1,16 @@
+"""Image classification: data sets in their published formats, folders of classes, and the mapper.
+
+A dataset dict holds "label" (a number from 0), "image_id", and either "file_name" or "pixels", an
+array (H, W) or (H, W, 3) in RGB.
+"""
+
+from .catalog import classification_batches, describe, register_class_folders, register_published
+from .mapper import ClassificationMapper
+
+__all__ = [
+    "ClassificationMapper",
+    "classification_batches",
+    "describe",
+    "register_class_folders",
+    "register_published",
+]

@@ -1,0 +1,92 @@
+"""What tools/analyse_classifier.py and tools/partition_classes.py do with a trained classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import Tensor
+
+from ..classification import (
+    Embedder,
+    Ensemble,
+    Hydra,
+    class_means,
+    cluster_partition,
+    loss_between,
+    save_partition,
+    threshold_curve,
+)
+from ..data import check_datasets, describe
+from ..errors import ConfigError
+from ..modeling import ImageClassifier
+from ..modeling.classification import hydra_of
+from .partition_hook import normalised_batches
+from .trained import load_trained
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
+    """Mean branches, accuracy and FLOPs on ``DATASETS.TEST`` at every τ (Table 6), as a table.
+
+    Raises:
+        DivdrError: no trained Hydra, or a τ out of range.
+    """
+    network, batches = _trained_hydra(cfg)
+    rows = [
+        (f"{p.threshold:g}", p.mean_branches, p.accuracy, 2 * p.macs / 1e6)
+        for p in threshold_curve(network, batches, thresholds)
+    ]
+    return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")
+
+
+def line_table(cfg: CfgNode, first: int, second: int, steps: int) -> str:
+    """Loss and accuracy on the line between two branches (Figure 5), as a table.
+
+    Raises:
+        DivdrError: no trained Hydra, or no such branches.
+    """
+    network, batches = _trained_hydra(cfg)
+    points = loss_between(network, first, second, batches, steps)
+    return tabulate(points, headers=("α", "loss", "top-1"), floatfmt=".3f")
+
+
+def partition_by_model(cfg: CfgNode, branches: int, path: str) -> Tensor:
+    """Algorithm 2 on ``DATASETS.TRAIN`` with a trained single network as embedder, to a file.
+
+    Args:
+        cfg: of the trained model.
+        branches: nb.
+        path: of the file.
+
+    Returns:
+        (C,) branch of every class.
+
+    Raises:
+        DivdrError: the model is no single network, or there are more branches than classes.
+    """
+    check_datasets(cfg.DATASETS.TRAIN)
+    model = load_trained(cfg)
+    if not isinstance(model, ImageClassifier) or not isinstance(model.system, Ensemble):
+        raise ConfigError("images are embedded by a model of build_single_classifier")
+    names = list(cfg.DATASETS.TRAIN)
+    classes = describe(names).classes
+    embedder = Embedder(model.system.members[0]).eval()
+    means = class_means(embedder, normalised_batches(cfg, model, names), len(classes))
+    partition = cluster_partition(means, branches, seed=max(0, cfg.SEED))
+    save_partition(path, names[0], classes, partition)
+    return partition
+
+
+def _trained_hydra(cfg: CfgNode) -> tuple[Hydra, Batches]:
+    check_datasets(cfg.DATASETS.TEST)
+    model = load_trained(cfg)
+    network = hydra_of(model)
+    if network is None or not isinstance(model, ImageClassifier):
+        raise ConfigError(
+            "the model has no branches: MODEL.CLASSIFIER.NAME is not build_hydra_classifier"
+        )
+    names = list(cfg.DATASETS.TEST)
+    return network, lambda: normalised_batches(cfg, model, names)

@@ -1,0 +1,113 @@
+"""Accuracy of image classifiers, and what ran for it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ..errors import DataError
+
+
+class ClassificationEvaluator(DatasetEvaluator):
+    """Reports, under "classification", per cent of the images whose class is right.
+
+    ``top1`` and ``top5`` (the true class is among the five of the largest scores; with fewer than
+    six classes it is left out); ``top1-NAME`` of each class that has images.
+
+    Args:
+        classes: their names.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = list(classes)
+        self._results: list[tuple[int, int]] = []
+
+    def reset(self) -> None:
+        """Forget the images."""
+        self._results = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Note the rank of the true class: how many others have a larger score.
+
+        Raises:
+            DataError: an image's label is no class.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            label, scores = item["label"], output["scores"]
+            if not 0 <= label < len(self._classes):
+                raise DataError(
+                    f"image {item.get('file_name', item.get('image_id'))} has label {label}; "
+                    f"classes are 0 to {len(self._classes) - 1}"
+                )
+            # Of equal scores the lower class comes first, as argmax has it.
+            before = (scores[:label] >= scores[label]).sum() + (scores > scores[label])[
+                label:
+            ].sum()
+            self._results.append((label, int(before)))
+
+    def evaluate(self) -> OrderedDict | None:
+        """{"classification": figures} on the main process, None on the others."""
+        comm.synchronize()
+        gathered = [pair for part in comm.gather(self._results) for pair in part]
+        if not comm.is_main_process():
+            return None
+        if not gathered:
+            return OrderedDict()
+        labels, ranks = torch.tensor(gathered).T
+        figures = {"images": len(labels), "top1": _percent(ranks < 1)}
+        if len(self._classes) > 5:
+            figures["top5"] = _percent(ranks < 5)
+        for number, name in enumerate(self._classes):
+            if bool((labels == number).any()):
+                figures[f"top1-{name}"] = _percent(ranks[labels == number] < 1)
+        return OrderedDict(classification=figures)
+
+
+class ClassifierCostEvaluator(DatasetEvaluator):
+    """Reports, under "cost", means per image of what ran.
+
+    ``mflops`` is 10⁶ operations, two a multiply-add, as DynK-Hydra's tables have it; ``mmacs`` 10⁶
+    multiply-adds, which Collaboration of Experts calls FLOPs. Both count convolutions and linear
+    layers. ``mean_branches`` is λ, the number of branches or experts that ran.
+
+    Args:
+        parameters: numbers in the model, for comparison.
+    """
+
+    def __init__(self, parameters: int) -> None:
+        self._parameters = parameters
+        self._results: list[tuple[float, int]] = []
+
+    def reset(self) -> None:
+        """Forget the images."""
+        self._results = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Note what ran for each image."""
+        self._results.extend((output["macs"], int(output["ran"].sum())) for output in outputs)
+
+    def evaluate(self) -> OrderedDict | None:
+        """{"cost": figures} on the main process, None on the others."""
+        comm.synchronize()
+        gathered = [pair for part in comm.gather(self._results) for pair in part]
+        if not comm.is_main_process():
+            return None
+        if not gathered:
+            return OrderedDict()
+        macs, branches = torch.tensor(gathered, dtype=torch.float64).mean(0).tolist()
+        return OrderedDict(
+            cost={
+                "mflops": 2 * macs / 1e6,
+                "mmacs": macs / 1e6,
+                "mean_branches": branches,
+                "parameters": self._parameters,
+            }
+        )
+
+
+def _percent(right: torch.Tensor) -> float:
+    return 100 * float(right.double().mean())

@@ -1,0 +1,81 @@
+"""Class partitions as ``cfg.MODEL.CLASSIFIER.HYDRA`` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ...classification import (
+    Embedder,
+    Hydra,
+    PixelEmbedder,
+    class_means,
+    cluster_partition,
+    given_partition,
+    is_named,
+    load_partition,
+    named_classifier,
+    random_partition,
+)
+from ...errors import ConfigError
+from .image_classifier import ImageClassifier
+
+
+def hydra_of(model: nn.Module) -> Hydra | None:
+    """The Hydra inside an ``ImageClassifier``; None for other systems and models."""
+    if isinstance(model, ImageClassifier) and isinstance(model.system, Hydra):
+        return model.system
+    return None
+
+
+def choose_partition(
+    cfg: CfgNode,
+    classes: Sequence[str],
+    coarse: Sequence[int] | None,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+) -> Tensor:
+    """(C,) the branch of every class.
+
+    Args:
+        cfg: the whole configuration.
+        classes: names of the training set's classes.
+        coarse: the data set's own super-class of each class; None: it has none.
+        batches: makes normalised images and labels of every training image once, for "cluster".
+
+    Raises:
+        ConfigError: a setting is unknown, out of range or does not suit the data set.
+        DataError: the partition's file does not, or a class has no image.
+    """
+    settings = cfg.MODEL.CLASSIFIER.HYDRA
+    count, seed = settings.BRANCHES, max(0, cfg.SEED)
+    if settings.PARTITION == "random":
+        return random_partition(len(classes), count, seed=seed)
+    if settings.PARTITION == "coarse":
+        if coarse is None:
+            raise ConfigError(
+                'MODEL.CLASSIFIER.HYDRA.PARTITION "coarse": the training set has no super-classes'
+            )
+        return given_partition(coarse, count)
+    if settings.PARTITION == "file":
+        return load_partition(settings.PARTITION_FILE, classes, count)
+    if settings.PARTITION == "cluster":
+        embedder = _embedder(settings.EMBEDDER, len(cfg.MODEL.PIXEL_MEAN)).to(cfg.MODEL.DEVICE)
+        means = class_means(embedder.eval(), batches(), len(classes))
+        return cluster_partition(means, count, seed=seed)
+    raise ConfigError(
+        f"MODEL.CLASSIFIER.HYDRA.PARTITION {settings.PARTITION!r} is unknown; known are cluster, "
+        "random, coarse and file"
+    )
+
+
+def _embedder(name: str, channels: int) -> nn.Module:
+    if name == "pixels":
+        return PixelEmbedder()
+    if is_named(name):
+        return Embedder(named_classifier(name, None, in_channels=channels, pretrained=True))
+    raise ConfigError(
+        f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
+        "timm:NAME"
+    )

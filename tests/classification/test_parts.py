@@ -1,0 +1,213 @@
+"""Stems, branches, named classifiers, embedders and dispatch."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from divdr.classification import (
+    DenseNetParts,
+    Embedder,
+    Ensemble,
+    Gater,
+    Group,
+    Hydra,
+    HydraSettings,
+    PixelEmbedder,
+    ResNetParts,
+    StageClassifier,
+    class_means,
+    named_classifier,
+    named_stem,
+    num_parameters,
+    one_hot_choice,
+    part_macs,
+    run_groups,
+    scatter_sum,
+)
+from divdr.errors import ConfigError, DataError
+
+
+def hydra(parts, classes, branches, top_k):
+    stem = parts.stem()
+    trunk = parts.gater_trunk(stem.out_channels)
+    made = [parts.branch(stem.out_channels) for _ in range(branches)]
+    gater = Gater(trunk, trunk.out_channels, branches)
+    return Hydra(stem, made, gater, made[0].out_channels, classes, HydraSettings(top_k=top_k))
+
+
+@pytest.mark.parametrize(("depth", "published"), [(1, 61), (2, 135), (3, 209), (4, 283), (5, 358)])
+def test_flops_are_those_of_the_published_table_3(depth, published):
+    # HydraRes on ImageNet32: 1000 classes, 20 branches of which 5 run, 10⁶ FLOPs.
+    cost = hydra(ResNetParts(depth), 1000, 20, 5).cost(32, 32)
+    assert 2 * (cost.shared + 5 * cost.experts[0]) / 1e6 == pytest.approx(published, rel=0.02)
+
+
+@pytest.mark.parametrize(("depth", "published"), [(1, 0.02), (2, 0.05), (3, 0.10), (4, 0.17)])
+def test_densenet_is_as_large_as_in_the_published_table_2(depth, published):
+    parts = DenseNetParts(depth)
+    stem = parts.stem()
+    branch = parts.branch(stem.out_channels)
+    network = StageClassifier(stem, branch, branch.out_channels, 100)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+    assert num_parameters(network) / 1e6 == pytest.approx(published, rel=0.2)
+
+
+@pytest.mark.parametrize("parts", [ResNetParts, DenseNetParts])
+def test_widths_and_separable_convolutions_make_parts_smaller(parts):
+    plain = parts(2)
+    size = {}
+    for name, made in (
+        ("plain", plain),
+        ("narrow", parts(2, branch_width=0.5, stem_width=0.5, gater_width=0.25)),
+        ("separable", parts(2, separable=True)),
+    ):
+        stem = made.stem()
+        branch, trunk = made.branch(stem.out_channels), made.gater_trunk(stem.out_channels)
+        maps = branch(stem(torch.zeros(2, 3, 32, 32)))
+        assert maps.shape[:2] == (2, branch.out_channels)
+        size[name] = [num_parameters(part) for part in (stem, branch, trunk)]
+    for name in ("narrow", "separable"):
+        assert all(a < b for a, b in zip(size[name], size["plain"], strict=True))
+    assert size["narrow"][2] < size["narrow"][1]
+
+
+def test_the_large_entry_shrinks_photographs_and_narrow_branches_still_fit():
+    # The paper's widths for CUB-200.
+    parts = ResNetParts(
+        1, stem_width=0.5, branch_width=0.125, gater_width=0.125, separable=True, entry="large"
+    )
+    stem = parts.stem()
+    maps = stem(torch.zeros(1, 3, 224, 224))
+    assert maps.shape == (1, 16, 28, 28)
+    assert parts.branch(16)(maps).shape == (1, 8, 14, 14)
+
+
+def test_shortcut_without_parameters_by_hand():
+    block = ResNetParts(1, channels=2).branch(4)[0]  # 4 to 8 channels at half the size
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(1, 4, 4, 4)
+    expected = torch.cat([x[..., ::2, ::2], torch.zeros(1, 4, 2, 2)], 1)
+    torch.testing.assert_close(block.eval()(x), expected)
+
+
+def test_groups_run_gather_and_scatter():
+    experts = nn.ModuleList([nn.Linear(3, 2) for _ in range(4)])
+    x = torch.randn(6, 3, requires_grad=True)
+    chosen = torch.tensor(
+        [[1, 0, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]]
+    ).bool()
+    groups = list(run_groups(experts, x, chosen))
+    assert [(g.expert, g.rows.tolist()) for g in groups] == [(0, [0, 2, 4]), (2, [0, 1, 4, 5])]
+    total = scatter_sum(groups, 6)
+    for row in range(6):
+        parts = [experts[k](x[row]) for k in range(4) if chosen[row, k]]
+        torch.testing.assert_close(total[row], sum(parts, torch.zeros(2)))
+    total.sum().backward()
+    assert experts[1].weight.grad is None
+    assert x.grad[3].abs().sum() == 0
+    assert one_hot_choice(torch.tensor([2, -1, 0]), 3).long().tolist() == [
+        [0, 0, 1],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
+    assert scatter_sum([Group(0, torch.tensor([1]), torch.ones(1, 2, 2))], 2)[0].sum() == 0
+
+
+def test_ensemble_averages_probabilities_and_costs_the_sum():
+    members = _members()
+    ensemble = Ensemble(members, 4).eval()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = sum(member(x).softmax(1) for member in members) / 2
+        torch.testing.assert_close(ensemble(x).logits.exp(), expected)
+    cost = ensemble.cost(16, 16)
+    assert cost.experts == tuple(part_macs(m, (3, 16, 16))[0] for m in members)
+    assert ensemble(x).ran.sum(1).tolist() == [2, 2, 2]
+    with pytest.raises(DataError, match="label -1 is no class"):
+        ensemble.losses(x, torch.tensor([0, -1, 1]))
+
+
+def _members():
+    made = []
+    for depth in (1, 2):
+        parts = ResNetParts(depth, channels=4)
+        stem = parts.stem()
+        branch = parts.branch(stem.out_channels)
+        made.append(StageClassifier(stem, branch, branch.out_channels, 4).eval())
+    return made
+
+
+def test_a_classifier_of_torchvision_by_name():
+    model = named_classifier("torchvision:resnet18", 7, in_channels=1).eval()
+    x = torch.randn(2, 1, 32, 32)
+    assert model(x).shape == (2, 7)
+    embedder = Embedder(model)
+    assert embedder(x).shape == (2, 512)
+    torch.testing.assert_close(model.fc(embedder(x)), model(x))
+    stem = named_stem("torchvision:resnet18.layer2", in_channels=1)
+    assert stem.out_channels == 128
+    assert stem(x).shape == (2, 128, 4, 4)
+    assert part_macs(stem, (1, 32, 32))[1] == (128, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnot18", "resnet18", "keras:resnet18"])
+def test_names_that_no_library_knows(name):
+    with pytest.raises(ConfigError, match="resn"):
+        named_classifier(name, 10)
+
+
+def test_stems_that_cannot_be():
+    with pytest.raises(ConfigError, match="does not say where the stem ends"):
+        named_stem("torchvision:resnet18")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        named_stem("torchvision:resnet18.layer9")
+    with pytest.raises(ConfigError, match="must end in maps"):
+        named_stem("torchvision:resnet18.flatten")
+
+
+def test_timm_is_asked_by_name_and_missed_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="timm is not installed"):
+        named_classifier("timm:tinynet_e", 10)
+    asked = []
+
+    def create_model(name, **options):
+        asked.append((name, options))
+        if options.get("features_only"):
+            return lambda_module(lambda x: [x.repeat(1, 5, 1, 1)])
+        return lambda_module(lambda x: x.mean((2, 3)))
+
+    def lambda_module(function):
+        module = nn.Module()
+        module.forward = function
+        return module
+
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
+    assert named_classifier("timm:tinynet_e", 10)(torch.zeros(2, 3, 4, 4)).shape == (2, 3)
+    assert named_stem("timm:resnet18.2", in_channels=1).out_channels == 5
+    assert asked == [
+        ("tinynet_e", {"in_chans": 3, "num_classes": 10, "pretrained": False}),
+        (
+            "resnet18",
+            {"features_only": True, "out_indices": (2,), "pretrained": False, "in_chans": 1},
+        ),
+    ]
+
+
+def test_mean_embedding_of_every_class():
+    x = torch.arange(24.0).reshape(6, 1, 2, 2)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    batches = [(x[:4], labels[:4]), (x[4:], labels[4:])]
+    means = class_means(PixelEmbedder(), batches, 2)
+    expected = torch.stack([x[labels == c].flatten(1).mean(0) for c in (0, 1)]).double()
+    torch.testing.assert_close(means, expected)
+    with pytest.raises(DataError, match="class 2 has no training image"):
+        class_means(PixelEmbedder(), batches, 3)
+    with pytest.raises(DataError, match="label 1 is no class; there are 1"):
+        class_means(PixelEmbedder(), batches, 1)
+    with pytest.raises(ConfigError, match="no linear layer"):
+        Embedder(nn.Conv2d(1, 1, 1))

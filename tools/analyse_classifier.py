@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Looks at a trained HydraRes or DynK-Hydra, without training anew.
+
+    python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
+
+The first prints accuracy, mean branches and FLOPs on the test set at every τ, the second the loss
+along the line between two branches' weights.
+"""
+
+import argparse
+
+import torch
+
+from divdr.engine import load_config, report_errors
+from divdr.engine.classifier_analysis import curve_table, line_table
+
+
+@report_errors
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--thresholds", type=_floats, default=[], metavar="TAU,TAU,...")
+    parser.add_argument("--line", type=_pair, metavar="BRANCH,BRANCH")
+    parser.add_argument("--steps", type=int, default=11, help="places on the line")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    options = parser.parse_args()
+    cfg = load_config(options.config_file, options.overrides)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if options.thresholds:
+        print(curve_table(cfg, options.thresholds))
+    if options.line:
+        print(line_table(cfg, *options.line, options.steps))
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = text.split(",")
+    return int(first), int(second)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Divides classes among branches by a trained single network (DynK-Hydra, Algorithm 2).
+
+    python tools/partition_classes.py --config-file configs/classification/digits_single.yaml \
+        --branches 5 --output partition.json MODEL.WEIGHTS output/digits/single/model_final.pth
+
+A Hydra takes the file by MODEL.CLASSIFIER.HYDRA.PARTITION file and PARTITION_FILE.
+"""
+
+import argparse
+
+import torch
+
+from divdr.engine import load_config, report_errors
+from divdr.engine.classifier_analysis import partition_by_model
+
+
+@report_errors
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--branches", type=int, required=True, metavar="NB")
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    options = parser.parse_args()
+    cfg = load_config(options.config_file, options.overrides)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    partition = partition_by_model(cfg, options.branches, options.output)
+    print(f"{options.output}: branches of the classes {partition.tolist()}")
+
+
+if __name__ == "__main__":
+    main()
