@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from tqdm import tqdm
 
 from divdr.errors import ConfigError, DataError
 
@@ -152,6 +153,20 @@ class DrawnSet:
         }
         return files | set(self.summaries)
 
+    def jobs_for(self, missing: set[Path], plans: Mapping[str, Sequence[Any]]) -> list[Any]:
+        """Jobs, each with a ``name``, whose image lacks a file.
+
+        Args:
+            missing: files, as ``prepare`` gives them.
+            plans: jobs of each split.
+        """
+        return [
+            job
+            for split in SPLITS
+            for job in plans[split]
+            if not missing.isdisjoint(self.image_files(split, job.name))
+        ]
+
     def _is_missing(self, path: Path) -> bool:
         place = self.folder / path
         return not place.is_file() or place.stat().st_size == 0
@@ -179,11 +194,23 @@ class DrawnSet:
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
 
+def run_jobs(jobs: Sequence[Any], make: Callable[[Any], Any], workers: int, what: str) -> list[Any]:
+    """Results of ``make`` for every job, in order, with a progress bar that says ``what`` is made.
+
+    Args:
+        jobs: what ``make`` is called with.
+        make: runs in the given number of processes.
+        workers: that number.
+        what: for the progress bar.
+    """
+    with _finished(jobs, make, workers) as finished:
+        return list(tqdm(finished, total=len(jobs), desc=what, unit="image"))
+
+
 @contextlib.contextmanager
-def finished_jobs(
+def _finished(
     jobs: Sequence[Any], make: Callable[[Any], Any], workers: int
 ) -> Iterator[Iterator[Any]]:
-    """Results of ``make`` for every job, in order, from the given number of processes."""
     if workers == 1 or len(jobs) <= 1:
         yield map(make, jobs)
         return

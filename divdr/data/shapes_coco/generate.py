@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from divdr.data.drawn import (
     PARTIAL,
@@ -18,7 +17,7 @@ from divdr.data.drawn import (
     DrawnSet,
     available_cores,
     check_counts,
-    finished_jobs,
+    run_jobs,
     write_atomically,
 )
 
@@ -142,8 +141,7 @@ def make_shapes_coco(
     # Annotations of all images share files, so a single missing image has all of them made anew.
     jobs = [job for split in SPLITS for job in plans[split]]
     make = functools.partial(_make_image, folder=data.folder, seed=seed)
-    with finished_jobs(jobs, make, workers) as finished:
-        made = list(tqdm(finished, total=len(jobs), desc="drawn scenes", unit="image"))
+    made = run_jobs(jobs, make, workers, "drawn scenes")
     for split, own in (("train", made[:train]), ("val", made[train:])):
         for path, content in _summaries(split, own).items():
             data.write_json(path, content, indent=None)

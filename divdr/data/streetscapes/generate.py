@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from divdr.data.drawn import PARTIAL, SPLITS, check_counts, finished_jobs, write_atomically
+from divdr.data.drawn import PARTIAL, SPLITS, check_counts, run_jobs, write_atomically
 
 from .draw import check_size, draw_scene
 from .labels import label_images
-from .naming import Job, annotation_file, image_file, image_files, plan_split
+from .naming import Job, annotation_file, image_file, plan_split
 from .record import CHARACTERS_FILE, scenes_below
 
 
@@ -79,18 +78,10 @@ def make_streetscapes(
     missing = scenes.prepare(settings, names)
     if not missing:
         return
-    jobs = [
-        job
-        for split in SPLITS
-        for job in plans[split]
-        if not missing.isdisjoint(image_files(split, job.name))
-    ]
     make = functools.partial(
         _make_image, folder=scenes.folder, height=height, width=width, seed=seed
     )
-    with finished_jobs(jobs, make, workers) as finished:
-        for _ in tqdm(finished, total=len(jobs), desc="street scenes", unit="image"):
-            pass
+    run_jobs(scenes.jobs_for(missing, plans), make, workers, "street scenes")
     characters = {split: {job.name: job.character for job in plans[split]} for split in SPLITS}
     scenes.write_json(CHARACTERS_FILE, characters)
     scenes.finish(settings, names)

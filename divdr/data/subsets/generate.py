@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from divdr.data.drawn import PARTIAL, SPLITS, check_counts, finished_jobs, write_atomically
+from divdr.data.drawn import PARTIAL, SPLITS, check_counts, run_jobs, write_atomically
 from divdr.errors import ConfigError
 
 from .catalog import MAX_SUBSETS
@@ -91,16 +90,8 @@ def make_subsets(
     missing = scenes.prepare(settings, names)
     if not missing:
         return
-    jobs = [
-        job
-        for split in SPLITS
-        for job in plans[split]
-        if not missing.isdisjoint(scenes.image_files(split, job.name))
-    ]
     make = functools.partial(_make_image, folder=scenes.folder, look=look)
-    with finished_jobs(jobs, make, workers) as finished:
-        for _ in tqdm(finished, total=len(jobs), desc="scenes of subsets", unit="image"):
-            pass
+    run_jobs(scenes.jobs_for(missing, plans), make, workers, "scenes of subsets")
     members = {job.name: job.index % subsets for split in SPLITS for job in plans[split]}
     scenes.write_json(SUBSETS_FILE, members, indent=None)
     scenes.finish(settings, names)
