@@ -11,10 +11,9 @@ from .words import figures, fixed, signed
 
 _CAPTION = (
     "The same weights run in several ways. Dynamic: every image decides its own route. Static "
-    "experts: the gates of the first layers pick one of a few fixed routes with BatchNorm "
-    "statistics of their own. Milliseconds are the median of the whole model for one image, the "
-    "ways taking turns; GFLOPs are real ones of the backbone. The small numbers are differences "
-    "to dynamic."
+    "experts: the gates of the first layers pick one of a few fixed routes. Milliseconds are the "
+    "median of the whole model for one image, the ways taking turns; GFLOPs are real ones of the "
+    "backbone. The small numbers are differences to dynamic."
 )
 
 
