@@ -1,19 +1,21 @@
-"""Times of several functions that take turns, so that a machine's moods meet all alike."""
+"""Times of several functions over several inputs, in turns."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ..inference.benchmark import in_turns
+
 
 def time_in_turns(
     functions: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], rounds: int
 ) -> dict[str, list[float]]:
-    """Call every function on every input, in turns; the first input once more before, to warm up.
+    """Call every function on every input, in turns; on the first input once more, to warm up.
 
     Args:
         functions: by name.
@@ -21,23 +23,12 @@ def time_in_turns(
         rounds: how often each.
 
     Returns:
-        Seconds of every call, by function; waiting for a GPU included.
+        Seconds of every call, by function (``divdr.inference.benchmark.in_turns``).
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        for x in inputs[:1]:
-            function(x)
-    for _ in tqdm(range(rounds), desc="timing", leave=False, disable=None):
-        for x in inputs:
-            for name, function in functions.items():
-                _wait()
-                start = time.perf_counter()
-                function(x)
-                _wait()
-                seconds[name].append(time.perf_counter() - start)
+    for number, x in enumerate(tqdm(inputs, desc="timing", leave=False, disable=None)):
+        calls = {name: partial(function, x) for name, function in functions.items()}
+        for name, times in in_turns(calls, rounds, device, warm_up=int(number == 0)).items():
+            seconds[name].extend(times.seconds)
     return seconds
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

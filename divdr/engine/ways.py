@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,15 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint import write_text_atomically
 from ..errors import DataError
 from ..inference import InferencePlan, Route, vote
-from ..modeling import RoutingSupervision, attached_routing
-from ..routing import Routing
+from ..modeling import Executor, RoutingSupervision, attached_routing
 from .static_experts import Gathered, StaticExperts
 from .timing import time_in_turns
 from .trainer import Trainer
-
-Executor = Callable[[Tensor], tuple[list[Tensor], Routing]]
 
 ACCURACIES = {
     ("sem_seg", "mIoU"): "mIoU",

@@ -108,7 +108,7 @@ class StaticNetwork(nn.Module):
 
     def cells(self) -> list[StaticCell]:
         """The reported cells in the order of A(x), the empty ones among them."""
-        return [cast(StaticCell, c) for layer in self.layers for c in cast(nn.ModuleList, layer)]
+        return [cell for layer in self._layers() for cell in layer]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run every image along the route.
@@ -122,7 +122,7 @@ class StaticNetwork(nn.Module):
         """
         sizes = self.space.map_sizes(x.shape[-2], x.shape[-1])
         arrived: list[Tensor | None] = [self.stem(x)]
-        rows = [[self.initial], *([cast(StaticCell, c) for c in row] for row in self._rows())]
+        rows = [[self.initial], *self._layers()]
         scales = [*self.space.scales_per_layer, self.space.out_scales]
         for row, count in zip(rows, scales, strict=True):
             following: list[Tensor | None] = [None] * count
@@ -141,5 +141,5 @@ class StaticNetwork(nn.Module):
                 arrived[scale] = x.new_zeros(shape)
         return cast(list[Tensor], arrived)
 
-    def _rows(self) -> list[nn.ModuleList]:
-        return [cast(nn.ModuleList, row) for row in self.layers]
+    def _layers(self) -> list[list[StaticCell]]:
+        return [[cast(StaticCell, c) for c in cast(nn.ModuleList, row)] for row in self.layers]

@@ -8,7 +8,7 @@ from .attach import (
     unwrap,
     with_routing,
 )
-from .backbone import DynamicRouting, find_backbone
+from .backbone import DynamicRouting, Executor, find_backbone
 from .classification import CLASSIFIER_REGISTRY, ImageClassifier
 from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
@@ -22,6 +22,7 @@ __all__ = [
     "ClusteringLossSettings",
     "DynamicRouting",
     "DynamicRoutingDecoder",
+    "Executor",
     "ImageClassifier",
     "ProjectionNeck",
     "RoutingSupervision",
