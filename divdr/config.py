@@ -138,6 +138,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
 
     # Multiples of BASE_LR after each of STEPS, for LR_SCHEDULER_NAME "WarmupStepFactorsLR".
     cfg.SOLVER.STEP_FACTORS = []
+    # Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew: iterations, or shares
+    # of training if below 1.
+    cfg.SOLVER.RESTARTS = []
 
     # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
     # "classification" divdr.data.ClassificationMapper, "" Detectron2's.
@@ -152,16 +155,18 @@ def add_divdr_config(cfg: CfgNode) -> None:
 def add_classifier_config(cfg: CfgNode) -> None:
     """Add the keys of image classification (``MODEL.META_ARCHITECTURE "ImageClassifier"``).
 
-    Their source is the DynK-Hydra paper ("Dynamic top-K ensemble ...", 2023) where none is named.
+    Their source is the DynK-Hydra paper ("Dynamic top-K ensemble ...", 2023) where none is named;
+    that of ``COE`` the Collaboration of Experts paper.
     """
     cfg.MODEL.CLASSIFIER = CfgNode()
     classifier = cfg.MODEL.CLASSIFIER
-    # The system: "build_single_classifier", "build_ensemble_classifier" or "build_hydra_classifier"
-    # (HydraRes and DynK-Hydra); more by divdr.modeling.CLASSIFIER_REGISTRY.
+    # The system: "build_single_classifier", "build_ensemble_classifier", "build_hydra_classifier"
+    # (HydraRes and DynK-Hydra) or "build_coe_classifier" (Collaboration of Experts); more by
+    # divdr.modeling.CLASSIFIER_REGISTRY.
     classifier.NAME = "build_single_classifier"
     classifier.NUM_CLASSES = 10
     # "resnet" or "densenet" (the paper's, in parts), or a whole classifier of a library,
-    # "torchvision:NAME" or "timm:NAME" (single network and ensemble alone).
+    # "torchvision:NAME" or "timm:NAME" (single network, ensemble and experts).
     classifier.ARCHITECTURE = "resnet"
     # "" is the architecture's own stem; else "torchvision:NAME.NODE" or "timm:NAME.LEVEL".
     classifier.STEM = ""
@@ -207,6 +212,54 @@ def add_classifier_config(cfg: CfgNode) -> None:
     # What "cluster" embeds images by: "pixels", "torchvision:NAME" or "timm:NAME" with that
     # library's weights. By a model of one's own: tools/partition_classes.py.
     hydra.EMBEDDER = "pixels"
+
+    # "Collaboration of Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs".
+    classifier.COE = CfgNode()
+    coe = classifier.COE
+    # n. Experts are whole networks by the keys above; one value an expert here makes them differ.
+    # 1 is the paper's ablation without LGM: one expert behind a delegator that ends early.
+    coe.EXPERTS = 4
+    coe.ARCHITECTURES = []
+    coe.DEPTHS = []
+    coe.CHANNELS = []  # densenet: growth
+    # Feature extractor of the delegator: a network as above without its last layer.
+    coe.DELEGATOR_ARCHITECTURE = "resnet"
+    coe.DELEGATOR_DEPTH = 1
+    coe.DELEGATOR_CHANNELS = 8  # densenet: growth
+    # Length of the first stage, which trains extractor and task predictor alone: iterations, or a
+    # share of training if below 1. The paper does not say how long it is.
+    coe.DELEGATOR_STAGE = 0.3
+    # Checkpoint of a trained collaboration whose delegator is taken over; the first stage is left
+    # out then.
+    coe.DELEGATOR = ""
+    # The experts divide into so many subtasks, trained each for itself on the images that the
+    # subtask selector sends there (appendix A.2: 16 experts, 4 subtasks). That selector is the
+    # expert selector of COE.DELEGATOR, which must have as many experts.
+    coe.SUBTASKS = 1
+    # τ: the delegator's prediction is final where its probability is above it; 1 always asks an
+    # expert. Can be changed without training anew.
+    coe.THRESHOLD = 0.95
+    coe.SELECTION_WEIGHT = 0.8  # η of Eq. 8
+    coe.ALPHA = [0.2, 0.8]  # α of Eq. 5 at the start and the end of the second stage
+    # Ablations of Table 8. WGM: "delegator" (the paper's), "labels" (WGM*), "free" (WGM°) or "none"
+    # (without); WGM• is ALPHA [0.8, 0.8]. LGM: "balanced" (the paper's) or "free" (LGM*).
+    coe.WGM = "delegator"
+    coe.LGM = "balanced"
+    coe.SRM = True
+    # Knowledge distillation for task predictor and experts: "" is none, else "torchvision:NAME" or
+    # "timm:NAME", which sees the images as MODEL.PIXEL_MEAN and PIXEL_STD make them. With its
+    # library's weights, or those of a build_single_classifier of that ARCHITECTURE.
+    coe.TEACHER = ""
+    coe.TEACHER_WEIGHTS = ""
+    # Share of the teacher in the loss, and temperature of both; the paper gives neither.
+    coe.DISTILLATION_WEIGHT = 0.5
+    coe.TEMPERATURE = 1.0
+    # CondConv in the experts: kernels that every convolution mixes (4 in the paper); 0 is off.
+    coe.CONDCONV = 0
+    # PWLU in the experts: intervals (16 in its paper); 0 is off. For so many iterations of the
+    # second stage, or such a share of it, it is ReLU and gathers the statistics that then place it.
+    coe.PWLU = 0
+    coe.PWLU_STATISTICS = 0.05
 
     # Mapper "classification". Images are made square ("pad" with black, "crop" the middle) and
     # scaled to SIZE × SIZE pixels; 0 leaves them as they are.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Looks at a trained HydraRes or DynK-Hydra, without training anew.
+"""Looks at a trained Hydra or Collaboration of Experts, without training anew.
 
     python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
 
-The first prints accuracy, mean branches and FLOPs on the test set at every τ, the second the loss
-along the line between two branches' weights.
+The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
+of early termination), the second the loss along the line between two branches' weights of a Hydra.
 """
 
 import argparse

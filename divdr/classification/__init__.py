@@ -1,39 +1,61 @@
 """Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
 
 Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
-balanced assignment, dispatch by groups. Systems (``prediction.ClassificationSystem``): one network,
-a plain ensemble, and ``Hydra``.
+balanced assignment, dispatch by groups, CondConv and PWLU. Systems
+(``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
 """
 
+from .collaboration import Collaboration, CollaborationSettings
+from .condconv import CondConv2d, with_condconv
 from .cost import num_parameters, part_macs
 from .curve import CurvePoint, threshold_curve
+from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
 from .dispatch import Group, one_hot_choice, run_groups, scatter_sum
+from .distillation import Distillation
 from .embedding import Embedder, PixelEmbedder, check_labels, class_means
 from .exchange import exchange
 from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
 from .interpolation import LinePoint, between, loss_between
 from .layers import Part
-from .named import NamedStem, is_named, named_classifier, named_stem
+from .named import (
+    NamedStem,
+    is_named,
+    last_linear,
+    named_classifier,
+    named_stem,
+    without_last_linear,
+)
 from .partition import cluster_partition, given_partition, greedy_partition, random_partition
 from .partition_file import load_partition, save_partition
 from .prediction import ClassificationSystem, Cost, Prediction
+from .processes import gather_rows
+from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts
 from .single import Ensemble, StageClassifier
+from .teaching import Lesson, TeachingSettings, teach
 from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
+    "PWLU",
     "ClassificationSystem",
+    "Collaboration",
+    "CollaborationSettings",
+    "CondConv2d",
     "Cost",
     "CurvePoint",
+    "Delegation",
+    "Delegator",
     "DenseNetParts",
+    "Distillation",
     "Embedder",
     "Ensemble",
     "Gater",
     "Group",
     "Hydra",
     "HydraSettings",
+    "Lesson",
     "LinePoint",
     "NamedStem",
     "Part",
@@ -41,6 +63,8 @@ __all__ = [
     "Prediction",
     "ResNetParts",
     "StageClassifier",
+    "TeachingSettings",
+    "align",
     "balanced_capacities",
     "between",
     "check_labels",
@@ -48,9 +72,11 @@ __all__ = [
     "class_means",
     "cluster_partition",
     "exchange",
+    "gather_rows",
     "given_partition",
     "greedy_partition",
     "is_named",
+    "last_linear",
     "load_partition",
     "loss_between",
     "named_classifier",
@@ -63,6 +89,10 @@ __all__ = [
     "save_partition",
     "scatter_sum",
     "select",
+    "teach",
     "threshold_curve",
     "vogel_assignment",
+    "with_condconv",
+    "with_pwlu",
+    "without_last_linear",
 ]

@@ -1,4 +1,8 @@
-"""Accuracy against computation over the gater's threshold τ (DynK-Hydra, Table 6)."""
+"""Accuracy against computation over a threshold τ that can be changed after training.
+
+The gater's of DynK-Hydra (its Table 6), or that of early termination (Collaboration of Experts,
+Figure 4).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .gates import check_selection
+from .collaboration import Collaboration
 from .hydra import Hydra
 from .prediction import Cost
 
@@ -19,7 +23,7 @@ class CurvePoint(NamedTuple):
 
     Attributes:
         threshold: τ.
-        mean_branches: λ, mean number of branches that ran.
+        mean_branches: λ, mean number of branches or experts that ran.
         accuracy: top-1, in per cent.
         macs: mean multiply-adds per image.
     """
@@ -32,7 +36,7 @@ class CurvePoint(NamedTuple):
 
 @torch.no_grad()
 def threshold_curve(
-    network: Hydra,
+    network: Hydra | Collaboration,
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     thresholds: Sequence[float],
 ) -> list[CurvePoint]:
@@ -50,7 +54,7 @@ def threshold_curve(
     settings, training = network.settings, network.training
     before = settings.threshold
     for threshold in thresholds:
-        check_selection(settings.top_k, threshold, len(network.branches))
+        network.check_threshold(threshold)
     network.eval()
     try:
         costs: dict[tuple[int, int], Cost] = {}
@@ -61,7 +65,7 @@ def threshold_curve(
 
 
 def _point(
-    network: Hydra,
+    network: Hydra | Collaboration,
     batches: Iterable[tuple[Tensor, Tensor]],
     threshold: float,
     costs: dict[tuple[int, int], Cost],

@@ -114,6 +114,14 @@ class Hydra(nn.Module):
             )
         self.partition.copy_(checked)
 
+    def check_threshold(self, threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_selection(self.settings.top_k, threshold, len(self.branches))
+
     @property
     def has_partition(self) -> bool:
         """Whether one was set or loaded."""

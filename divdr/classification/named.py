@@ -93,6 +93,31 @@ def named_stem(name: str, *, in_channels: int = 3, pretrained: bool = False) -> 
     return NamedStem(model, in_channels)
 
 
+def without_last_linear(classifier: nn.Module) -> tuple[nn.Module, int]:
+    """Make a classifier, in place, return what its last linear layer saw (N, D); and D.
+
+    Raises:
+        ConfigError: it has no linear layer.
+    """
+    name = last_linear(classifier)
+    layer = classifier.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    _replace(classifier, name, lambda old: nn.Identity())
+    return classifier, layer.in_features
+
+
+def last_linear(classifier: nn.Module) -> str:
+    """Name of the layer that a classifier ends in.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    try:
+        return _last(classifier, nn.Linear)
+    except ValueError as error:
+        raise ConfigError(f"{type(classifier).__name__}: {error}") from None
+
+
 class NamedStem(nn.Module):
     """Features of a library's classifier as one map.
 

@@ -33,6 +33,7 @@ class BasicBlock(nn.Module):
             convolution(out_channels, out_channels, separable=separable),
             nn.BatchNorm2d(out_channels),
         )
+        self.activation = nn.ReLU()
         self.stride = stride
         self.extra = out_channels - in_channels
         self.project: nn.Module | None = None
@@ -49,7 +50,7 @@ class BasicBlock(nn.Module):
             shortcut = x[..., :: self.stride, :: self.stride]
             if self.extra:
                 shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.extra))
-        return F.relu(self.body(x) + shortcut)
+        return self.activation(self.body(x) + shortcut)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..classification import (
 from ..data import check_datasets, describe
 from ..errors import ConfigError
 from ..modeling import ImageClassifier
-from ..modeling.classification import hydra_of
+from ..modeling.classification import collaboration_of, hydra_of
 from .partition_hook import normalised_batches
 from .trained import load_trained
 
@@ -29,12 +29,20 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
-    """Mean branches, accuracy and FLOPs on ``DATASETS.TEST`` at every τ (Table 6), as a table.
+    """Mean branches, accuracy and FLOPs on ``DATASETS.TEST`` at every τ, as a table.
+
+    The gater's τ of a Hydra (Table 6), or that of early termination of a collaboration.
 
     Raises:
-        DivdrError: no trained Hydra, or a τ out of range.
+        DivdrError: no trained model of either kind, or a τ out of range.
     """
-    network, batches = _trained_hydra(cfg)
+    model, batches = _trained(cfg)
+    network = hydra_of(model) or collaboration_of(model)
+    if network is None:
+        raise ConfigError(
+            "the model has no threshold: MODEL.CLASSIFIER.NAME is neither build_hydra_classifier "
+            "nor build_coe_classifier"
+        )
     rows = [
         (f"{p.threshold:g}", p.mean_branches, p.accuracy, 2 * p.macs / 1e6)
         for p in threshold_curve(network, batches, thresholds)
@@ -81,12 +89,19 @@ def partition_by_model(cfg: CfgNode, branches: int, path: str) -> Tensor:
 
 
 def _trained_hydra(cfg: CfgNode) -> tuple[Hydra, Batches]:
-    check_datasets(cfg.DATASETS.TEST)
-    model = load_trained(cfg)
+    model, batches = _trained(cfg)
     network = hydra_of(model)
-    if network is None or not isinstance(model, ImageClassifier):
+    if network is None:
         raise ConfigError(
             "the model has no branches: MODEL.CLASSIFIER.NAME is not build_hydra_classifier"
         )
+    return network, batches
+
+
+def _trained(cfg: CfgNode) -> tuple[ImageClassifier, Batches]:
+    check_datasets(cfg.DATASETS.TEST)
+    model = load_trained(cfg)
+    if not isinstance(model, ImageClassifier):
+        raise ConfigError('MODEL.META_ARCHITECTURE is not "ImageClassifier"')
     names = list(cfg.DATASETS.TEST)
-    return network, lambda: normalised_batches(cfg, model, names)
+    return model, lambda: normalised_batches(cfg, model, names)

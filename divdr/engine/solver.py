@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    CosineParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
     PolynomialDecayParamScheduler,
@@ -18,6 +21,7 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 
 from ..errors import ConfigError
+from ..routing import to_iterations
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -70,13 +74,15 @@ def is_gate_parameter(name: str) -> bool:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Detectron2's schedules, and two more.
+    """Detectron2's schedules, and three more.
 
     "WarmupPolyLR" is (1 − i / MAX_ITER)^``POLY_LR_POWER``, "WarmupStepFactorsLR" takes the values
-    of ``STEP_FACTORS`` at ``STEPS``.
+    of ``STEP_FACTORS`` at ``STEPS``, "WarmupCosineRestartsLR" is a cosine that starts anew at each
+    of ``RESTARTS``.
 
     Raises:
-        ConfigError: the name is unknown, or steps and factors differ in number.
+        ConfigError: the name is unknown, steps and factors differ in number, or restarts do not
+            follow each other.
     """
     solver = cfg.SOLVER
     schedule: ParamScheduler
@@ -84,6 +90,8 @@ def build_lr_scheduler(
         schedule = PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER)
     elif solver.LR_SCHEDULER_NAME == "WarmupStepFactorsLR":
         schedule = _steps(cfg)
+    elif solver.LR_SCHEDULER_NAME == "WarmupCosineRestartsLR":
+        schedule = _restarts(cfg)
     else:
         try:
             return build_detectron2_lr_scheduler(cfg, optimizer)
@@ -112,4 +120,22 @@ def _steps(cfg: CfgNode) -> ParamScheduler:
         values=[1.0, *(factor for _, factor in taken)],
         milestones=[step for step, _ in taken],
         num_updates=solver.MAX_ITER,
+    )
+
+
+def _restarts(cfg: CfgNode) -> ParamScheduler:
+    whole = cfg.SOLVER.MAX_ITER
+    bounds = [0, *(to_iterations(value, whole) for value in cfg.SOLVER.RESTARTS), whole]
+    lengths = [end - start for start, end in pairwise(bounds)]
+    if min(lengths) < 1:
+        raise ConfigError(
+            f"SOLVER.RESTARTS {list(cfg.SOLVER.RESTARTS)} must grow, between 0 and the end of "
+            f"training at {whole}"
+        )
+    if len(lengths) == 1:
+        return CosineParamScheduler(1.0, 0.0)
+    return CompositeParamScheduler(
+        [CosineParamScheduler(1.0, 0.0) for _ in lengths],
+        [length / whole for length in lengths],
+        ["rescaled"] * len(lengths),
     )

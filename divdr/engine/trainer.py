@@ -48,6 +48,7 @@ from ..modeling import (
 from ..routing import DynamicRoutingNetwork
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
+from .collaboration_hook import CollaborationHook
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
 from .partition_hook import PartitionHook
 from .solver import build_lr_scheduler, build_optimizer
@@ -156,6 +157,7 @@ class Trainer(DefaultTrainer):
         networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
         own: list[HookBase] = [
             PartitionHook(cfg, model),
+            CollaborationHook(cfg, model),
             SeedHook(self.seed),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]

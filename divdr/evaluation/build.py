@@ -24,7 +24,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..modeling import attached_routing, unwrap
-from ..modeling.classification import ImageClassifier
+from ..modeling.classification import ImageClassifier, collaboration_of
 from .backbone_cost import BackboneCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
@@ -52,7 +52,10 @@ def build_cost_evaluator(
         return build_routing_evaluator(cfg, dataset_name, model)
     inner = unwrap(model)
     if isinstance(inner, ImageClassifier):
-        return ClassifierCostEvaluator(sum(p.numel() for p in inner.parameters()))
+        return ClassifierCostEvaluator(
+            sum(p.numel() for p in inner.parameters()),
+            ends_early=collaboration_of(inner) is not None,
+        )
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None

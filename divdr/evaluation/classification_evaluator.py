@@ -72,14 +72,17 @@ class ClassifierCostEvaluator(DatasetEvaluator):
 
     ``mflops`` is 10⁶ operations, two a multiply-add, as DynK-Hydra's tables have it; ``mmacs`` 10⁶
     multiply-adds, which Collaboration of Experts calls FLOPs. Both count convolutions and linear
-    layers. ``mean_branches`` is λ, the number of branches or experts that ran.
+    layers. ``mean_branches`` is λ, the number of branches or experts that ran. ``ended_early`` is
+    per cent of the images for which no expert ran.
 
     Args:
         parameters: numbers in the model, for comparison.
+        ends_early: whether the system can end before an expert runs, and that is reported.
     """
 
-    def __init__(self, parameters: int) -> None:
+    def __init__(self, parameters: int, *, ends_early: bool = False) -> None:
         self._parameters = parameters
+        self._ends_early = ends_early
         self._results: list[tuple[float, int]] = []
 
     def reset(self) -> None:
@@ -98,15 +101,17 @@ class ClassifierCostEvaluator(DatasetEvaluator):
             return None
         if not gathered:
             return OrderedDict()
-        macs, branches = torch.tensor(gathered, dtype=torch.float64).mean(0).tolist()
-        return OrderedDict(
-            cost={
-                "mflops": 2 * macs / 1e6,
-                "mmacs": macs / 1e6,
-                "mean_branches": branches,
-                "parameters": self._parameters,
-            }
-        )
+        found = torch.tensor(gathered, dtype=torch.float64)
+        macs, branches = found.mean(0).tolist()
+        figures = {
+            "mflops": 2 * macs / 1e6,
+            "mmacs": macs / 1e6,
+            "mean_branches": branches,
+            "parameters": self._parameters,
+        }
+        if self._ends_early:
+            figures["ended_early"] = _percent(found[:, 1] == 0)
+        return OrderedDict(cost=figures)
 
 
 def _percent(right: torch.Tensor) -> float:

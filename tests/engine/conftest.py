@@ -63,3 +63,23 @@ def overrides():
 def environment(scenes):
     """Environment of a process that trains on the scenes, with one thread."""
     return {**os.environ, "DETECTRON2_DATASETS": str(scenes), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """Names of 400 digits to train on and 120 others to test on."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    names = []
+    for split, count in (("train", 400), ("test", 120)):
+        records = DatasetCatalog.get(f"digits_{split}")[:count]
+        name = f"few_digits_{split}"
+        DatasetCatalog.register(name, lambda records=records: records)
+        MetadataCatalog.get(name).set(
+            classes=[str(i) for i in range(10)], evaluator_type="classification"
+        )
+        names.append(name)
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -1,10 +1,8 @@
 """Image classification through tools/train_net.py's own program, from the configs."""
 
-import argparse
-import json
-
 import pytest
 import torch
+from classifier_runs import CONFIGS, options, refused, results, run
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_classification import draw_published
 
@@ -14,47 +12,10 @@ from divdr.engine import build_lr_scheduler, build_optimizer, launch, load_confi
 from divdr.engine.classifier_analysis import curve_table, line_table, partition_by_model
 from divdr.errors import ConfigError
 
-CONFIGS = "configs/classification/"
-
 
 @pytest.fixture(autouse=True)
 def _in_repository(repository, monkeypatch):
     monkeypatch.chdir(repository)
-
-
-@pytest.fixture(scope="module")
-def few_digits():
-    """Names of 400 digits to train on and 120 others to test on."""
-    names = []
-    for split, count in (("train", 400), ("test", 120)):
-        records = DatasetCatalog.get(f"digits_{split}")[:count]
-        name = f"few_digits_{split}"
-        DatasetCatalog.register(name, lambda records=records: records)
-        MetadataCatalog.get(name).set(
-            classes=[str(i) for i in range(10)], evaluator_type="classification"
-        )
-        names.append(name)
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def options(output, names, *more):
-    few = ("SOLVER.MAX_ITER", "25", "SOLVER.IMS_PER_BATCH", "32")
-    data = ("DATASETS.TRAIN", f"('{names[0]}',)", "DATASETS.TEST", f"('{names[1]}',)")
-    return [*few, *data, "OUTPUT_DIR", str(output), *map(str, more)]
-
-
-def run(config, opts, *, eval_only=False, resume=False):
-    arguments = argparse.Namespace(
-        config_file=CONFIGS + config, eval_only=eval_only, resume=resume, opts=opts
-    )
-    return launch.main(arguments)
-
-
-def results(output, name):
-    return json.loads((output / "inference" / "results.json").read_text())[name]
 
 
 @pytest.mark.parametrize("system", ["single", "ensemble", "hydra", "dynk"])
@@ -130,15 +91,6 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
     assert "is of data set 'few_digits_train' with 10 classes, and does not suit" in told
 
 
-def refused(capsys, tmp_path, names, *more, config="digits_dynk.yaml"):
-    with pytest.raises(SystemExit) as exit_info:
-        run(config, options(tmp_path / "out", names, *more))
-    assert exit_info.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
-
-
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
@@ -148,7 +100,7 @@ def refused(capsys, tmp_path, names, *more, config="digits_dynk.yaml"):
         ("HYDRA.PARTITION", "coarse", "the training set has no super-classes"),
         ("HYDRA.PARTITION", "best", "'best' is unknown; known are cluster, random"),
         ("HYDRA.EMBEDDER", "clip", "EMBEDDER 'clip' is unknown"),
-        ("NAME", "build_nothing", "known are build_ensemble_classifier, build_hydra_classifier"),
+        ("NAME", "build_nothing", "known are build_coe_classifier, build_ensemble_classifier"),
         ("NUM_CLASSES", 9, "NUM_CLASSES is 9, but data set"),
         ("ARCHITECTURE", "vgg", "ARCHITECTURE 'vgg' has no parts"),
     ],
@@ -187,7 +139,7 @@ def test_one_step_on_cifar_100_at_the_paper_s_scale(tmp_path, names_under):
     assert len({key.split(".")[2] for key in saved if key.startswith("system.branches.")}) == 20
 
 
-@pytest.mark.parametrize("name", ["single", "ensemble", "hydra", "dynk"])
+@pytest.mark.parametrize("name", ["single", "ensemble", "hydra", "dynk", "coe"])
 def test_fashion_mnist_configs_build(name):
     cfg = load_config(f"{CONFIGS}fashion_mnist_{name}.yaml", ["MODEL.DEVICE", "cpu"])
     model = launch.Trainer.build_model(cfg).eval()

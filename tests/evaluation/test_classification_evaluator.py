@@ -61,3 +61,12 @@ def test_mean_of_what_ran():
     }
     evaluator.reset()
     assert evaluator.evaluate() == {}
+
+
+def test_images_that_no_expert_saw():
+    evaluator = ClassifierCostEvaluator(1, ends_early=True)
+    evaluator.reset()
+    outputs = [{"macs": 1e6, "ran": torch.tensor([k == 3, False])} for k in range(4)]
+    evaluator.process([{}] * 4, outputs)
+    figures = evaluator.evaluate()["cost"]
+    assert (figures["ended_early"], figures["mean_branches"]) == (75.0, 0.25)

@@ -6,19 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...classification import (
-    DenseNetParts,
-    Ensemble,
-    Gater,
-    Hydra,
-    HydraSettings,
-    ResNetParts,
-    StageClassifier,
-    is_named,
-    named_classifier,
-    named_stem,
-)
+from ...classification import Ensemble, Gater, Hydra, HydraSettings
 from ...errors import ConfigError
+from .networks import image_channels, network, network_parts, network_stem
 
 CLASSIFIER_REGISTRY: Registry = Registry("CLASSIFIER")
 CLASSIFIER_REGISTRY.__doc__ = """Classification systems: cfg → a ``ClassificationSystem``."""
@@ -40,7 +30,7 @@ def build_classifier(cfg: CfgNode) -> nn.Module:
 @CLASSIFIER_REGISTRY.register()
 def build_single_classifier(cfg: CfgNode) -> Ensemble:
     """One network."""
-    return Ensemble([_network(cfg)], cfg.MODEL.CLASSIFIER.NUM_CLASSES, _channels(cfg))
+    return Ensemble([network(cfg)], cfg.MODEL.CLASSIFIER.NUM_CLASSES, image_channels(cfg))
 
 
 @CLASSIFIER_REGISTRY.register()
@@ -53,8 +43,8 @@ def build_ensemble_classifier(cfg: CfgNode) -> Ensemble:
     settings = cfg.MODEL.CLASSIFIER
     if settings.MEMBERS < 1:
         raise ConfigError(f"MODEL.CLASSIFIER.MEMBERS must be at least 1, not {settings.MEMBERS}")
-    members = [_network(cfg) for _ in range(settings.MEMBERS)]
-    return Ensemble(members, settings.NUM_CLASSES, _channels(cfg))
+    members = [network(cfg) for _ in range(settings.MEMBERS)]
+    return Ensemble(members, settings.NUM_CLASSES, image_channels(cfg))
 
 
 @CLASSIFIER_REGISTRY.register()
@@ -65,8 +55,8 @@ def build_hydra_classifier(cfg: CfgNode) -> Hydra:
         raise ConfigError(
             f"MODEL.CLASSIFIER.HYDRA.BRANCHES must be at least 1, not {hydra.BRANCHES}"
         )
-    parts = _parts(cfg)
-    stem = _stem(cfg, parts)
+    parts = network_parts(cfg)
+    stem = network_stem(cfg, parts)
     branches = [parts.branch(stem.out_channels) for _ in range(hydra.BRANCHES)]
     trunk = parts.gater_trunk(stem.out_channels)
     return Hydra(
@@ -83,59 +73,5 @@ def build_hydra_classifier(cfg: CfgNode) -> Hydra:
             gater_weight=hydra.GATER_WEIGHT,
             branch_weight=hydra.BRANCH_WEIGHT,
         ),
-        in_channels=_channels(cfg),
+        in_channels=image_channels(cfg),
     )
-
-
-def _network(cfg: CfgNode) -> nn.Module:
-    settings = cfg.MODEL.CLASSIFIER
-    if is_named(settings.ARCHITECTURE):
-        return named_classifier(
-            settings.ARCHITECTURE,
-            settings.NUM_CLASSES,
-            in_channels=_channels(cfg),
-            pretrained=settings.PRETRAINED,
-        )
-    parts = _parts(cfg)
-    stem = _stem(cfg, parts)
-    branch = parts.branch(stem.out_channels)
-    return StageClassifier(stem, branch, branch.out_channels, settings.NUM_CLASSES)
-
-
-def _stem(cfg: CfgNode, parts: ResNetParts | DenseNetParts):
-    settings = cfg.MODEL.CLASSIFIER
-    if not settings.STEM:
-        return parts.stem()
-    return named_stem(settings.STEM, in_channels=_channels(cfg), pretrained=settings.PRETRAINED)
-
-
-def _parts(cfg: CfgNode) -> ResNetParts | DenseNetParts:
-    settings = cfg.MODEL.CLASSIFIER
-    if settings.DEPTH < 1:
-        raise ConfigError(f"MODEL.CLASSIFIER.DEPTH must be at least 1, not {settings.DEPTH}")
-    common = {
-        "depth": settings.DEPTH,
-        "in_channels": _channels(cfg),
-        "stem_width": settings.STEM_WIDTH,
-        "branch_width": settings.BRANCH_WIDTH,
-        "gater_width": settings.GATER_WIDTH,
-        "separable": settings.SEPARABLE,
-    }
-    if settings.ARCHITECTURE == "densenet":
-        if len(settings.DENSE_LAYERS) != 3:
-            raise ConfigError("MODEL.CLASSIFIER.DENSE_LAYERS must be three numbers")
-        return DenseNetParts(growth=settings.GROWTH, layers=tuple(settings.DENSE_LAYERS), **common)
-    if settings.ARCHITECTURE != "resnet":
-        raise ConfigError(
-            f"MODEL.CLASSIFIER.ARCHITECTURE {settings.ARCHITECTURE!r} has no parts; known are "
-            '"resnet" and "densenet" (whole classifiers of a library suit single and ensemble)'
-        )
-    if settings.ENTRY not in ("small", "large"):
-        raise ConfigError(
-            f'MODEL.CLASSIFIER.ENTRY must be "small" or "large", not {settings.ENTRY!r}'
-        )
-    return ResNetParts(channels=settings.CHANNELS, entry=settings.ENTRY, **common)
-
-
-def _channels(cfg: CfgNode) -> int:
-    return len(cfg.MODEL.PIXEL_MEAN)

@@ -1,0 +1,222 @@
+"""Collaboration of Experts: a delegator answers easy samples itself and sends the others on.
+
+"Collaboration of Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs". Samples are
+tensors (N, ...) of any kind that delegator and experts take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .cost import part_macs
+from .delegator import Delegation, Delegator
+from .dispatch import Group, one_hot_choice, run_groups
+from .distillation import Distillation
+from .embedding import check_labels
+from .prediction import Cost, Prediction
+from .processes import gather_rows, process_count
+from .teaching import Lesson, TeachingSettings, teach, true_class_probability
+
+
+@dataclass
+class CollaborationSettings:
+    """Thresholds and weights.
+
+    Attributes:
+        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
+        delegator_share: share of training that is the first stage.
+        selection_weight: η of Eq. 8.
+        teaching: LGM, WGM and SRM.
+    """
+
+    threshold: float = 0.95
+    delegator_share: float = 0.3
+    selection_weight: float = 0.8
+    teaching: TeachingSettings = field(default_factory=TeachingSettings)
+
+
+class Collaboration(nn.Module):
+    """The delegator looks at every sample, and at most one expert at those it is not sure of.
+
+    ``progress`` says how far training is, 0 to 1, and with it stage and α; whoever trains sets it.
+
+    Args:
+        delegator: with as many outputs as there are experts.
+        experts: E modules, samples to logits (N, C).
+        num_classes: C.
+        settings: τ, stages, η and ablations.
+        in_channels: of the images, for the cost.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    has_delegator: Tensor
+
+    def __init__(
+        self,
+        delegator: Delegator,
+        experts: Sequence[nn.Module],
+        num_classes: int,
+        settings: CollaborationSettings,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.check_threshold(settings.threshold)
+        if not 0 <= settings.delegator_share < 1:
+            raise ConfigError(
+                "the delegator's stage must end before the training, not after a share of "
+                f"{settings.delegator_share}"
+            )
+        if len(experts) != delegator.expert_selector.out_features:
+            raise ConfigError(
+                f"the delegator selects among {delegator.expert_selector.out_features} experts; "
+                f"there are {len(experts)}"
+            )
+        self.delegator = delegator
+        self.experts = nn.ModuleList(experts)
+        self.num_classes = num_classes
+        self.settings = settings
+        self.in_channels = in_channels
+        self.progress = 0.0
+        #: Teaches task predictor and experts beside the labels, if set.
+        self.distillation: Distillation | None = None
+        # Whether a trained delegator was taken over; checkpoints keep it.
+        self.register_buffer("has_delegator", torch.tensor(False))
+
+    @staticmethod
+    def check_threshold(threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        if not 0.0 <= threshold <= 1.0:
+            raise ConfigError(
+                f"the threshold τ of early termination must be between 0 and 1, not {threshold}"
+            )
+
+    @property
+    def trains_delegator(self) -> bool:
+        """Whether ``progress`` lies in the first stage."""
+        return self.progress < self.settings.delegator_share
+
+    @property
+    def alpha(self) -> float:
+        """α of Eq. 5, which grows linearly over the second stage."""
+        first, last = self.settings.teaching.alpha
+        share = self.settings.delegator_share
+        done = min(1.0, max(0.0, (self.progress - share) / (1 - share)))
+        return first + (last - first) * done
+
+    def forward(self, x: Tensor) -> Prediction:
+        """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
+        seen = self.delegator(x)
+        chosen = seen.experts().masked_fill(seen.confident(self.settings.threshold), -1)
+        ran = one_hot_choice(chosen, len(self.experts))
+        logits = seen.rough
+        for group in run_groups(self.experts, x, ran):
+            logits = logits.index_copy(0, group.rows, group.output.to(logits.dtype))
+        return Prediction(logits, ran)
+
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Those of the present stage (Section 3.5), weighted.
+
+        The first stage's reaches extractor and task predictor. In the second, η · L_S reaches the
+        expert selector alone and L_T the experts alone. Means and sums are over the batch of all
+        processes together; an expert without a sample in it gets no gradient.
+
+        Args:
+            x: (N, ...).
+            labels: (N,) int64.
+
+        Raises:
+            DataError: a label is no class.
+            ConfigError: there are subtasks, and no trained delegator was taken over.
+        """
+        check_labels(labels, self.num_classes)
+        if self.delegator.subtask_selector is not None and not bool(self.has_delegator):
+            raise ConfigError("subtasks need the delegator of a collaboration trained without them")
+        targets = self.distillation.targets(x) if self.distillation is not None else None
+        if self.trains_delegator:
+            rough = self.delegator.rough(x)
+            return {"loss_rough": self._task_loss(rough, labels, targets).mean()}
+        seen = self.delegator.fixed(x)
+        groups = list(run_groups(self.experts, x, self._visible(seen)))
+        lesson = self._lesson(seen, groups, labels)
+        # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
+        scale = process_count()
+        loss = F.cross_entropy(seen.visible(), lesson.labels, reduction="none")
+        selection = (lesson.selection_weights * loss).sum()
+        experts = seen.selection.sum() * 0
+        for group in groups:
+            rows = group.rows
+            own = self._task_loss(
+                group.output, labels[rows], None if targets is None else targets[rows]
+            )
+            experts = experts + (lesson.expert_weights[rows, self._place(group)] * own).sum()
+        return {
+            "loss_selection": scale * self.settings.selection_weight * selection,
+            "loss_experts": scale * experts,
+        }
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Multiply-adds of the delegator, which always runs, and of each expert."""
+        shape = (self.in_channels, height, width)
+        extractor, _ = part_macs(self.delegator.extractor, shape)
+        heads = [m for m in self.delegator.children() if isinstance(m, nn.Linear)]
+        shared = extractor + sum(m.in_features * m.out_features for m in heads)
+        return Cost(shared, tuple(part_macs(expert, shape)[0] for expert in self.experts))
+
+    def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        if self.distillation is None or targets is None:
+            return F.cross_entropy(logits, labels, reduction="none")
+        return self.distillation.loss(logits, labels, targets)
+
+    @property
+    def _per_subtask(self) -> int:
+        selector = self.delegator.subtask_selector
+        return len(self.experts) // (1 if selector is None else selector.out_features)
+
+    def _place(self, group: Group) -> int:
+        """Number of a group's expert within its subtask."""
+        return group.expert % self._per_subtask
+
+    def _visible(self, seen: Delegation) -> Tensor:
+        """(N, E) bool, the experts of each sample's subtask."""
+        subtasks = torch.arange(len(self.experts), device=seen.rough.device) // self._per_subtask
+        return seen.subtasks()[:, None] == subtasks
+
+    def _lesson(self, seen: Delegation, groups: Sequence[Group], labels: Tensor) -> Lesson:
+        """The lesson of this process's samples, from those of all; every subtask for itself."""
+        probabilities = seen.visible().detach().softmax(1)
+        tcp = torch.zeros_like(probabilities)
+        for group in groups:
+            found = true_class_probability(group.output, labels[group.rows])
+            tcp[group.rows, self._place(group)] = found.to(tcp.dtype)
+        subtask = seen.subtasks().to(tcp.dtype)
+        together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
+        lesson = _lessons(together, self._per_subtask, self.alpha, self.settings.teaching)
+        return Lesson(*(part[own] for part in lesson))
+
+
+def _lessons(together: Tensor, experts: int, alpha: float, settings: TeachingSettings) -> Lesson:
+    """Lessons of all subtasks, from rows (M, 2n + 1) of TCP, probabilities and subtask."""
+    tcp, probabilities = together[:, :experts], together[:, experts : 2 * experts]
+    lesson = Lesson(
+        torch.zeros(len(together), dtype=torch.int64, device=together.device),
+        together.new_zeros(len(together)),
+        torch.zeros_like(tcp),
+    )
+    for subtask in together[:, -1].unique():
+        rows = (together[:, -1] == subtask).nonzero()[:, 0]
+        part = teach(tcp[rows], probabilities[rows], alpha, settings)
+        for whole, found in zip(lesson, part, strict=True):
+            whole[rows] = found.to(whole.dtype)
+    return lesson

@@ -1,0 +1,160 @@
+"""What experts and delegator learn from a batch (Collaboration of Experts, Sections 3.2 to 3.4).
+
+From two matrices (M, n) of samples and experts, how well each expert knows each sample and which
+expert the delegator would choose: LGM makes the label that the expert selector learns, SRM how much
+that counts, and WGM how much each expert's loss on each sample counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .dispatch import one_hot_choice
+from .transport import vogel_assignment
+
+WGM = ("delegator", "labels", "free", "none")
+LGM = ("balanced", "free")
+
+
+@dataclass
+class TeachingSettings:
+    """The modules, whole or as the paper's Table 8 takes them apart.
+
+    Attributes:
+        wgm: where the experts' portions come from. "delegator": its probabilities, balanced and
+            smoothed; "labels": the selection labels (WGM*); "free": its probabilities without
+            balance, smoothing and normalisation (WGM°); "none": all samples count the same for
+            every expert (without WGM).
+        alpha: α at the start and at the end of the experts' training; 0.8 twice is WGM•.
+        lgm: "balanced": standardised, the same number of samples for every expert; "free": the
+            expert with the largest true class probability (LGM*).
+        srm: whether samples on which experts differ count more.
+
+    Raises:
+        ConfigError: a name is unknown, or α not within 0 and 1.
+    """
+
+    wgm: str = "delegator"
+    alpha: tuple[float, float] = (0.2, 0.8)
+    lgm: str = "balanced"
+    srm: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("WGM", self.wgm, WGM), ("LGM", self.lgm, LGM)):
+            if value not in known:
+                raise ConfigError(f"{name} {value!r} is unknown; known are {', '.join(known)}")
+        if len(self.alpha) != 2 or not all(0 <= value <= 1 for value in self.alpha):
+            raise ConfigError(f"α must be two numbers between 0 and 1, not {list(self.alpha)}")
+
+
+class Lesson(NamedTuple):
+    """Of M samples and n experts; constants, no gradient passes through them.
+
+    Attributes:
+        labels: (M,) int64, the expert that the delegator should choose (L of Eq. 3).
+        selection_weights: (M,), of the samples in the selection loss (v of Eq. 7).
+        expert_weights: (M, n), of the experts' losses on the samples (W of Eq. 6).
+    """
+
+    labels: Tensor
+    selection_weights: Tensor
+    expert_weights: Tensor
+
+
+@torch.no_grad()
+def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSettings) -> Lesson:
+    """LGM, SRM and WGM for samples among which the experts are to share alike.
+
+    Args:
+        tcp: (M, n), true class probability of each expert (Eq. 1).
+        probabilities: (M, n), the delegator's, of choosing each.
+        alpha: α of Eq. 5.
+        settings: which modules are on.
+
+    Returns:
+        The lesson. Fewer samples than experts cannot be shared: all weights are 0 then.
+    """
+    samples, experts = tcp.shape
+    tcp, probabilities = tcp.double(), probabilities.double()
+    if samples < experts:
+        return Lesson(tcp.argmax(1), tcp.new_zeros(samples), torch.zeros_like(tcp))
+    suitability = standardised(tcp) if settings.lgm == "balanced" else tcp
+    labels = assign(suitability, balanced=settings.lgm == "balanced")
+    if settings.srm:
+        counts = selection_weights(suitability)
+    else:
+        counts = torch.full_like(tcp[:, 0], 1 / samples)
+    portions = labels
+    if settings.wgm in ("delegator", "free"):
+        portions = assign(probabilities, balanced=settings.wgm == "delegator")
+    one_hot = one_hot_choice(portions, experts).double()
+    if settings.wgm == "none":
+        weights = torch.full_like(tcp, 1 / samples)
+    elif settings.wgm == "free":
+        # Without Eq. 6 the loss is a sum over the batch; n / m keeps it as large as with it.
+        weights = one_hot * (experts / samples)
+    else:
+        weights = expert_weights(one_hot, alpha)
+    return Lesson(labels, counts, weights)
+
+
+def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """(R,) probability of the true class (Eq. 1), detached.
+
+    Args:
+        logits: (R, C), an expert's.
+        labels: (R,) int64.
+    """
+    return logits.detach().softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+def standardised(tcp: Tensor) -> Tensor:
+    """(M, n) each expert's probabilities less their mean, over their deviation (Eq. 2).
+
+    An expert that is as sure of every sample as of any other gets 0 for all.
+    """
+    deviation = tcp.std(0, correction=0)
+    return (tcp - tcp.mean(0)) / deviation.clamp_min(1e-6)
+
+
+def assign(values: Tensor, *, balanced: bool) -> Tensor:
+    """(M,) int64 the expert of each sample for a large sum of values (M, n) (Eq. 3 and 4).
+
+    Args:
+        values: larger is better.
+        balanced: every expert gets M / n samples, the first ones one more where that is no whole
+            number, by Vogel's approximation; else each sample takes its best expert.
+    """
+    return vogel_assignment(-values) if balanced else values.argmax(1)
+
+
+def selection_weights(suitability: Tensor) -> Tensor:
+    """(M,) the deviation among the experts (M, n), as shares of its sum (Eq. 7).
+
+    Where the experts differ on no sample, all count the same.
+    """
+    deviation = suitability.std(1, correction=0)
+    total = deviation.sum()
+    if float(total) <= 0:
+        return torch.full_like(deviation, 1 / max(1, len(deviation)))
+    return deviation / total
+
+
+def expert_weights(assigned: Tensor, alpha: float) -> Tensor:
+    """(M, n) smoothed by α (Eq. 5), then every column divided by its sum Z (Eq. 6).
+
+    Z is M / n where that is a whole number; with its own sum each expert's weights add up to one
+    also where it is not.
+
+    Args:
+        assigned: (M, n), one-hot rows.
+        alpha: 1 leaves the assignment as it is, 0 makes all alike.
+    """
+    smoothed = alpha * assigned + (1 - alpha) / assigned.shape[1]
+    total = smoothed.sum(0)
+    return smoothed / torch.where(total > 0, total, torch.ones_like(total))
