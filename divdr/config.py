@@ -230,7 +230,7 @@ def add_classifier_config(cfg: CfgNode) -> None:
     # share of training if below 1. The paper does not say how long it is.
     coe.DELEGATOR_STAGE = 0.3
     # Checkpoint of a trained collaboration whose delegator is taken over; the first stage is left
-    # out then.
+    # out then, and SOLVER.RESTARTS should be empty.
     coe.DELEGATOR = ""
     # The experts divide into so many subtasks, trained each for itself on the images that the
     # subtask selector sends there (appendix A.2: 16 experts, 4 subtasks). That selector is the

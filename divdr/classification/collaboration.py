@@ -21,7 +21,7 @@ from .distillation import Distillation
 from .embedding import check_labels
 from .prediction import Cost, Prediction
 from .processes import gather_rows, process_count
-from .teaching import Lesson, TeachingSettings, teach, true_class_probability
+from .teaching import Lesson, TeachingSettings, teach_subtasks, true_class_probability
 
 
 @dataclass
@@ -202,21 +202,8 @@ class Collaboration(nn.Module):
             tcp[group.rows, self._place(group)] = found.to(tcp.dtype)
         subtask = seen.subtasks().to(tcp.dtype)
         together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
-        lesson = _lessons(together, self._per_subtask, self.alpha, self.settings.teaching)
+        tcp, probabilities, subtask = together.split([self._per_subtask, self._per_subtask, 1], 1)
+        lesson = teach_subtasks(
+            tcp, probabilities, subtask[:, 0], self.alpha, self.settings.teaching
+        )
         return Lesson(*(part[own] for part in lesson))
-
-
-def _lessons(together: Tensor, experts: int, alpha: float, settings: TeachingSettings) -> Lesson:
-    """Lessons of all subtasks, from rows (M, 2n + 1) of TCP, probabilities and subtask."""
-    tcp, probabilities = together[:, :experts], together[:, experts : 2 * experts]
-    lesson = Lesson(
-        torch.zeros(len(together), dtype=torch.int64, device=together.device),
-        together.new_zeros(len(together)),
-        torch.zeros_like(tcp),
-    )
-    for subtask in together[:, -1].unique():
-        rows = (together[:, -1] == subtask).nonzero()[:, 0]
-        part = teach(tcp[rows], probabilities[rows], alpha, settings)
-        for whole, found in zip(lesson, part, strict=True):
-            whole[rows] = found.to(whole.dtype)
-    return lesson

@@ -103,6 +103,35 @@ def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSe
     return Lesson(labels, counts, weights)
 
 
+@torch.no_grad()
+def teach_subtasks(
+    tcp: Tensor, probabilities: Tensor, subtask: Tensor, alpha: float, settings: TeachingSettings
+) -> Lesson:
+    """Lessons of several subtasks, each by :func:`teach` for itself (Appendix A.2).
+
+    Args:
+        tcp: (M, n), of the n experts of each sample's subtask.
+        probabilities: (M, n), likewise.
+        subtask: (M,) its number.
+        alpha: α of Eq. 5.
+        settings: which modules are on.
+
+    Returns:
+        The lesson, in the order of the samples.
+    """
+    whole = Lesson(
+        torch.zeros(len(tcp), dtype=torch.int64, device=tcp.device),
+        tcp.new_zeros(len(tcp)),
+        torch.zeros_like(tcp),
+    )
+    for number in subtask.unique():
+        rows = (subtask == number).nonzero()[:, 0]
+        part = teach(tcp[rows], probabilities[rows], alpha, settings)
+        for target, found in zip(whole, part, strict=True):
+            target[rows] = found.to(target.dtype)
+    return whole
+
+
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """(R,) probability of the true class (Eq. 1), detached.
 
