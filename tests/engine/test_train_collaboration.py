@@ -73,9 +73,9 @@ def test_sixteen_experts_start_from_the_delegator_of_four(trained, tmp_path, few
         assert all(v.equal(new[k]) for k, v in old.items())
     old = part(before, "system.delegator.expert_selector.")
     new = part(after, "system.delegator.subtask_selector.")
-    assert old["weight"].shape == (4, 16)
+    assert old["weight"].shape == (4, 24)
     assert all(v.equal(new[k]) for k, v in old.items())
-    assert after["system.delegator.expert_selector.weight"].shape == (16, 16)
+    assert after["system.delegator.expert_selector.weight"].shape == (16, 24)
     assert len({key.split(".")[2] for key in after if key.startswith("system.experts.")}) == 16
     found = results(tmp_path, few_digits[1])["cost"]
     assert found["mean_branches"] <= 1
