@@ -150,6 +150,7 @@ def add_divdr_config(cfg: CfgNode) -> None:
     cfg.INPUT.EXTRA_AUGMENTATIONS = []
 
     add_classifier_config(cfg)
+    add_roi_heads_config(cfg)
 
 
 def add_classifier_config(cfg: CfgNode) -> None:
@@ -273,6 +274,64 @@ def add_classifier_config(cfg: CfgNode) -> None:
     cfg.INPUT.CLASSIFICATION.CUTOUT = 0
     # Images of a batch in evaluation.
     cfg.INPUT.CLASSIFICATION.TEST_BATCH = 64
+
+
+def add_roi_heads_config(cfg: CfgNode) -> None:
+    """Add the keys of mixtures as box heads (``MODEL.ROI_HEADS.NAME "MixtureROIHeads"``).
+
+    They take the place of ``MODEL.ROI_BOX_HEAD``'s NUM_CONV, CONV_DIM, NUM_FC and FC_DIM; NORM is
+    that of all their convolutions.
+    """
+    # MODEL.ROI_BOX_HEAD.NAME "HydraBoxHead" (DynK-Hydra, on a proposal's pooled features).
+    cfg.MODEL.ROI_BOX_HEAD.HYDRA = CfgNode()
+    hydra = cfg.MODEL.ROI_BOX_HEAD.HYDRA
+    hydra.BRANCHES = 12  # nb; COCO has 12 super-categories
+    hydra.TOP_K = 4  # K: branches that run at most for a proposal
+    # τ of evaluation and of training: a branch of the top K runs if the gater gives it this
+    # probability. THRESHOLD can be changed without training anew.
+    hydra.THRESHOLD = 0.08
+    hydra.TRAIN_THRESHOLD = 0.08
+    # α1 (of the classes' loss), α2, α3 of Eq. 7. BRANCH_WEIGHT 0 leaves out the extra heads.
+    hydra.ENSEMBLE_WEIGHT = 1.0
+    hydra.GATER_WEIGHT = 1.5
+    hydra.BRANCH_WEIGHT = 0.05
+    # Classes of each branch: "cluster" (Algorithm 2 on the mean features of the classes' boxes, by
+    # the box head as training starts), "random", "coarse" (the data set's super-categories, as
+    # many as branches), or "file" (tools/partition_classes.py).
+    hydra.PARTITION = "cluster"
+    hydra.PARTITION_FILE = ""
+    # Channels of the stem's convolutions, and their kernel.
+    hydra.STEM_CONV_DIMS = [64]
+    hydra.STEM_KERNEL = 1
+    # Layers of each branch: channels of 3 × 3 convolutions, then sizes of linear layers.
+    hydra.BRANCH_CONV_DIMS = []
+    hydra.BRANCH_FC_DIMS = [512, 512]
+    # Width of the gater's layer, which sees the mean of the stem's map.
+    hydra.GATER_DIM = 64
+
+    # MODEL.ROI_BOX_HEAD.NAME "CoEBoxHead" (Collaboration of Experts, likewise).
+    cfg.MODEL.ROI_BOX_HEAD.COE = CfgNode()
+    coe = cfg.MODEL.ROI_BOX_HEAD.COE
+    coe.EXPERTS = 4  # n
+    # τ: a proposal ends at the delegator if its largest class probability, background's included,
+    # is above. Can be changed without training anew; 1 sends all proposals on, 0 none.
+    coe.THRESHOLD = 0.9
+    # When the second stage begins, in which selector and experts train: an iteration, or a share
+    # of training if below 1.
+    coe.START = 0.3
+    # α of the experts' loss weights at the start of that stage and at its end (Eq. 5).
+    coe.ALPHA = [0.2, 0.8]
+    coe.SELECTOR_WEIGHT = 0.8  # η of Eq. 8
+    # Let the delegator learn no more in that stage, as the paper has it. There nothing under the
+    # delegator moves; here the maps under it do.
+    coe.FREEZE_DELEGATOR = False
+    # Layers of the delegator: convolutions, their kernel, and linear layers.
+    coe.DELEGATOR_CONV_DIMS = [64]
+    coe.DELEGATOR_KERNEL = 1
+    coe.DELEGATOR_FC_DIMS = [256]
+    # Layers of each expert: channels of 3 × 3 convolutions, then sizes of linear layers.
+    coe.EXPERT_CONV_DIMS = []
+    coe.EXPERT_FC_DIMS = [1024, 1024]
 
 
 def add_project_configs(cfg: CfgNode) -> None:

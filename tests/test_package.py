@@ -51,7 +51,7 @@ def test_rooms_import_downwards_only(repository):
         "classification": {"routing", "experts"},
         "modeling": {"routing", "experts", "inference", "classification", "checkpoint"},
         "data": set(),
-        "evaluation": {"routing", "experts", "modeling"},
+        "evaluation": {"routing", "experts", "classification", "modeling"},
         "engine": set(rooms) - {"visualization"},
         "visualization": set(rooms),
         "studies": set(rooms),

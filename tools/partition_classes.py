@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Divides classes among branches by a trained single network (DynK-Hydra, Algorithm 2).
+"""Divides classes among branches by a trained single network or detector (DynK-Hydra, Algorithm 2).
 
     python tools/partition_classes.py --config-file configs/classification/digits_single.yaml \
         --branches 5 --output partition.json MODEL.WEIGHTS output/digits/single/model_final.pth
 
-A Hydra takes the file by MODEL.CLASSIFIER.HYDRA.PARTITION file and PARTITION_FILE.
+A Hydra takes the file by MODEL.CLASSIFIER.HYDRA.PARTITION file and PARTITION_FILE, a box head by
+MODEL.ROI_BOX_HEAD.HYDRA.PARTITION file and PARTITION_FILE.
 """
 
 import argparse

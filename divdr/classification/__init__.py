@@ -11,9 +11,9 @@ from .cost import num_parameters, part_macs
 from .curve import CurvePoint, threshold_curve
 from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
-from .dispatch import Group, one_hot_choice, run_groups, scatter_sum
+from .dispatch import Group, one_hot_choice, restrict, run_groups, scatter_sum
 from .distillation import Distillation
-from .embedding import Embedder, PixelEmbedder, check_labels, class_means
+from .embedding import Embedder, PixelEmbedder, check_labels, class_means, class_sums
 from .exchange import exchange
 from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
@@ -70,6 +70,7 @@ __all__ = [
     "check_labels",
     "check_selection",
     "class_means",
+    "class_sums",
     "cluster_partition",
     "exchange",
     "gather_rows",
@@ -85,6 +86,7 @@ __all__ = [
     "one_hot_choice",
     "part_macs",
     "random_partition",
+    "restrict",
     "run_groups",
     "save_partition",
     "scatter_sum",

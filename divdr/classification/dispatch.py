@@ -57,6 +57,19 @@ def scatter_sum(groups: Sequence[Group], count: int) -> Tensor:
     return total
 
 
+def restrict(groups: Sequence[Group], wanted: Tensor) -> list[Group]:
+    """Those rows of the groups for which ``wanted`` (N, E) holds.
+
+    Groups without any are left out, so that not even a zero gradient reaches their experts.
+    """
+    parts = []
+    for group in groups:
+        keep = wanted[group.rows, group.expert]
+        if bool(keep.any()):
+            parts.append(Group(group.expert, group.rows[keep], group.output[keep]))
+    return parts
+
+
 def one_hot_choice(expert: Tensor, experts: int) -> Tensor:
     """(N, experts) bool from the number (N,) of each sample's expert; -1 chooses none."""
     return expert[:, None] == torch.arange(experts, device=expert.device)

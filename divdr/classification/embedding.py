@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -48,30 +48,52 @@ class PixelEmbedder(nn.Module):
         return images.flatten(1)
 
 
+Embed = Callable[[Tensor], Tensor]
+"""Samples (N, ...) to embeddings (N, D)."""
+
+
 @torch.no_grad()
-def class_means(
-    embedder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
-) -> Tensor:
+def class_sums(
+    embed: Embed, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+) -> tuple[Tensor | None, Tensor]:
+    """(C, D) float64 sum of every class's embeddings, and (C,) how many each has.
+
+    Args:
+        embed: in evaluation.
+        batches: (samples, labels) of every one once.
+        num_classes: C.
+
+    Returns:
+        Sums, None if there is no sample at all, and counts.
+
+    Raises:
+        DataError: a label is no class.
+    """
+    sums: Tensor | None = None
+    counts = torch.zeros(num_classes, dtype=torch.int64)
+    for samples, labels in batches:
+        check_labels(labels, num_classes)
+        labels = labels.cpu()
+        embedded = embed(samples).double().cpu()
+        if sums is None:
+            sums = embedded.new_zeros((num_classes, embedded.shape[1]))
+        sums.index_add_(0, labels, embedded)
+        counts += labels.bincount(minlength=num_classes)
+    return sums, counts
+
+
+def class_means(embed: Embed, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
     """(C, D) float64 mean embedding of every class.
 
     Args:
-        embedder: in evaluation: images to (N, D).
+        embed: in evaluation.
         batches: (images, labels) of every training image once.
         num_classes: C.
 
     Raises:
         DataError: a class has no image, or a label is no class.
     """
-    sums: Tensor | None = None
-    counts = torch.zeros(num_classes, dtype=torch.int64)
-    for images, labels in batches:
-        check_labels(labels, num_classes)
-        labels = labels.cpu()
-        embedded = embedder(images).double().cpu()
-        if sums is None:
-            sums = embedded.new_zeros((num_classes, embedded.shape[1]))
-        sums.index_add_(0, labels, embedded)
-        counts += labels.bincount(minlength=num_classes)
+    sums, counts = class_sums(embed, batches, num_classes)
     missing = (counts == 0).nonzero()[:, 0].tolist()
     if sums is None or missing:
         raise DataError(

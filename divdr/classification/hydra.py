@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .cost import part_macs
-from .dispatch import Group, run_groups, scatter_sum
+from .dispatch import Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels
 from .gates import Gater, check_selection, select
 from .layers import initialise
@@ -168,13 +168,13 @@ class Hydra(nn.Module):
         own = branch_of[:, None] == torch.arange(len(self.branches), device=labels.device)
         needed = chosen | own if self.branch_heads else chosen
         groups = list(run_groups(self.branches, maps, needed))
-        logits = self.combine(_parts(groups, chosen), len(images))
+        logits = self.combine(restrict(groups, chosen), len(images))
         losses = {
             "loss_ensemble": settings.ensemble_weight * F.cross_entropy(logits, labels),
             "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits, branch_of),
         }
         if self.branch_heads:
-            terms = [self._branch_loss(part, labels) for part in _parts(groups, own)]
+            terms = [self._branch_loss(part, labels) for part in restrict(groups, own)]
             losses["loss_branch"] = settings.branch_weight * torch.stack(terms).sum()
         return losses
 
@@ -199,14 +199,3 @@ class Hydra(nn.Module):
         combiner, _ = part_macs(self.combiner, branches[0][1])
         shared = stem + gater + combiner + self.classify.in_features * self.num_classes
         return Cost(shared, tuple(macs for macs, _ in branches))
-
-
-def _parts(groups: Sequence[Group], wanted: Tensor) -> list[Group]:
-    """Those rows of the groups for which ``wanted`` (N, E) holds; groups without any are left out,
-    so that not even a zero gradient reaches their branches."""
-    parts = []
-    for group in groups:
-        keep = wanted[group.rows, group.expert]
-        if bool(keep.any()):
-            parts.append(Group(group.expert, group.rows[keep], group.output[keep]))
-    return parts

@@ -2,6 +2,7 @@
 
 import os
 
+from .annotated import annotated_images
 from .catalog import (
     build_test_loader,
     check_datasets,
@@ -20,10 +21,12 @@ from .loader import build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
 from .neon_trees import register_neon_trees
 from .subsets import register_subsets
+from .supercategories import supercategories
 
 __all__ = [
     "ClassificationMapper",
     "SemanticCropMapper",
+    "annotated_images",
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
@@ -37,6 +40,7 @@ __all__ = [
     "register_segmentation_folder",
     "register_subsets",
     "seed_everything",
+    "supercategories",
     "training_dicts",
 ]
 

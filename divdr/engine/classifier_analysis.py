@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..classification import (
     Embedder,
@@ -22,6 +22,7 @@ from ..data import check_datasets, describe
 from ..errors import ConfigError
 from ..modeling import ImageClassifier
 from ..modeling.classification import collaboration_of, hydra_of
+from .box_partition import partition_by_detector
 from .partition_hook import normalised_batches
 from .trained import load_trained
 
@@ -62,7 +63,9 @@ def line_table(cfg: CfgNode, first: int, second: int, steps: int) -> str:
 
 
 def partition_by_model(cfg: CfgNode, branches: int, path: str) -> Tensor:
-    """Algorithm 2 on ``DATASETS.TRAIN`` with a trained single network as embedder, to a file.
+    """Algorithm 2 on ``DATASETS.TRAIN`` with a trained model as embedder, to a file.
+
+    A single network embeds images, a detector its training set's boxes.
 
     Args:
         cfg: of the trained model.
@@ -73,12 +76,17 @@ def partition_by_model(cfg: CfgNode, branches: int, path: str) -> Tensor:
         (C,) branch of every class.
 
     Raises:
-        DivdrError: the model is no single network, or there are more branches than classes.
+        DivdrError: the model is neither, a class has no sample, or there are more branches than
+            classes.
     """
     check_datasets(cfg.DATASETS.TRAIN)
     model = load_trained(cfg)
+    if isinstance(getattr(model, "roi_heads", None), nn.Module):
+        return partition_by_detector(cfg, model, branches, path)
     if not isinstance(model, ImageClassifier) or not isinstance(model.system, Ensemble):
-        raise ConfigError("images are embedded by a model of build_single_classifier")
+        raise ConfigError(
+            "classes are embedded by a model of build_single_classifier or by a detector"
+        )
     names = list(cfg.DATASETS.TRAIN)
     classes = describe(names).classes
     embedder = Embedder(model.system.members[0]).eval()

@@ -38,7 +38,12 @@ from ..data import (
     seed_everything,
 )
 from ..errors import ConfigError, NonFiniteLossError
-from ..evaluation import build_cost_evaluator, build_task_evaluator, summary_table
+from ..evaluation import (
+    build_cost_evaluator,
+    build_head_cost_evaluator,
+    build_task_evaluator,
+    summary_table,
+)
 from ..modeling import (
     attach_routing_from_config,
     attached_routing,
@@ -46,6 +51,7 @@ from ..modeling import (
     periods_from_config,
 )
 from ..routing import DynamicRoutingNetwork
+from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
@@ -158,6 +164,7 @@ class Trainer(DefaultTrainer):
         own: list[HookBase] = [
             PartitionHook(cfg, model),
             CollaborationHook(cfg, model),
+            BoxPartitionHook(cfg, model),
             SeedHook(self.seed),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]
@@ -236,8 +243,12 @@ class Trainer(DefaultTrainer):
         if evaluators is None:
             evaluators = []
             for name in cfg.DATASETS.TEST:
-                pair = [cls.build_evaluator(cfg, name), build_cost_evaluator(cfg, name, model)]
-                evaluators.append(DatasetEvaluators([e for e in pair if e is not None]))
+                built = [
+                    cls.build_evaluator(cfg, name),
+                    build_cost_evaluator(cfg, name, model),
+                    build_head_cost_evaluator(name, model),
+                ]
+                evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             names = cfg.DATASETS.TEST
@@ -258,7 +269,9 @@ def _distributed(model: nn.Module) -> nn.Module:
         model,
         device_ids=[torch.cuda.current_device()] if on_gpu else None,
         broadcast_buffers=False,
-        find_unused_parameters=getattr(model, "leaves_parameters_out", False),
+        find_unused_parameters=any(
+            getattr(m, "leaves_parameters_out", False) for m in model.modules()
+        ),
     )
 
 

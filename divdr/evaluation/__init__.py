@@ -1,7 +1,13 @@
 """Evaluators, by data set, and those of cost and routing beside them."""
 
 from .backbone_cost import BackboneCostEvaluator
-from .build import build_cost_evaluator, build_routing_evaluator, build_task_evaluator
+from .box_head_cost import BoxHeadCostEvaluator
+from .build import (
+    build_cost_evaluator,
+    build_head_cost_evaluator,
+    build_routing_evaluator,
+    build_task_evaluator,
+)
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
@@ -9,10 +15,12 @@ from .table import summary_table
 
 __all__ = [
     "BackboneCostEvaluator",
+    "BoxHeadCostEvaluator",
     "ClassificationEvaluator",
     "ClassifierCostEvaluator",
     "RoutingEvaluator",
     "build_cost_evaluator",
+    "build_head_cost_evaluator",
     "build_routing_evaluator",
     "build_task_evaluator",
     "pooled_miou",

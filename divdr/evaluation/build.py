@@ -25,7 +25,9 @@ from torch import nn
 from ..errors import ConfigError
 from ..modeling import attached_routing, unwrap
 from ..modeling.classification import ImageClassifier, collaboration_of
+from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from .backbone_cost import BackboneCostEvaluator
+from .box_head_cost import BoxHeadCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
@@ -59,6 +61,22 @@ def build_cost_evaluator(
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None
+
+
+def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCostEvaluator | None:
+    """The evaluator of a detector's box head; None for a model without a single one.
+
+    Raises:
+        CheckpointError: the head's class partition is of another data set.
+    """
+    heads = box_head_of(model)
+    if heads is None:
+        return None
+    hydra = hydra_box_head_of(model)
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if hydra is not None and classes is not None:
+        hydra.classes.check(classes)
+    return BoxHeadCostEvaluator(heads)
 
 
 def build_task_evaluator(

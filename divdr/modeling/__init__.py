@@ -14,16 +14,20 @@ from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck
+from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
 from .static import StaticBackbone, static_model
 from .supervision import ClusteringLossSettings, RoutingSupervision, image_keys
 
 __all__ = [
     "CLASSIFIER_REGISTRY",
     "ClusteringLossSettings",
+    "CoEBoxHead",
     "DynamicRouting",
     "DynamicRoutingDecoder",
     "Executor",
+    "HydraBoxHead",
     "ImageClassifier",
+    "MixtureROIHeads",
     "ProjectionNeck",
     "RoutingSupervision",
     "StaticBackbone",

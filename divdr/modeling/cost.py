@@ -1,4 +1,4 @@
-"""Multiply-adds of backbones and necks that run alike for every image.
+"""Multiply-adds of backbones, necks and other modules that run alike for every input.
 
 The convention is that of ``divdr.routing.macs``: a convolution counts its multiplications, a
 normalisation 2 per number, ReLU 1, pooling 1 per number read; sums and resizing count nothing.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,17 @@ def backbone_macs(backbone: nn.Module, height: int, width: int, channels: int = 
         width: columns of the image.
         channels: of the image.
     """
-    return _count(_without_data(backbone), (1, channels, height, width))
+    return module_macs(backbone, (channels, height, width))
+
+
+def module_macs(module: nn.Module, shape: Sequence[int]) -> float:
+    """Multiply-adds of any module in evaluation for one input.
+
+    Args:
+        module: of one tensor; it is not changed.
+        shape: of the input, without the batch.
+    """
+    return _count(_without_data(module), (1, *shape))
 
 
 def neck_macs(backbone: Backbone, height: int, width: int) -> float:

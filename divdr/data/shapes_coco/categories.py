@@ -55,21 +55,26 @@ def panoptic_categories() -> list[dict[str, Any]]:
 
 
 def _entry(category: dict[str, Any]) -> dict[str, Any]:
-    name = category["name"]
-    group = _GROUPS.get(name, "object" if category["isthing"] else "stuff")
-    return {"supercategory": group, "id": category["id"], "name": name}
+    group = _supercategory(category["id"]) if category["isthing"] else "stuff"
+    return {"supercategory": group, "id": category["id"], "name": category["name"]}
 
 
-#: Superior categories of what is drawn; nothing in Detectron2 or pycocotools needs the others.
-_GROUPS = {
-    "person": "person",
-    "car": "vehicle",
-    "bus": "vehicle",
-    "dog": "animal",
-    "stop sign": "outdoor",
-    "umbrella": "accessory",
-    "sports ball": "sports",
-    "kite": "sports",
-    "bottle": "kitchen",
-    "chair": "furniture",
+#: COCO's super-categories of things, each with the largest id of its classes.
+_SUPERCATEGORIES = {
+    1: "person",
+    9: "vehicle",
+    15: "outdoor",
+    25: "animal",
+    33: "accessory",
+    43: "sports",
+    51: "kitchen",
+    61: "food",
+    71: "furniture",
+    77: "electronic",
+    83: "appliance",
+    90: "indoor",
 }
+
+
+def _supercategory(number: int) -> str:
+    return next(name for last, name in _SUPERCATEGORIES.items() if number <= last)

@@ -37,7 +37,7 @@ from .naming import (
 )
 
 #: Raised whenever the same settings would give different files.
-VERSION = 1
+VERSION = 2
 
 RECORD = "shapes_coco.json"
 

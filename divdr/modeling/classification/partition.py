@@ -12,14 +12,11 @@ from ...classification import (
     Hydra,
     PixelEmbedder,
     class_means,
-    cluster_partition,
-    given_partition,
     is_named,
-    load_partition,
     named_classifier,
-    random_partition,
 )
 from ...errors import ConfigError
+from ..class_partition import PartitionSource, partition_as_set
 from .image_classifier import ImageClassifier
 
 
@@ -49,25 +46,13 @@ def choose_partition(
         DataError: the partition's file does not, or a class has no image.
     """
     settings = cfg.MODEL.CLASSIFIER.HYDRA
-    count, seed = settings.BRANCHES, max(0, cfg.SEED)
-    if settings.PARTITION == "random":
-        return random_partition(len(classes), count, seed=seed)
-    if settings.PARTITION == "coarse":
-        if coarse is None:
-            raise ConfigError(
-                'MODEL.CLASSIFIER.HYDRA.PARTITION "coarse": the training set has no super-classes'
-            )
-        return given_partition(coarse, count)
-    if settings.PARTITION == "file":
-        return load_partition(settings.PARTITION_FILE, classes, count)
-    if settings.PARTITION == "cluster":
+
+    def means() -> Tensor:
         embedder = _embedder(settings.EMBEDDER, len(cfg.MODEL.PIXEL_MEAN)).to(cfg.MODEL.DEVICE)
-        means = class_means(embedder.eval(), batches(), len(classes))
-        return cluster_partition(means, count, seed=seed)
-    raise ConfigError(
-        f"MODEL.CLASSIFIER.HYDRA.PARTITION {settings.PARTITION!r} is unknown; known are cluster, "
-        "random, coarse and file"
-    )
+        return class_means(embedder.eval(), batches(), len(classes))
+
+    source = PartitionSource(classes, lambda: coarse, means, seed=max(0, cfg.SEED))
+    return partition_as_set(settings, "MODEL.CLASSIFIER.HYDRA", source)
 
 
 def _embedder(name: str, channels: int) -> nn.Module:

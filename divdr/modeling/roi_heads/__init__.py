@@ -1,0 +1,23 @@
+"""Mixtures of experts as box heads of Faster and Mask R-CNN."""
+
+from .coe import CoEBoxHead
+from .coe_settings import CoEBoxSettings
+from .cost import box_cost, box_head_of
+from .heads import MixtureROIHeads
+from .hydra import HydraBoxHead
+from .mixture import BoxMixture, BoxPrediction
+from .partition import box_embeddings, choose_box_partition, hydra_box_head_of
+
+__all__ = [
+    "BoxMixture",
+    "BoxPrediction",
+    "CoEBoxHead",
+    "CoEBoxSettings",
+    "HydraBoxHead",
+    "MixtureROIHeads",
+    "box_cost",
+    "box_embeddings",
+    "box_head_of",
+    "choose_box_partition",
+    "hydra_box_head_of",
+]

@@ -1,0 +1,179 @@
+"""Collaboration of Experts as a box head: a light delegator, and an expert for what it doubts.
+
+"Collaboration of Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs", Section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNOutputLayers
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ...classification import Cost, one_hot_choice, run_groups
+from ...errors import ConfigError
+from ...routing import to_iterations
+from ..cost import module_macs
+from .coe_settings import CoEBoxSettings
+from .collaboration import selection_labels, selection_weights, suitability
+from .expert import BoxExpert, BoxTargets
+from .expert_losses import expert_losses
+from .layers import BoxLayers
+from .mixture import BoxMixture, BoxPrediction
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class CoEBoxHead(BoxMixture):
+    """The delegator classifies every proposal; those that it doubts go on to one expert each.
+
+    Delegator: layers, the ROI heads' own box predictor (its task predictor, of classes and boxes)
+    and the expert selector. Boxes come from where the scores come from, the expert if one ran.
+
+    Args:
+        delegator: pooled features to a vector.
+        experts: E whole box heads, equal or not.
+        settings: see there.
+        in_shape: of the pooled features.
+
+    Raises:
+        ConfigError: there are no experts.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        delegator: BoxLayers,
+        experts: Sequence[BoxExpert],
+        settings: CoEBoxSettings,
+        in_shape: ShapeSpec,
+    ) -> None:
+        super().__init__()
+        if not experts:
+            raise ConfigError("MODEL.ROI_BOX_HEAD.COE.EXPERTS must be at least 1, not 0")
+        self.in_shape = in_shape
+        self.output_shape = delegator.output_shape
+        self.settings = settings
+        self.delegator = delegator
+        self.selector = nn.Linear(self.output_shape.channels, len(experts))
+        self.experts = nn.ModuleList(experts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from ``cfg.MODEL.ROI_BOX_HEAD.COE``.
+
+        Raises:
+            ConfigError: a setting is out of its range, or scores are not a softmax.
+        """
+        coe, norm = cfg.MODEL.ROI_BOX_HEAD.COE, cfg.MODEL.ROI_BOX_HEAD.NORM
+        if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE:
+            raise ConfigError(
+                "CoEBoxHead compares class probabilities, which USE_SIGMOID_CE does not give"
+            )
+        for key in ("DELEGATOR_FC_DIMS", "EXPERT_FC_DIMS"):
+            if not coe[key]:
+                raise ConfigError(
+                    f"MODEL.ROI_BOX_HEAD.COE.{key} must name at least one linear layer"
+                )
+
+        def expert() -> BoxExpert:
+            layers = BoxLayers(input_shape, coe.EXPERT_CONV_DIMS, coe.EXPERT_FC_DIMS, norm=norm)
+            return BoxExpert(layers, FastRCNNOutputLayers(cfg, layers.output_shape))
+
+        max_iter = cfg.SOLVER.MAX_ITER
+        return {
+            "delegator": BoxLayers(
+                input_shape,
+                coe.DELEGATOR_CONV_DIMS,
+                coe.DELEGATOR_FC_DIMS,
+                kernel=coe.DELEGATOR_KERNEL,
+                norm=norm,
+            ),
+            "experts": [expert() for _ in range(coe.EXPERTS)],
+            "settings": CoEBoxSettings(
+                threshold=coe.THRESHOLD,
+                start=to_iterations(coe.START, max_iter),
+                max_iter=max_iter,
+                alpha=tuple(coe.ALPHA),
+                selector_weight=coe.SELECTOR_WEIGHT,
+                freeze_delegator=coe.FREEZE_DELEGATOR,
+            ),
+            "in_shape": input_shape,
+        }
+
+    def predict(self, pooled: Tensor, predictor: FastRCNNOutputLayers) -> BoxPrediction:
+        """Section 3.1: early termination, then each expert on the proposals that it got."""
+        rough = self.delegator(pooled)
+        scores, deltas = predictor(rough)
+        certain = scores.float().softmax(1).amax(1) > self.settings.threshold
+        chosen = self.selector(rough).argmax(1).masked_fill(certain, -1)
+        ran = one_hot_choice(chosen, len(self.experts))
+        both = torch.cat([scores, deltas], dim=1)
+        for group in run_groups(self.experts, pooled, ran):
+            both = both.index_copy(0, group.rows, group.output.to(both.dtype))
+        scores, deltas = both.split([scores.shape[1], deltas.shape[1]], dim=1)
+        return BoxPrediction(scores, deltas, ran)
+
+    def losses(
+        self, pooled: Tensor, predictor: FastRCNNOutputLayers, proposals: list[Instances]
+    ) -> tuple[BoxPrediction, dict[str, Tensor]]:
+        """The delegator's losses, and in the second stage those of selector and experts.
+
+        ``loss_cls`` and ``loss_box_reg`` are the delegator's, ``loss_selector`` Eq. 9 by η, which
+        reaches the selector alone, ``loss_expert_cls`` and ``loss_expert_box_reg`` Eq. 10, which
+        reach all experts. Into the shared maps their gradient counts as one expert's.
+
+        Returns:
+            What the delegator predicts, and the losses.
+        """
+        settings = self.settings
+        iteration = get_event_storage().iter
+        second = iteration >= settings.start
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not (second and settings.freeze_delegator)
+        ):
+            rough = self.delegator(pooled)
+            scores, deltas = predictor(rough)
+        ran = torch.full((len(pooled), len(self.experts)), second, device=pooled.device)
+        prediction = BoxPrediction(scores, deltas, ran)
+        losses = {}
+        if not (second and settings.freeze_delegator):
+            losses = predictor.losses((scores, deltas), proposals)
+        if second:
+            logits = self.selector(rough.detach())
+            targets = BoxTargets.of(proposals)
+            losses |= self._second_stage(logits, pooled, targets, settings.alpha_at(iteration))
+        return prediction, losses
+
+    def _second_stage(
+        self, logits: Tensor, pooled: Tensor, targets: BoxTargets, alpha: float
+    ) -> dict[str, Tensor]:
+        shared = pooled.view_as(pooled)
+        if shared.requires_grad:
+            # E experts see every proposal in training and one in evaluation; without this the
+            # maps below would learn E times as fast as under a plain head.
+            shared.register_hook(lambda gradient: gradient / len(self.experts))
+        losses, true_class = expert_losses(self.experts, shared, logits, targets, alpha)
+        suited = suitability(true_class)
+        each = F.cross_entropy(logits.float(), selection_labels(suited), reduction="none")
+        selection = (selection_weights(suited) * each).sum()
+        return {"loss_selector": self.settings.selector_weight * selection, **losses}
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """(N, D) the delegator's features."""
+        return self.delegator(pooled)
+
+    def cost(self, predictor: nn.Module) -> Cost:
+        """Delegator, its predictor and the selector always, each expert if it runs."""
+        shape = (self.in_shape.channels, self.in_shape.height, self.in_shape.width)
+        width = (self.output_shape.channels,)
+        shared = module_macs(self.delegator, shape)
+        shared += module_macs(predictor, width) + module_macs(self.selector, width)
+        return Cost(shared, tuple(module_macs(expert, shape) for expert in self.experts))

@@ -1,0 +1,68 @@
+"""An expert of a collaboration: a whole plain box head, and its losses by row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from .layers import BoxLayers
+
+
+class BoxTargets(NamedTuple):
+    """What sampled proposals should give.
+
+    Attributes:
+        labels: (M,) int64 classes; background is the class after the last.
+        proposals: (M, 4) their boxes.
+        boxes: (M, 4) the true ones; those of background are never looked at.
+    """
+
+    labels: Tensor
+    proposals: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def of(cls, sampled: list[Instances]) -> BoxTargets:
+        """Of proposals as Detectron2 samples them; without objects an image has no ``gt_boxes``."""
+        true = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in sampled]
+        return cls(
+            torch.cat([p.gt_classes for p in sampled]),
+            torch.cat([p.proposal_boxes.tensor for p in sampled]),
+            torch.cat([boxes.tensor for boxes in true]),
+        )
+
+    def at(self, rows: Tensor) -> BoxTargets:
+        """Those of some rows."""
+        return BoxTargets(*(values[rows] for values in self))
+
+
+class BoxExpert(nn.Module):
+    """A whole plain box head: its layers and its own predictor.
+
+    Args:
+        layers: pooled features to a vector.
+        predictor: from that to scores and deltas.
+    """
+
+    def __init__(self, layers: BoxLayers, predictor: FastRCNNOutputLayers) -> None:
+        super().__init__()
+        self.layers = layers
+        self.predictor: FastRCNNOutputLayers = predictor
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C + 1 + B): scores and deltas side by side, one tensor, as groups hold."""
+        return torch.cat(self.predictor(self.layers(pooled)), dim=1)
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (R, C + 1) and deltas (R, B), in float32, of what :meth:`forward` gave."""
+        classes = self.predictor.num_classes + 1
+        return outputs[:, :classes].float(), outputs[:, classes:].float()
+
+    def box_loss_sum(self, deltas: Tensor, targets: BoxTargets) -> Tensor:
+        """Detectron2's loss of the boxes, whichever is set, weighted and summed over the rows."""
+        mean = self.predictor.box_reg_loss(targets.proposals, targets.boxes, deltas, targets.labels)
+        return mean * len(targets.labels) * self.predictor.loss_weight.get("loss_box_reg", 1.0)

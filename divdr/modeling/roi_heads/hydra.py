@@ -1,0 +1,183 @@
+"""HydraRes and DynK-Hydra as a box head: the classification system's parts on pooled features.
+
+DynK-Hydra: "Dynamic top-K ensemble", Complex & Intelligent Systems 2023, Sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNOutputLayers
+from detectron2.structures import Instances
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from ...classification import (
+    Cost,
+    Gater,
+    Group,
+    HydraSettings,
+    check_selection,
+    restrict,
+    run_groups,
+    scatter_sum,
+    select,
+)
+from ...errors import ConfigError
+from ..cost import module_macs
+from .classes import BranchClasses
+from .hydra_parts import hydra_arguments
+from .layers import BoxLayers
+from .mixture import BoxMixture, BoxPrediction
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class HydraBoxHead(BoxMixture):
+    """Runs the stem, asks the gater, runs the branches that it chose, sums and combines.
+
+    The predictor takes scores and box deltas from the combined features: where an object ends is
+    told by the branches that know its kind, and by no branch more than by another.
+
+    Background belongs to no cluster. The gater learns from foreground proposals alone; a branch
+    learns to tell its classes from the background that the gater sends it.
+
+    Args:
+        stem: pooled features to maps.
+        branches: nb modules from maps to vectors of one length.
+        gater: from maps to logits over the branches.
+        num_classes: C, without background.
+        settings: K, τ, loss weights; τ can be changed at any time.
+        in_shape: of the pooled features.
+
+    Raises:
+        ConfigError: K or τ is out of range, or there are more branches than classes.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        stem: BoxLayers,
+        branches: Sequence[BoxLayers],
+        gater: Gater,
+        num_classes: int,
+        settings: HydraSettings,
+        in_shape: ShapeSpec,
+    ) -> None:
+        super().__init__()
+        check_selection(settings.top_k, settings.threshold, len(branches))
+        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        self.in_shape = in_shape
+        self.output_shape = branches[0].output_shape
+        #: Which branch is for which classes; checkpoints keep it.
+        self.classes = BranchClasses(num_classes, len(branches))
+        self.settings = settings
+        self.stem = stem
+        self.branches = nn.ModuleList(branches)
+        self.gater = gater
+        width = self.output_shape.channels
+        linear = nn.Linear(width, width)
+        weight_init.c2_xavier_fill(linear)
+        self.combiner = nn.Sequential(linear, nn.ReLU(inplace=True))
+        specialised = len(branches) if settings.branch_weight > 0 else 0
+        self.branch_heads = nn.ModuleList(
+            nn.Linear(width, num_classes + 1) for _ in range(specialised)
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from ``cfg.MODEL.ROI_BOX_HEAD.HYDRA``.
+
+        Raises:
+            ConfigError: no branches, or branches without a linear layer.
+        """
+        return hydra_arguments(cfg, input_shape)
+
+    def predict(self, pooled: Tensor, predictor: FastRCNNOutputLayers) -> BoxPrediction:
+        """Algorithm 1 for every proposal."""
+        maps = self.stem(pooled)
+        chosen = self._choose(self.gater(maps))
+        features = self._combine(list(run_groups(self.branches, maps, chosen)), len(pooled))
+        scores, deltas = predictor(features)
+        return BoxPrediction(scores, deltas, chosen)
+
+    def losses(
+        self, pooled: Tensor, predictor: FastRCNNOutputLayers, proposals: list[Instances]
+    ) -> tuple[BoxPrediction, dict[str, Tensor]]:
+        """Eq. 7 beside the predictor's own losses.
+
+        ``loss_cls`` is the ensemble's (α1) and reaches, like ``loss_box_reg``, predictor, combiner,
+        chosen branches and stem; ``loss_gater`` gater and stem; ``loss_branch`` the branches of the
+        proposals' classes, those that got background, their extra heads and the stem.
+
+        Raises:
+            ConfigError: no partition has been set.
+        """
+        if not self.classes.known:
+            raise ConfigError("the box head has no class partition yet: call classes.set first")
+        settings = self.settings
+        labels = torch.cat([p.gt_classes for p in proposals])
+        maps = self.stem(pooled)
+        gate_logits = self.gater(maps)
+        chosen = self._choose(gate_logits)
+        own = self.classes.owners(labels, chosen)
+        needed = chosen | own if self.branch_heads else chosen
+        groups = list(run_groups(self.branches, maps, needed))
+        scores, deltas = predictor(self._combine(restrict(groups, chosen), len(pooled)))
+        losses = predictor.losses((scores, deltas), proposals)
+        losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
+        objects = (labels < self.classes.num_classes).nonzero()[:, 0]
+        losses["loss_gater"] = settings.gater_weight * _mean_cross_entropy(
+            gate_logits[objects], self.classes.of(labels[objects])
+        )
+        if self.branch_heads:
+            terms = [self._branch_loss(part, labels) for part in restrict(groups, own)]
+            total = torch.stack(terms).sum() if terms else gate_logits[:0].sum()
+            losses["loss_branch"] = settings.branch_weight * total
+        return BoxPrediction(scores, deltas, chosen), losses
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """(N, D) combined features with all branches open, whatever the gater says."""
+        maps = self.stem(pooled)
+        every = torch.ones(len(pooled), len(self.branches), dtype=torch.bool, device=maps.device)
+        return self._combine(list(run_groups(self.branches, maps, every)), len(pooled))
+
+    def cost(self, predictor: nn.Module) -> Cost:
+        """Stem, gater, combiner and predictor always, each branch if it runs; the extra heads
+        never."""
+        pooled, maps = _sizes(self.in_shape), _sizes(self.stem.output_shape)
+        width = (self.output_shape.channels,)
+        shared = module_macs(self.stem, pooled) + module_macs(self.gater, maps)
+        shared += module_macs(self.combiner, width) + module_macs(predictor, width)
+        return Cost(shared, tuple(module_macs(branch, maps) for branch in self.branches))
+
+    def _choose(self, gate_logits: Tensor) -> Tensor:
+        settings = self.settings
+        threshold = settings.train_threshold if self.training else settings.threshold
+        return select(gate_logits.float().softmax(1), settings.top_k, threshold)
+
+    def _combine(self, groups: Sequence[Group], count: int) -> Tensor:
+        if not groups:  # no proposal
+            width = self.output_shape.channels
+            return self.classes.keys.new_zeros((count, width), dtype=torch.float32)
+        return self.combiner(scatter_sum(groups, count))
+
+    def _branch_loss(self, group: Group, labels: Tensor) -> Tensor:
+        """Eq. 5, over all classes and background."""
+        return _mean_cross_entropy(
+            self.branch_heads[group.expert](group.output), labels[group.rows]
+        )
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of no rows it is 0, not "not a number"."""
+    return F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+
+
+def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:
+    return shape.channels, shape.height, shape.width

@@ -1,0 +1,64 @@
+"""What stems, branches, delegators and experts of box heads are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from torch import Tensor, nn
+
+
+class BoxLayers(nn.Module):
+    """Convolutions that keep the size, then linear layers, each followed by ReLU.
+
+    Args:
+        shape: of the pooled features of a proposal, (C, H, W).
+        conv_dims: channels of each convolution.
+        fc_dims: numbers that each linear layer returns.
+        kernel: of the convolutions, odd.
+        norm: of the convolutions, by Detectron2's names; "" is none.
+
+    Attributes:
+        output_shape: (D,) after a linear layer, else (C', H, W).
+    """
+
+    def __init__(
+        self,
+        shape: ShapeSpec,
+        conv_dims: Sequence[int] = (),
+        fc_dims: Sequence[int] = (),
+        *,
+        kernel: int = 3,
+        norm: str = "",
+    ) -> None:
+        super().__init__()
+        channels = shape.channels
+        self.convs = nn.Sequential()
+        for width in conv_dims:
+            convolution = Conv2d(
+                channels,
+                width,
+                kernel,
+                padding=kernel // 2,
+                bias=not norm,
+                norm=get_norm(norm, width),
+            )
+            weight_init.c2_msra_fill(convolution)
+            self.convs.extend([convolution, nn.ReLU(inplace=True)])
+            channels = width
+        self.fcs = nn.Sequential()
+        self.output_shape = ShapeSpec(channels=channels, height=shape.height, width=shape.width)
+        if fc_dims:
+            self.fcs.append(nn.Flatten())
+            channels *= shape.height * shape.width
+        for width in fc_dims:
+            linear = nn.Linear(channels, width)
+            weight_init.c2_xavier_fill(linear)
+            self.fcs.extend([linear, nn.ReLU(inplace=True)])
+            channels = width
+            self.output_shape = ShapeSpec(channels=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, D), or to (N, C', H, W) without linear layers."""
+        return self.fcs(self.convs(x))
