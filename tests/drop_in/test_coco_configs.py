@@ -54,7 +54,7 @@ def test_config_trains_and_evaluates(folder, head, name, repository, drawn, tmp_
     assert names == {"p2", "p3", "p4", "p5", "p6"}
     trainer.train()
     figures = json.loads((tmp_path / "inference" / "results.json").read_text())["coco_2017_val"]
-    assert set(figures) == {"bbox", "routing"} | ({"segm"} if head == "mask" else set())
+    assert set(figures) == {"bbox", "routing", "box_head"} | ({"segm"} if head == "mask" else set())
     costs = figures["routing"]
     neck = costs["real_gflops_800x800_with_neck"] - costs["real_gflops_800x800"]
     if not folder:

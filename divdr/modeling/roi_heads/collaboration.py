@@ -14,6 +14,8 @@ from ...classification import one_hot_choice, vogel_assignment
 @torch.no_grad()
 def suitability(true_class: Tensor) -> Tensor:
     """(M, E) S: each expert's true-class probabilities, standardised over samples (Eq. 2)."""
+    if len(true_class) == 0:
+        return true_class
     spread = true_class.std(0, correction=0).clamp(min=1e-6)
     return (true_class - true_class.mean(0)) / spread
 
@@ -34,6 +36,8 @@ def selection_weights(suited: Tensor) -> Tensor:
     Args:
         suited: (M, E) S.
     """
+    if len(suited) == 0:
+        return suited.sum(1)
     spread = suited.std(1, correction=0)
     return spread / spread.sum().clamp(min=1e-6)
 

@@ -1,0 +1,257 @@
+"""The collaboration of experts as a box head against Eq. 2 to 10 proposal by proposal."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from boxes import (
+    LABELS,
+    box_errors,
+    count_rows,
+    flat,
+    losses,
+    make,
+    pooled,
+    sampled,
+    touched,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from divdr.errors import ConfigError
+from divdr.modeling.roi_heads.collaboration import (
+    selection_labels,
+    selection_weights,
+    smoothed,
+    suitability,
+    training_assignment,
+)
+
+SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 20
+
+
+def build(**keys):
+    return make("CoEBoxHead", **keys)
+
+
+def vogel(costs):
+    """Row by row: the largest penalty first, to its cheapest column that has room."""
+    rows, columns = costs.shape
+    room = [rows // columns + (k < rows % columns) for k in range(columns)]
+    waiting, assigned = set(range(rows)), [0] * rows
+    while waiting:
+        opened = [k for k in range(columns) if room[k]]
+
+        def penalty(row, opened=opened):
+            values = sorted(costs[row, k].item() for k in opened)
+            return values[1] - values[0] if len(values) > 1 else 0.0
+
+        row = max(sorted(waiting), key=penalty)
+        column = min(opened, key=lambda k: costs[row, k].item())
+        assigned[row], room[column] = column, room[column] - 1
+        waiting.remove(row)
+    return assigned
+
+
+def test_labels_and_weights_by_hand():
+    true_class = torch.tensor([[0.9, 0.3], [0.7, 0.3], [0.5, 0.1], [0.3, 0.1]])
+    # Columns' means 0.6 and 0.2, deviations √0.05 and 0.1.
+    suited = suitability(true_class)
+    root = 0.05**0.5
+    expected = [[0.3 / root, 1], [0.1 / root, 1], [-0.1 / root, -1], [-0.3 / root, -1]]
+    torch.testing.assert_close(suited, torch.tensor(expected))
+    # Expert 0 gains 0.342, −0.553, 0.553, −0.342: two each, by sign.
+    assert selection_labels(suited).tolist() == [0, 1, 0, 1]
+    halves = torch.tensor([0.3 / root - 1, 1 - 0.1 / root, 1 - 0.1 / root, 0.3 / root - 1])
+    torch.testing.assert_close(selection_weights(suited), halves / halves.sum())
+    # All would choose expert 1; those that would least lose by it get expert 0.
+    probabilities = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.45, 0.55]])
+    assigned = training_assignment(probabilities)
+    assert assigned.long().tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
+    base, total = smoothed(assigned, 0.6)
+    assert base == pytest.approx(0.2)
+    assert total.tolist() == pytest.approx([2.0, 2.0])  # 2 · 0.8 + 2 · 0.2 = m / n
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_losses_against_a_loop_over_proposals_and_experts(agnostic):
+    head, predictor = build(_CLS_AGNOSTIC_BBOX_REG=agnostic)
+    found = losses(head.train(), predictor, iteration=SECOND + 5)
+    alpha = 0.2 + 0.6 * 5 / 10
+    x, labels = pooled(), flat()
+    rough = head.delegator(x)
+    scores, deltas = predictor(rough)
+    probabilities = head.selector(rough).softmax(1)
+    count, experts = len(labels), 3
+    assigned = vogel(-probabilities.detach())
+    per_class, per_box, true_class = [], [], []
+    for expert in head.experts:
+        own_scores, own_deltas = expert.predictor(expert.layers(x))
+        rows = [F.cross_entropy(s, y) for s, y in zip(own_scores, labels, strict=True)]
+        per_class.append(rows)
+        per_box.append(box_errors(expert.predictor, own_deltas, sampled()))
+        true_class.append([s.softmax(0)[y].item() for s, y in zip(own_scores, labels, strict=True)])
+    cls = box = 0.0
+    for k in range(experts):
+        bar = [(1 - alpha) / experts + (alpha if assigned[j] == k else 0) for j in range(count)]
+        cls = cls + sum(bar[j] / sum(bar) * per_class[k][j] for j in range(count))
+        box = box + sum(bar[j] / sum(bar) * per_box[k][j] for j in range(count))
+    suited = torch.tensor(true_class, dtype=torch.float64).T
+    suited = (suited - suited.mean(0)) / suited.std(0, correction=0)
+    named = vogel(-suited)
+    weights = suited.std(1, correction=0) / suited.std(1, correction=0).sum()
+    selection = sum(-weights[j] * probabilities[j, named[j]].log() for j in range(count))
+    expected = {
+        "loss_cls": F.cross_entropy(scores, labels),
+        "loss_box_reg": box_errors(predictor, deltas, sampled()).sum() / count,
+        "loss_expert_cls": cls,
+        "loss_expert_box_reg": box,
+        "loss_selector": 0.8 * selection.float(),
+    }
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_stage_trains_the_delegator_alone():
+    head, predictor = build()
+    seen = count_rows(head.experts)
+    found = losses(head.train(), predictor, iteration=SECOND - 1)
+    assert set(found) == {"loss_cls", "loss_box_reg"}
+    assert seen == []
+    sum(found.values()).backward()
+    assert touched(head) == {"delegator"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"),
+    [
+        ("loss_cls", {"delegator"}),
+        ("loss_selector", {"selector"}),
+        ("loss_expert_cls", {"experts.0", "experts.1", "experts.2"}),
+        ("loss_expert_box_reg", {"experts.0", "experts.1", "experts.2"}),
+    ],
+)
+def test_what_each_loss_of_the_second_stage_reaches(name, reached):
+    head, predictor = build()
+    losses(head.train(), predictor, iteration=SECOND)[name].backward()
+    assert touched(head) == reached
+
+
+def test_a_frozen_delegator_gets_nothing_in_the_second_stage():
+    head, predictor = build(FREEZE_DELEGATOR=True)
+    found = losses(head.train(), predictor, iteration=SECOND)
+    assert set(found) == {"loss_selector", "loss_expert_cls", "loss_expert_box_reg"}
+    sum(found.values()).backward()
+    assert touched(head) == {"selector", "experts.0", "experts.1", "experts.2"}
+    assert all(p.grad is None for p in predictor.parameters())
+    assert "loss_cls" in losses(head, predictor, iteration=SECOND - 1)
+
+
+def test_the_maps_below_learn_as_from_one_expert():
+    head, predictor = build()
+    x = pooled().requires_grad_()
+    losses(head.train(), predictor, x, iteration=SECOND)["loss_expert_cls"].backward()
+    gradients = []
+    for expert in head.experts:
+        own = pooled().requires_grad_()
+        scores = expert.predictor(expert.layers(own))[0]
+        F.cross_entropy(scores, flat()).backward()
+        gradients.append(own.grad)
+    # α = 0.2: hardly any sharper than the mean over all proposals.
+    mean = torch.stack(gradients).mean(0)
+    assert 0.8 < x.grad.norm() / mean.norm() < 1.3
+
+
+@torch.no_grad()
+def test_only_doubted_proposals_reach_an_expert():
+    head, predictor = build()
+    head.eval()
+    head.selector.weight.normal_(std=5)
+    x = pooled(60)
+    rough = head.delegator(x)
+    scores, deltas = predictor(rough)
+    certainty = scores.softmax(1).amax(1)
+    head.settings.threshold = float(certainty.median())
+    wanted = head.selector(rough).argmax(1)
+    seen = count_rows(head.experts)
+    found = head.predict(x, predictor)
+    sent = certainty <= head.settings.threshold
+    assert sent.sum() == 30
+    assert dict(seen) == {k: int((wanted[sent] == k).sum()) for k in set(wanted[sent].tolist())}
+    assert found.ran.sum(1).tolist() == sent.long().tolist()
+    for row in range(60):
+        expected = (scores[row], deltas[row])
+        if sent[row]:
+            expert = head.experts[int(wanted[row])]
+            expected = [out[0] for out in expert.predictor(expert.layers(x[row : row + 1]))]
+        torch.testing.assert_close(found.scores[row], expected[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.deltas[row], expected[1], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=5))
+@torch.no_grad()
+def test_a_higher_threshold_never_costs_less(thresholds):
+    torch.manual_seed(0)
+    head, predictor = build()
+    cost = head.eval().cost(predictor)
+    totals = []
+    for threshold in sorted([*thresholds, 0.0, 1.0]):
+        head.settings.threshold = threshold
+        totals.append(float(cost.of(head.predict(pooled(30), predictor).ran).sum()))
+    assert totals == sorted(totals)
+    assert totals[0] == 30 * cost.shared  # 0 sends nothing, 1 sends everything
+    assert totals[-1] == 30 * (cost.shared + cost.experts[0])
+
+
+@torch.no_grad()
+def test_multiply_adds_by_hand():
+    head, predictor = build()
+    cost = head.eval().cost(predictor)
+    # Delegator 4 → 3 channels on 3 × 3, ReLU, 27 → 6, ReLU; scores and deltas 6 → 31; selector.
+    assert cost.shared == 4 * 3 * 9 + 27 + 27 * 6 + 6 + 6 * 31 + 6 * 3
+    assert cost.experts == (36 * 8 + 8 + 8 * 7 + 7 + 7 * 31,) * 3
+
+
+@pytest.mark.parametrize("labels", [[[2, 6]], [[6]], [[]]])
+@pytest.mark.parametrize("alpha", [[0.2, 0.8], [1.0, 1.0]])
+def test_fewer_proposals_than_experts(labels, alpha):
+    head, predictor = build(ALPHA=alpha)
+    found = losses(head.train(), predictor, labels=labels, iteration=SECOND)
+    sum(found.values()).backward()
+    assert all(torch.isfinite(value) for value in found.values())
+    with torch.no_grad():
+        assert head.eval().predict(pooled(0), predictor).scores.shape == (0, 7)
+
+
+def test_mixed_precision_trains():
+    head, predictor = build()
+    exact = losses(head.train(), predictor, iteration=SECOND)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(head, predictor, iteration=SECOND)
+    sum(found.values()).backward()
+    for name in ("loss_cls", "loss_expert_cls", "loss_expert_box_reg"):
+        torch.testing.assert_close(found[name].float(), exact[name], rtol=0.1, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert head.eval().predict(pooled(), predictor).scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"EXPERTS": 0}, "EXPERTS must be at least 1, not 0"),
+        ({"THRESHOLD": -0.5}, "τ must be between 0 and 1, not -0.5"),
+        ({"ALPHA": [0.2, 1.2]}, "ALPHA must be two numbers between 0 and 1"),
+        ({"ALPHA": [0.2]}, "ALPHA must be two numbers"),
+        ({"START": -1}, "cannot be negative"),
+        ({"EXPERT_FC_DIMS": []}, "EXPERT_FC_DIMS must name at least one linear layer"),
+        ({"_USE_SIGMOID_CE": True}, "which USE_SIGMOID_CE does not give"),
+    ],
+)
+def test_settings_that_cannot_be(keys, told):
+    with pytest.raises(ConfigError, match=told):
+        build(**keys)
+
+
+def test_every_image_counts():
+    assert sum(map(len, LABELS)) == len(flat())
