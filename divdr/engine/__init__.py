@@ -1,5 +1,6 @@
 """Training: trainer, hooks, checkpointer and configuration from the command line."""
 
+from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
@@ -9,6 +10,7 @@ from .solver import build_lr_scheduler, build_optimizer
 from .trainer import Trainer
 
 __all__ = [
+    "BoxPartitionHook",
     "CalibrationHook",
     "ClusteringHook",
     "DropPathHook",

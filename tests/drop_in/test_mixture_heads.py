@@ -9,8 +9,7 @@ from boxes_of_few import register_few_classes
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
-from divdr.engine import Trainer, launch, load_config
-from divdr.engine.box_partition import BoxPartitionHook
+from divdr.engine import BoxPartitionHook, Trainer, launch, load_config
 from divdr.engine.classifier_analysis import partition_by_model
 from divdr.engine.trained import load_trained
 from divdr.errors import CheckpointError
