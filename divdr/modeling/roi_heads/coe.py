@@ -73,7 +73,7 @@ class CoEBoxHead(BoxMixture):
             ConfigError: a setting is out of its range, or scores are not a softmax.
         """
         coe, norm = cfg.MODEL.ROI_BOX_HEAD.COE, cfg.MODEL.ROI_BOX_HEAD.NORM
-        if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE:
+        if cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE"):  # Detectron2 0.6 has no such key
             raise ConfigError(
                 "CoEBoxHead compares class probabilities, which USE_SIGMOID_CE does not give"
             )
