@@ -131,10 +131,7 @@ class HydraBoxHead(BoxMixture):
         scores, deltas = predictor(self._combine(restrict(groups, chosen), len(pooled)))
         losses = predictor.losses((scores, deltas), proposals)
         losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
-        objects = (labels < self.classes.num_classes).nonzero()[:, 0]
-        losses["loss_gater"] = settings.gater_weight * _mean_cross_entropy(
-            gate_logits[objects], self.classes.of(labels[objects])
-        )
+        losses["loss_gater"] = settings.gater_weight * self._gater_loss(gate_logits, labels)
         if self.branch_heads:
             terms = [self._branch_loss(part, labels) for part in restrict(groups, own)]
             total = torch.stack(terms).sum() if terms else gate_logits[:0].sum()
@@ -167,16 +164,21 @@ class HydraBoxHead(BoxMixture):
             return self.classes.keys.new_zeros((count, width), dtype=torch.float32)
         return self.combiner(scatter_sum(groups, count))
 
+    def _gater_loss(self, gate_logits: Tensor, labels: Tensor) -> Tensor:
+        """Eq. 4 over the objects, divided by the number of all proposals.
+
+        So an object weighs here what it weighs in the losses of classes and boxes. A mean over the
+        objects alone, an eighth of the proposals, pulled the backbone up to ten times as hard as
+        the loss of the classes.
+        """
+        objects = (labels < self.classes.num_classes).nonzero()[:, 0]
+        branches = self.classes.of(labels[objects])
+        total = F.cross_entropy(gate_logits[objects], branches, reduction="sum")
+        return total / max(1, len(labels))
+
     def _branch_loss(self, group: Group, labels: Tensor) -> Tensor:
         """Eq. 5, over all classes and background."""
-        return _mean_cross_entropy(
-            self.branch_heads[group.expert](group.output), labels[group.rows]
-        )
-
-
-def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of no rows it is 0, not "not a number"."""
-    return F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+        return F.cross_entropy(self.branch_heads[group.expert](group.output), labels[group.rows])
 
 
 def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:
