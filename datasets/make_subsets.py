@@ -22,7 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dial", type=float, default=0.5, help="how hard subsets are to tell apart, 0 to 1"
     )
+    parser.add_argument(
+        "--nuisance", type=float, default=0.0, help="how much images differ otherwise, 0 to 1"
+    )
     parser.add_argument("--subsets", type=int, default=3, help="number of subsets, 2 to 4")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[], help="of the subsets; equal if left out"
+    )
     parser.add_argument("--train", type=int, default=600, help="number of training images")
     parser.add_argument("--val", type=int, default=300, help="number of validation images")
     parser.add_argument("--size", type=int, default=64, help="rows and columns in pixels")

@@ -14,6 +14,7 @@ from divdr.data import check_datasets, register_subsets
 from divdr.data.subsets import load_subsets, make_subsets, subset_names
 from divdr.data.subsets.cue import tint
 from divdr.data.subsets.digits import draw_digits, load_digit_pictures
+from divdr.data.subsets.look import Look
 from divdr.data.subsets.shapes import draw_shapes
 from divdr.errors import ConfigError, DataError
 
@@ -40,7 +41,7 @@ def test_the_same_colour_means_another_class(subset):
     # Paint has the hues 60°, 180°, 300°: without blue, without red, without green.
     rng = np.random.default_rng(3)
     for _ in range(5):
-        picture, labels = draw_shapes(64, subset, 3, 0.0, rng)
+        picture, labels = draw_shapes(64, subset, Look(3, 0.0), rng)
         weakest = picture.astype(int).argmin(2)
         for colour, missing in enumerate((2, 0, 1)):
             own = labels == 1 + (colour + subset) % 3
@@ -55,7 +56,7 @@ def test_shapes_of_the_last_subset_are_larger():
         rng = np.random.default_rng(0)
         areas = []
         for _ in range(10):
-            labels = draw_shapes(64, subset, 3, 0.0, rng)[1]
+            labels = draw_shapes(64, subset, Look(3, 0.0), rng)[1]
             areas += [
                 cv2.connectedComponentsWithStats((labels == c).astype("uint8"))[2][1:, 4]
                 for c in (1, 2, 3)
@@ -69,7 +70,7 @@ def test_digits_follow_the_rule(subset, rule):
     right, count = 0, 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        picture, labels = draw_digits(64, subset, 4, 0.0, rng)
+        picture, labels = draw_digits(64, subset, Look(4, 0.0), rng)
         for value in (1, 2):
             number, parts, stats, _ = cv2.connectedComponentsWithStats(
                 (labels == value).astype(np.uint8)

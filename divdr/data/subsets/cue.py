@@ -10,6 +10,8 @@ import math
 import cv2
 import numpy as np
 
+from .look import Look
+
 # Two directions across the grey axis, of length 1.
 _CHROMA = np.array([[2.0, -1.0, -1.0], [0.0, math.sqrt(3), -math.sqrt(3)]]) / math.sqrt(6)
 
@@ -39,19 +41,21 @@ def tint(subset: int, subsets: int, dial: float, rng: np.random.Generator) -> np
     return np.array(place) @ _CHROMA
 
 
-def background(
-    size: int, subset: int, subsets: int, dial: float, rng: np.random.Generator
-) -> np.ndarray:
+def background(size: int, subset: int, look: Look, rng: np.random.Generator) -> np.ndarray:
     """A tinted grey (size, size, 3) with grain; grey and grain vary from image to image alike in
-    all subsets."""
-    grey = rng.uniform(0.4, 0.6)
-    points = rng.normal(0, rng.uniform(0.02, 0.1), (size, size))
+    all subsets, and more with the nuisance."""
+    grey = 0.5 + rng.uniform(-1, 1) * (0.1 + 0.1 * look.nuisance)
+    points = rng.normal(0, rng.uniform(0.02, 0.1 + 0.2 * look.nuisance), (size, size))
     grain = 2 * cv2.GaussianBlur(points, (0, 0), rng.uniform(0.6, 2.0))
-    return grey + grain[..., None] + tint(subset, subsets, dial, rng)
+    return grey + grain[..., None] + tint(subset, look.subsets, look.dial, rng)
 
 
-def finish(picture: np.ndarray, dial: float, rng: np.random.Generator) -> np.ndarray:
-    """A picture in a light of its own and with noise, both varying more with the dial; as uint8."""
-    noise = rng.normal(0, 0.02 + 0.06 * dial, picture.shape)
-    lit = picture * (1 + rng.uniform(-1, 1) * (0.05 + 0.3 * dial)) + noise
+def finish(picture: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
+    """A picture in a light of its own and with noise, both varying more with the dial; as uint8.
+
+    With the nuisance pictures are darker, down to 0.3 of their light.
+    """
+    noise = rng.normal(0, 0.02 + 0.06 * look.dial, picture.shape)
+    light = 1 + rng.uniform(-1, 1) * (0.05 + 0.3 * look.dial)
+    lit = picture * light * rng.uniform(1 - 0.7 * look.nuisance, 1) + noise
     return np.clip(lit * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from .cue import background, finish
+from .look import Look
 
 #: Of every four digits one is kept for validation scenes.
 _HELD_OUT_EVERY = 4
@@ -34,8 +35,7 @@ def load_digit_pictures(held_out: bool) -> tuple[np.ndarray, np.ndarray]:
 def draw_digits(
     size: int,
     subset: int,
-    subsets: int,
-    dial: float,
+    look: Look,
     rng: np.random.Generator,
     *,
     held_out: bool = False,
@@ -45,11 +45,11 @@ def draw_digits(
     Pixels of a digit are class 1 or 2 by ``RULES[subset]``.
 
     Args:
-        size, subset, subsets, dial, rng: likewise.
+        size, subset, look, rng: likewise.
         held_out: take the digits that are kept for validation, and not the others.
     """
     pictures, values = load_digit_pictures(held_out)
-    picture = background(size, subset, subsets, dial, rng).astype(np.float32)
+    picture = background(size, subset, look, rng).astype(np.float32)
     labels = np.zeros((size, size), np.uint8)
     for _ in range(rng.integers(4, 7)):
         index = int(rng.integers(len(values)))
@@ -62,4 +62,4 @@ def draw_digits(
         picture[place][mask] = rng.uniform(0.9, 1) if bright else rng.uniform(0, 0.1)
         second = (value % 2 == 1, large, value >= 5, bright)[subset]
         labels[place][mask] = 2 if second else 1
-    return finish(picture, dial, rng), labels
+    return finish(picture, look, rng), labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from divdr.errors import ConfigError
 
 from .catalog import MAX_SUBSETS
 from .digits import draw_digits
+from .look import Look
 from .record import SUBSETS_FILE, image_file, label_file, scenes_below
 from .shapes import draw_shapes
 
@@ -23,18 +25,18 @@ KINDS = ("shapes", "digits")
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Scenes:
     kind: str
     size: int
-    subsets: int
-    dial: float
     seed: int
+    look: Look
 
 
 @dataclass(frozen=True)
 class _Job:
     split: str
     index: int
+    subset: int
 
     @property
     def name(self) -> str:
@@ -46,6 +48,8 @@ def make_subsets(
     *,
     kind: str = "shapes",
     dial: float = 0.5,
+    nuisance: float = 0.0,
+    shares: Sequence[float] = (),
     subsets: int = 3,
     train: int = 600,
     val: int = 300,
@@ -56,13 +60,15 @@ def make_subsets(
     """Generates scenes of known subsets under ``root``/subsets.
 
     The same settings give the same bytes, however many workers there are; see
-    ``make_streetscapes`` for what happens to files that are there already. Image i of a split
-    belongs to subset i mod K.
+    ``make_streetscapes`` for what happens to files that are there already. Subsets take turns,
+    as often as their shares say.
 
     Args:
         root: folder to create "subsets" in; what $DETECTRON2_DATASETS should name.
         kind: "shapes" or "digits".
         dial: how hard subsets are to tell apart, from 0 to 1.
+        nuisance: how much images differ in what does not matter, from 0 to 1.
+        shares: of the subsets in the images of a split, K positive numbers; () for equal ones.
         subsets: K, from 2 to 4.
         train, val: number of images per split.
         size: rows and columns in pixels, a multiple of 32.
@@ -76,32 +82,58 @@ def make_subsets(
     check_counts(train=train, val=val, workers=workers, seed=seed)
     if kind not in KINDS:
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
-    if not 0 <= dial <= 1:
-        raise ConfigError(f"dial must lie between 0 and 1, not at {dial}.")
+    for name, value in (("dial", dial), ("nuisance", nuisance)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, not at {value}.")
     if not 2 <= subsets <= MAX_SUBSETS:
         raise ConfigError(f"subsets must be 2 to {MAX_SUBSETS}, not {subsets}.")
     if size < 32 or size % 32:
         raise ConfigError(f"size must be a multiple of 32, not {size}.")
-    look = _Look(kind, size, subsets, dial, seed)
-    settings = {**vars(look), "train": train, "val": val}
-    plans = {split: [_Job(split, i) for i in range(settings[split])] for split in SPLITS}
+    if shares and (len(shares) != subsets or min(shares) <= 0):
+        raise ConfigError(f"shares must be {subsets} positive numbers, not {list(shares)}.")
+    plan = _Scenes(kind, size, seed, Look(subsets, dial, nuisance))
+    settings = {
+        **vars(plan),
+        "look": vars(plan.look),
+        "shares": list(shares),
+        "train": train,
+        "val": val,
+    }
+    plans = {
+        split: [
+            _Job(split, index, subset)
+            for index, subset in enumerate(_turns(shares or [1.0] * subsets, settings[split]))
+        ]
+        for split in SPLITS
+    }
     names = {split: [job.name for job in plans[split]] for split in SPLITS}
     scenes = scenes_below(root)
     missing = scenes.prepare(settings, names)
     if not missing:
         return
-    make = functools.partial(_make_image, folder=scenes.folder, look=look)
+    make = functools.partial(_make_image, folder=scenes.folder, plan=plan)
     run_jobs(scenes.jobs_for(missing, plans), make, workers, "scenes of subsets")
-    members = {job.name: job.index % subsets for split in SPLITS for job in plans[split]}
+    members = {job.name: job.subset for split in SPLITS for job in plans[split]}
     scenes.write_json(SUBSETS_FILE, members, indent=None)
     scenes.finish(settings, names)
 
 
-def _make_image(job: _Job, folder: Path, look: _Look) -> None:
+def _turns(shares: Sequence[float], count: int) -> list[int]:
+    """The subset of each of ``count`` images: always the one that is furthest behind its share."""
+    made = [0] * len(shares)
+    turns = []
+    for total in range(1, count + 1):
+        behind = [share / sum(shares) * total - n for share, n in zip(shares, made, strict=True)]
+        turns.append(behind.index(max(behind)))
+        made[turns[-1]] += 1
+    return turns
+
+
+def _make_image(job: _Job, folder: Path, plan: _Scenes) -> None:
     # Seeded by the image's place alone, so the number of workers and their order do not matter.
-    rng = np.random.default_rng([look.seed, SPLITS.index(job.split), job.index])
-    common = (look.size, job.index % look.subsets, look.subsets, look.dial, rng)
-    if look.kind == "shapes":
+    rng = np.random.default_rng([plan.seed, SPLITS.index(job.split), job.index])
+    common = (plan.size, job.subset, plan.look, rng)
+    if plan.kind == "shapes":
         picture, labels = draw_shapes(*common)
     else:
         picture, labels = draw_digits(*common, held_out=job.split == "val")

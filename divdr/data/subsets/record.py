@@ -10,7 +10,7 @@ from divdr.data.drawn import SPLITS, DrawnSet
 from divdr.errors import DataError
 
 #: Raised whenever the same settings would give different files.
-VERSION = 1
+VERSION = 2
 
 FOLDER = "subsets"
 RECORD = "record.json"

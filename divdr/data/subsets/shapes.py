@@ -13,39 +13,41 @@ import cv2
 import numpy as np
 
 from .cue import background, finish
+from .look import Look
 
 _SMALLEST, _LARGEST = 2.5, 12.0
 
 
 def draw_shapes(
-    size: int, subset: int, subsets: int, dial: float, rng: np.random.Generator
+    size: int, subset: int, look: Look, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one scene.
 
     Colour c is class 1 + (c + subset) mod subsets. Sizes go from thin bars in subset 0 to large
-    blobs in the last one; at dial d a share d of the shapes has any of the sizes instead.
+    blobs in the last one; at dial d a share d of the shapes has any of the
+    sizes instead. How much of a scene they cover varies more with the nuisance.
 
     Args:
         size: rows and columns in pixels.
-        subset: from 0 to subsets − 1.
-        subsets: K.
-        dial: in [0, 1], how hard the subset is to tell.
+        subset: from 0 to K − 1.
+        look: of the data set.
         rng: source of everything random.
 
     Returns:
         Picture (size, size, 3) as uint8 and classes (size, size) as uint8, 0 being background.
     """
-    picture = background(size, subset, subsets, dial, rng).astype(np.float32)
+    subsets, nuisance = look.subsets, look.nuisance
+    picture = background(size, subset, look, rng).astype(np.float32)
     labels = np.zeros((size, size), np.uint8)
     # As many pixels in all subsets: none is learnt before the others for its size alone.
-    share = rng.uniform(0.15, 0.3)
+    share = rng.uniform(0.15 - 0.12 * nuisance, 0.3 + 0.3 * nuisance)
     while (labels > 0).mean() < share:
         colour = int(rng.integers(subsets))
-        scale = subset if rng.random() >= dial else int(rng.integers(subsets))
+        scale = subset if rng.random() >= look.dial else int(rng.integers(subsets))
         mask = _shape(size, scale / max(1, subsets - 1), rng)
         picture[mask] = _paint(colour, subsets, rng)
         labels[mask] = 1 + (colour + subset) % subsets
-    return finish(picture, dial, rng), labels
+    return finish(picture, look, rng), labels
 
 
 def _shape(size: int, scale: float, rng: np.random.Generator) -> np.ndarray:
