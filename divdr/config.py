@@ -106,6 +106,12 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # (divdr.experts.gate_weights). It helped in some runs and not in others, see
     # docs/controlled_study.md.
     clustering.SCALING = "none"
+    # "kmeans", or "mixture": Gaussians of one shared covariance, for subsets of very unequal size
+    # or with much variation that does not matter (divdr.experts.gaussian_mixture, on the CPU).
+    clustering.PARTITION = "kmeans"
+    # The loss waits until two clusterings in succession agree this much (adjusted Rand index, 1 for
+    # the same clusters); 0 does not wait.
+    clustering.STABILITY = 0.0
     # JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what it
     # leaves to find; an image goes by its file's name without ending. "" clusters. "$" variables
     # of the environment are filled in.

@@ -13,7 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import DataError
-from ..experts import gate_weights, kmeans_recovery, linear_recovery, matched_share, weighted
+from ..experts import (
+    gate_weights,
+    kmeans_recovery,
+    linear_recovery,
+    matched_share,
+    mixture_recovery,
+    weighted,
+)
 
 SUBSETS_FILE = "subsets.json"
 
@@ -26,8 +33,9 @@ def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
 
     Returns:
         In percent of the images: "kmeans", by K-means on A, fresh; "kmeans_std", the same with
-        gates divided by their spread; "centres", by the experts of the training (left out where
-        there are none); "linear", by a linear classifier of A. See ``divdr.experts``.
+        gates divided by their spread; "mixture", by a fresh mixture; "centres", by the experts of
+        the training (left out where there are none); "linear", by a linear classifier of A. See
+        ``divdr.experts``.
 
     Raises:
         DataError: the folder holds no evaluated run, or its images are of no known subsets.
@@ -44,6 +52,7 @@ def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
     figures = {
         "kmeans": 100 * kmeans_recovery(a, subset),
         "kmeans_std": 100 * kmeans_recovery(weighted(a, gate_weights(a, "std")), subset),
+        "mixture": 100 * mixture_recovery(a, subset),
         "linear": 100 * linear_recovery(a, subset),
     }
     if bool((expert >= 0).all()):

@@ -14,7 +14,14 @@ from divdr.experts.kmeans import KMeansResult, kmeans
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.local_experts import LocalExperts
 from divdr.experts.matching import match_centres
-from divdr.experts.recovery import kmeans_recovery, linear_recovery, matched_share
+from divdr.experts.membership import Membership
+from divdr.experts.mixture import gaussian_mixture
+from divdr.experts.recovery import (
+    kmeans_recovery,
+    linear_recovery,
+    matched_share,
+    mixture_recovery,
+)
 from divdr.experts.scaling import gate_weights, weighted
 
 __all__ = [
@@ -24,15 +31,18 @@ __all__ = [
     "KMeansResult",
     "KnownLabels",
     "LocalExperts",
+    "Membership",
     "cluster_variance",
     "clustering_loss",
     "diversity",
     "gate_weights",
+    "gaussian_mixture",
     "kmeans",
     "kmeans_recovery",
     "linear_recovery",
     "match_centres",
     "matched_share",
+    "mixture_recovery",
     "nearest_centre",
     "weighted",
 ]

@@ -18,6 +18,8 @@ class ClusteringReport:
         movement: mean distance of the centres to those before, 0 the first time.
         inertia: sum of squared distances to the own centre.
         seconds: time the clustering took, without waiting for other ranks' rows.
+        agreement: with the clustering before, as adjusted Rand index over the images of both; 0 the
+            first time.
     """
 
     inter: float
@@ -28,3 +30,4 @@ class ClusteringReport:
     movement: float
     inertia: float
     seconds: float
+    agreement: float = 0.0

@@ -16,9 +16,11 @@ from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
 from divdr.experts.clustering_report import ClusteringReport
 from divdr.experts.diversity import diversity
-from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.kmeans import KMeansResult
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.matching import match_centres
+from divdr.experts.membership import Membership
+from divdr.experts.partition import check_partition, find_partition
 from divdr.experts.scaling import check_scaling, gate_weights, weighted
 
 
@@ -31,6 +33,7 @@ class LocalExperts:
         sigma2: σ² of Eq. 2, a tensor without dimensions, or None.
         weights: (D,) what gates are multiplied by before distances are taken, or None; centres
             are kept without them.
+        members: which expert each image of the bank belonged to at the last clustering.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class LocalExperts:
         sigma2_floor: float = 1e-4,
         labels: KnownLabels | None = None,
         scaling: str = "none",
+        partition: str = "kmeans",
+        stability: float = 0.0,
     ) -> None:
         """Set up experts without centres.
 
@@ -52,7 +57,8 @@ class LocalExperts:
             num_experts: K.
             dim: length D of an activation.
             restarts: K-means restarts of a clustering that has no centres to start from.
-            warm_start: whether later clusterings start from the current centres.
+            warm_start: whether K-means goes on from the centres before, once settled. The mixture
+                always tries the clusters before among others.
             backend: K-means implementation, "torch" or "sklearn".
             seed: combined with the step of each clustering.
             sigma2_floor: least σ².
@@ -60,15 +66,22 @@ class LocalExperts:
                 activation of subset k, and images belong to their subset's, not the nearest.
             scaling: "none", or "std" for distances in which each gate counts by its spread; see
                 `gate_weights`.
+            partition: "kmeans", or "mixture" for subsets of unequal size; see `gaussian_mixture`.
+            stability: the loss waits until two clusterings in succession agree by at least this
+                much (adjusted Rand index, 1 for the same clusters); 0 does not wait.
 
         Raises:
-            ConfigError: num_experts < 1, or the backend or scaling is unknown.
+            ConfigError: num_experts < 1, stability is above 1, or the backend, scaling or partition
+                is unknown.
         """
         if num_experts < 1:
             raise ConfigError(f"The number of local experts must be 1 or more, got {num_experts}.")
-        if backend not in ("torch", "sklearn"):
-            raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
         check_scaling(scaling)
+        check_partition(partition, backend)
+        if not 0 <= stability <= 1:
+            raise ConfigError(
+                f"MODEL.ROUTING.CLUSTERING.STABILITY must be between 0 and 1, not {stability}"
+            )
         self.num_experts = num_experts
         self.dim = dim
         self.restarts = restarts
@@ -78,15 +91,29 @@ class LocalExperts:
         self.sigma2_floor = sigma2_floor
         self.labels = labels
         self.scaling = scaling
+        self.partition = partition
+        self.stability = stability
         self.bank = ActivationBank(dim)
         self.centres: Tensor | None = None
         self.sigma2: Tensor | None = None
         self.weights: Tensor | None = None
+        self.members = Membership()
+        self._agreed = False
 
     @property
     def ready(self) -> bool:
         """Whether there are centres."""
         return self.centres is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether clusterings agreed, or need not, so that the loss may act."""
+        return self.stability == 0 or self.labels is not None or self._agreed
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether the loss asks which images it is of."""
+        return self.labels is not None or self.partition == "mixture"
 
     @torch.no_grad()
     def cluster(self, step: int) -> ClusteringReport | None:
@@ -129,6 +156,8 @@ class LocalExperts:
                 # The inverse permutation turns a cluster's number into its expert's id.
                 assignment = order.argsort()[assignment]
             movement = float((centres - old.to(centres)).norm(dim=1).mean())
+        keys = self.bank.keys
+        agreement = self.members.agreement(keys, assignment)
         sigma2 = cluster_variance(space, weighted(centres, weights), assignment, self.sigma2_floor)
         spread = diversity(rows, centres, assignment)
         report = ClusteringReport(
@@ -140,27 +169,32 @@ class LocalExperts:
             movement=movement,
             inertia=result.inertia,
             seconds=time.perf_counter() - start,
+            agreement=agreement,
         )
         # Devices may differ in the last bit, and experts must not.
         weights = None if weights is None else weights.cpu()
-        found = (centres.cpu(), sigma2.cpu(), weights, report)
-        centres, sigma2, weights, report = _from_rank_0(found)
+        found = (centres.cpu(), sigma2.cpu(), weights, assignment.cpu(), report)
+        centres, sigma2, weights, assignment, report = _from_rank_0(found)
         self.centres = centres.to(self.bank.device)
         self.sigma2 = sigma2.to(self.bank.device)
         self.weights = None if weights is None else weights.to(self.bank.device)
+        self.members = Membership(keys, assignment)
+        self._agreed = self._agreed or report.agreement >= self.stability
         return report
 
     def _partition(self, space: Tensor, weights: Tensor | None, step: int) -> KMeansResult | None:
         if self.labels is not None:
             return self.labels.cluster(self.bank.keys, space, self.num_experts)
-        old = self.centres if self.warm_start else None
-        return kmeans(
+        old = self.centres if self.warm_start and self.settled else None
+        return find_partition(
             space,
             self.num_experts,
+            partition=self.partition,
             restarts=self.restarts,
-            init=None if old is None else weighted(old, weights),
-            seed=self.seed * 1_000_003 + step,
             backend=self.backend,
+            seed=self.seed * 1_000_003 + step,
+            centres=None if old is None else weighted(old, weights),
+            labels=self.members.of(self.bank.keys),
         )
 
     def loss(
@@ -170,23 +204,33 @@ class LocalExperts:
         squared: bool = False,
         keys: Sequence[str] = (),
     ) -> Tensor:
-        """Clustering loss (N,) of activations (N, D), Eq. 2; see `clustering_loss`.
+        """Clustering loss (N,) of Eq. 2; see `clustering_loss`.
 
-        Before the first clustering it is zero, but part of the graph. Known subsets need the
-        images' keys.
+        Until clusterings have settled it is zero, but part of the graph.
+
+        Args:
+            activations: (N, D).
+            margin: α.
+            squared: whether distances are squared.
+            keys: the images' keys. Known subsets need them, and so does the mixture, in which an
+                image belongs to the expert that its activation had at the last clustering: the
+                nearest centre is that of a small cluster for many images of a wide one.
         """
-        if self.centres is None or self.sigma2 is None:
+        if self.centres is None or self.sigma2 is None or not self.settled:
             dtype = torch.promote_types(activations.dtype, torch.float32)
             # An empty sum, and not a product with 0, which would keep a NaN.
             return activations[:, :0].to(dtype).sum(1)
-        own = None if self.labels is None else self.labels.of(keys, self.num_experts)
+        points, centres = weighted(activations, self.weights), weighted(self.centres, self.weights)
+        own: Tensor | None = None
+        if self.labels is not None:
+            own = self.labels.of(keys, self.num_experts)
+        elif self.partition == "mixture":
+            own = self.members.of(keys)
+            if own is not None:
+                own = own.to(points.device)
+                own = torch.where(own < 0, nearest_centre(points.detach(), centres)[0], own)
         return clustering_loss(
-            weighted(activations, self.weights),
-            weighted(self.centres, self.weights),
-            self.sigma2,
-            margin=margin,
-            squared=squared,
-            assignment=own,
+            points, centres, self.sigma2, margin=margin, squared=squared, assignment=own
         )
 
     def assign(self, activations: Tensor) -> Tensor:
@@ -213,6 +257,8 @@ class LocalExperts:
             "sigma2": None if self.sigma2 is None else self.sigma2.cpu().clone(),
             "weights": None if self.weights is None else self.weights.cpu().clone(),
             "bank": self.bank.state_dict(),
+            "members": self.members.state_dict(),
+            "agreed": self._agreed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,9 +279,11 @@ class LocalExperts:
         self.sigma2 = None if sigma2 is None else sigma2.to(device, copy=True)
         weights = state.get("weights")  # checkpoints of before know no scaling
         self.weights = None if weights is None else weights.to(device, copy=True)
+        self.members = Membership.from_state(state.get("members"))
+        self._agreed = bool(state.get("agreed", False))
 
 
-_Found = tuple[Tensor, Tensor, Tensor | None, ClusteringReport]
+_Found = tuple[Tensor, Tensor, Tensor | None, Tensor, ClusteringReport]
 
 
 def _from_rank_0(found: _Found) -> _Found:

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from divdr.experts.kmeans import kmeans
+from divdr.experts.mixture import gaussian_mixture
 
 
 def matched_share(assignment: Tensor, labels: Tensor) -> float:
@@ -40,6 +41,14 @@ def kmeans_recovery(a: Tensor, labels: Tensor, *, restarts: int = 20, seed: int 
     """`matched_share` of K-means on activations (N, D), K being the number of true subsets."""
     k = len(torch.unique(labels))
     return matched_share(kmeans(a, k, restarts=restarts, seed=seed).assignment, labels)
+
+
+def mixture_recovery(a: Tensor, labels: Tensor, *, restarts: int = 10, seed: int = 0) -> float:
+    """`matched_share` of `gaussian_mixture` on activations (N, D), likewise."""
+    k = len(torch.unique(labels))
+    return matched_share(
+        gaussian_mixture(a, k, restarts=restarts, seed=seed).assignment, labels.to(a.device)
+    )
 
 
 def linear_recovery(a: Tensor, labels: Tensor, *, folds: int = 5) -> float:

@@ -159,6 +159,8 @@ def attach_routing_from_config(
         seed=max(0, cfg.SEED),
         sigma2_floor=settings.SIGMA2_FLOOR,
         scaling=settings.SCALING,
+        partition=settings.PARTITION,
+        stability=settings.STABILITY,
         labels=KnownLabels.from_file(settings.LABELS) if settings.LABELS else None,
     )
 

@@ -15,8 +15,8 @@ def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage
     """Cluster the bank; a collective call.
 
     Writes, under ``clustering/``: inter, intra_pairs, intra_centre, sigma2, movement, inertia,
-    seconds, and size_K of every expert. Waits, with a line in the log, while the bank holds fewer
-    images than there are experts.
+    seconds, agreement, and size_K of every expert. Waits, with a line in the log, while the bank
+    holds fewer images than there are experts.
 
     Args:
         experts: bank and centres.
@@ -41,6 +41,7 @@ def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage
         "movement": report.movement,
         "inertia": report.inertia,
         "seconds": report.seconds,
+        "agreement": report.agreement,
         **{f"size_{expert}": size for expert, size in enumerate(report.sizes)},
     }
     for name, value in values.items():

@@ -98,8 +98,7 @@ class RoutingSupervision:
 
     @property
     def _needs_keys(self) -> bool:
-        known = self.experts is not None and self.experts.labels is not None
-        return known or (self.experts is not None and self.clustering.update_bank)
+        return self.experts is not None and (self.experts.needs_keys or self.clustering.update_bank)
 
     def losses(
         self,

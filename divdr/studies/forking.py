@@ -16,11 +16,8 @@ def start_from_trunk(run: Run) -> None:
     """Put the trunk's last checkpoint and its curves into the run's folder, unless done before.
 
     Weights, optimiser, schedule, activation bank and centres go along. A run with another number
-    of experts clusters the same bank anew; one that clusters other values (gates before instead
-    of after their non-linearity) starts with an empty bank.
-
-    Raises:
-        CheckpointError: the trunk's checkpoint is missing or damaged.
+    of experts, partition or scaling clusters the same bank anew; one that clusters other values
+    (gates before instead of after their non-linearity) starts with an empty bank.
     """
     if run.trunk is None or (run.folder / "last_checkpoint").is_file():
         return
@@ -39,10 +36,15 @@ def start_from_trunk(run: Run) -> None:
 
 def _suited(state: dict[str, Any], trunk: Run, run: Run) -> dict[str, Any]:
     before, after = _clustering(trunk), _clustering(run)
-    if (before.NUM_EXPERTS, before.GATES) == (after.NUM_EXPERTS, after.GATES):
+    if all(before[key] == after[key] for key in ("NUM_EXPERTS", "GATES", "PARTITION", "SCALING")):
         return state
     experts = LocalExperts(
-        after.NUM_EXPERTS, state["dim"], restarts=after.KMEANS.RESTARTS, seed=run.seed
+        after.NUM_EXPERTS,
+        state["dim"],
+        restarts=after.KMEANS.RESTARTS,
+        seed=run.seed,
+        partition=after.PARTITION,
+        scaling=after.SCALING,
     )
     if before.GATES == after.GATES:
         experts.bank.load_state_dict(state["bank"])

@@ -142,7 +142,7 @@ def test_seed_depends_on_the_step():
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("divdr.experts.local_experts.kmeans", spy)
+        patch.setattr("divdr.experts.partition.kmeans", spy)
         for seed, step in [(0, 1), (0, 2), (1, 1)]:
             with pytest.raises(KeyboardInterrupt):
                 experts_on_a_line(seed=seed).cluster(step)

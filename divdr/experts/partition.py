@@ -1,0 +1,54 @@
+"""The ways to partition activations among experts."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from divdr.errors import ConfigError
+from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.mixture import gaussian_mixture
+
+PARTITIONS = ("kmeans", "mixture")
+BACKENDS = ("torch", "sklearn")
+
+
+def find_partition(
+    x: Tensor,
+    k: int,
+    *,
+    partition: str = "kmeans",
+    restarts: int = 10,
+    backend: str = "torch",
+    seed: int = 0,
+    centres: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> KMeansResult:
+    """Partition points (N, D) into K clusters.
+
+    Args:
+        x: the points.
+        k: K.
+        partition: "kmeans" or "mixture".
+        restarts: of a fresh start.
+        backend: of K-means.
+        seed: of a fresh start.
+        centres: (K, D) that K-means goes on from.
+        labels: (N,) that the mixture starts from as well, −1 where there is none.
+
+    Raises:
+        DivdrError, ValueError: see :func:`kmeans` and :func:`gaussian_mixture`.
+    """
+    if partition == "mixture":
+        return gaussian_mixture(x, k, restarts=restarts, labels=labels, seed=seed)
+    return kmeans(x, k, restarts=restarts, init=centres, seed=seed, backend=backend)
+
+
+def check_partition(partition: str, backend: str) -> None:
+    """Raises ConfigError for an unknown partition or K-means backend."""
+    if partition not in PARTITIONS:
+        raise ConfigError(
+            f"MODEL.ROUTING.CLUSTERING.PARTITION must be one of {', '.join(PARTITIONS)}, "
+            f"not {partition!r}"
+        )
+    if backend not in BACKENDS:
+        raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
