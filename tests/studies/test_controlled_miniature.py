@@ -1,0 +1,18 @@
+"""The controlled study in miniature: what holds for every seed that was tried."""
+
+import json
+
+from divdr.studies import main
+
+
+def test_experts_recover_easy_subsets_move_apart_and_tighten(repository, tmp_path):
+    arguments = ["controlled_miniature", "--seeds", "0", "--output", str(tmp_path)]
+    assert main(repository, arguments) == 0
+    content = json.loads((tmp_path / "controlled_miniature" / "results.json").read_text())
+    runs = {run["variant"]: run["numbers"] for run in content["runs"]}
+    dr, divdr = runs["DR"], runs["DivDR"]
+    assert divdr["recovery.kmeans"] > 95
+    assert divdr["recovery.centres"] > 95
+    assert divdr["routing.inter"] > dr["routing.inter"]
+    assert divdr["routing.intra_pairs"] < dr["routing.intra_pairs"]
+    assert divdr["routing.intra_centre"] < dr["routing.intra_centre"]
