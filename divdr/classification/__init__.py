@@ -34,7 +34,7 @@ from .processes import gather_rows
 from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts
 from .single import Ensemble, StageClassifier
-from .teaching import Lesson, TeachingSettings, teach
+from .teaching import Lesson, TeachingSettings, teach, true_class_probability
 from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "select",
     "teach",
     "threshold_curve",
+    "true_class_probability",
     "vogel_assignment",
     "with_condconv",
     "with_pwlu",

@@ -110,10 +110,8 @@ class Collaboration(nn.Module):
     @property
     def alpha(self) -> float:
         """α of Eq. 5, which grows linearly over the second stage."""
-        first, last = self.settings.teaching.alpha
         share = self.settings.delegator_share
-        done = min(1.0, max(0.0, (self.progress - share) / (1 - share)))
-        return first + (last - first) * done
+        return self.settings.teaching.alpha_at((self.progress - share) / (1 - share))
 
     def forward(self, x: Tensor) -> Prediction:
         """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""

@@ -51,6 +51,11 @@ class TeachingSettings:
         if len(self.alpha) != 2 or not all(0 <= value <= 1 for value in self.alpha):
             raise ConfigError(f"α must be two numbers between 0 and 1, not {list(self.alpha)}")
 
+    def alpha_at(self, done: float) -> float:
+        """α, linear over the experts' training, of which a share ``done`` is over."""
+        first, last = self.alpha
+        return first + (last - first) * min(1.0, max(0.0, done))
+
 
 class Lesson(NamedTuple):
     """Of M samples and n experts; constants, no gradient passes through them.
@@ -77,7 +82,9 @@ def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSe
         settings: which modules are on.
 
     Returns:
-        The lesson. Fewer samples than experts cannot be shared: all weights are 0 then.
+        The lesson. Fewer samples than experts, or none, cannot be shared: all weights are 0 then.
+        Values that are not finite are shared out too, and their weights are not finite: the losses
+        tell of them.
     """
     samples, experts = tcp.shape
     tcp, probabilities = tcp.double(), probabilities.double()
@@ -159,6 +166,7 @@ def assign(values: Tensor, *, balanced: bool) -> Tensor:
         balanced: every expert gets M / n samples, the first ones one more where that is no whole
             number, by Vogel's approximation; else each sample takes its best expert.
     """
+    values = torch.nan_to_num(values)
     return vogel_assignment(-values) if balanced else values.argmax(1)
 
 

@@ -37,6 +37,22 @@ def test_the_paper_s_modules():
     close(found.expert_weights, [rows[k] for k in (0, 1, 0, 1)])
 
 
+def test_a_delegator_that_would_send_all_to_one_expert():
+    tcp = torch.tensor([[0.9, 0.3], [0.7, 0.3], [0.5, 0.1], [0.3, 0.1]])
+    # All would choose expert 1; those that would least lose by it get expert 0.
+    probabilities = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.45, 0.55]])
+    found = teach(tcp, probabilities, 0.6, TeachingSettings())
+    # Columns' means 0.6 and 0.2, deviations √0.05 and 0.1: expert 0 gains 0.342, −0.553, 0.553,
+    # −0.342, two each by sign.
+    assert found.labels.tolist() == [0, 1, 0, 1]
+    gains = torch.tensor([0.3 / 0.05**0.5 - 1, 1 - 0.1 / 0.05**0.5], dtype=torch.float64)[
+        [0, 1, 1, 0]
+    ]
+    close(found.selection_weights, gains / gains.sum())
+    # 0.6 + 0.2 and 0.2, over Z = 2.
+    close(found.expert_weights, [[0.4, 0.1], [0.1, 0.4], [0.1, 0.4], [0.4, 0.1]])
+
+
 def test_without_wgm_all_count_the_same():
     close(lesson(wgm="none").expert_weights, torch.full((4, 2), 0.25))
 
@@ -89,6 +105,30 @@ def test_experts_that_agree_on_everything():
     found = teach(torch.full((6, 2), 0.5), torch.full((6, 2), 0.5), 0.5, TeachingSettings())
     close(found.selection_weights, torch.full((6,), 1 / 6))
     assert found.labels.bincount().tolist() == [3, 3]
+
+
+def test_no_sample_at_all():
+    found = teach(torch.zeros(0, 3), torch.zeros(0, 3), 0.5, TeachingSettings())
+    assert [tuple(part.shape) for part in found] == [(0,), (0,), (0, 3)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("balanced", ["balanced", "free"])
+def test_values_that_are_not_finite_are_shared_out_and_told_by_the_weights(value, balanced):
+    tcp, probabilities = TCP.clone(), PROBABILITIES.clone()
+    tcp[2, 1] = probabilities[1, 0] = value
+    found = teach(tcp, probabilities, 0.5, TeachingSettings(lgm=balanced))
+    assert bool(((found.labels >= 0) & (found.labels < 2)).all())
+    assert not torch.isfinite(found.selection_weights).all()
+    close(found.expert_weights.sum(0), [1.0, 1.0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1, 2), st.floats(0, 1), st.floats(0, 1))
+def test_alpha_grows_linearly_and_stays_within_its_ends(done, first, last):
+    found = TeachingSettings(alpha=(first, last)).alpha_at(done)
+    share = min(max(done, 0), 1)
+    assert found == pytest.approx((1 - share) * first + share * last)
 
 
 def test_modules_that_do_not_exist():

@@ -18,13 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divdr.errors import ConfigError
-from divdr.modeling.roi_heads.collaboration import (
-    selection_labels,
-    selection_weights,
-    smoothed,
-    suitability,
-    training_assignment,
-)
 
 SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 20
 
@@ -50,26 +43,6 @@ def vogel(costs):
         assigned[row], room[column] = column, room[column] - 1
         waiting.remove(row)
     return assigned
-
-
-def test_labels_and_weights_by_hand():
-    true_class = torch.tensor([[0.9, 0.3], [0.7, 0.3], [0.5, 0.1], [0.3, 0.1]])
-    # Columns' means 0.6 and 0.2, deviations √0.05 and 0.1.
-    suited = suitability(true_class)
-    root = 0.05**0.5
-    expected = [[0.3 / root, 1], [0.1 / root, 1], [-0.1 / root, -1], [-0.3 / root, -1]]
-    torch.testing.assert_close(suited, torch.tensor(expected))
-    # Expert 0 gains 0.342, −0.553, 0.553, −0.342: two each, by sign.
-    assert selection_labels(suited).tolist() == [0, 1, 0, 1]
-    halves = torch.tensor([0.3 / root - 1, 1 - 0.1 / root, 1 - 0.1 / root, 0.3 / root - 1])
-    torch.testing.assert_close(selection_weights(suited), halves / halves.sum())
-    # All would choose expert 1; those that would least lose by it get expert 0.
-    probabilities = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.45, 0.55]])
-    assigned = training_assignment(probabilities)
-    assert assigned.long().tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
-    base, total = smoothed(assigned, 0.6)
-    assert base == pytest.approx(0.2)
-    assert total.tolist() == pytest.approx([2.0, 2.0])  # 2 · 0.8 + 2 · 0.2 = m / n
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -224,6 +197,14 @@ def test_fewer_proposals_than_experts(labels, alpha):
         assert head.eval().predict(pooled(0), predictor).scores.shape == (0, 7)
 
 
+def test_what_is_not_finite_shows_in_the_losses():
+    head, predictor = build()
+    x = pooled()
+    x[0, 0, 0, 0] = float("nan")
+    found = losses(head.train(), predictor, x, iteration=SECOND)
+    assert all(torch.isnan(found[name]) for name in ("loss_selector", "loss_expert_cls"))
+
+
 def test_mixed_precision_trains():
     head, predictor = build()
     exact = losses(head.train(), predictor, iteration=SECOND)
@@ -241,8 +222,8 @@ def test_mixed_precision_trains():
     [
         ({"EXPERTS": 0}, "EXPERTS must be at least 1, not 0"),
         ({"THRESHOLD": -0.5}, "τ must be between 0 and 1, not -0.5"),
-        ({"ALPHA": [0.2, 1.2]}, "ALPHA must be two numbers between 0 and 1"),
-        ({"ALPHA": [0.2]}, "ALPHA must be two numbers"),
+        ({"ALPHA": [0.2, 1.2]}, "α must be two numbers between 0 and 1"),
+        ({"ALPHA": [0.2]}, "α must be two numbers"),
         ({"START": -1}, "cannot be negative"),
         ({"EXPERT_FC_DIMS": []}, "EXPERT_FC_DIMS must name at least one linear layer"),
         ({"_USE_SIGMOID_CE": True}, "which USE_SIGMOID_CE does not give"),

@@ -17,14 +17,13 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ...classification import Cost, one_hot_choice, run_groups
+from ...classification import Cost, TeachingSettings, one_hot_choice, run_groups, teach
 from ...errors import ConfigError
 from ...routing import to_iterations
 from ..cost import module_macs
 from .coe_settings import CoEBoxSettings
-from .collaboration import selection_labels, selection_weights, suitability
 from .expert import BoxExpert, BoxTargets
-from .expert_losses import expert_losses
+from .expert_losses import ExpertPass, expert_losses
 from .layers import BoxLayers
 from .mixture import BoxMixture, BoxPrediction
 
@@ -101,7 +100,7 @@ class CoEBoxHead(BoxMixture):
                 threshold=coe.THRESHOLD,
                 start=to_iterations(coe.START, max_iter),
                 max_iter=max_iter,
-                alpha=tuple(coe.ALPHA),
+                teaching=TeachingSettings(alpha=tuple(coe.ALPHA)),
                 selector_weight=coe.SELECTOR_WEIGHT,
                 freeze_delegator=coe.FREEZE_DELEGATOR,
             ),
@@ -160,10 +159,16 @@ class CoEBoxHead(BoxMixture):
             # E experts see every proposal in training and one in evaluation; without this the
             # maps below would learn E times as fast as under a plain head.
             shared.register_hook(lambda gradient: gradient / len(self.experts))
-        losses, true_class = expert_losses(self.experts, shared, logits, targets, alpha)
-        suited = suitability(true_class)
-        each = F.cross_entropy(logits.float(), selection_labels(suited), reduction="none")
-        selection = (selection_weights(suited) * each).sum()
+        passes = [ExpertPass.of(expert, shared, targets) for expert in self.experts]
+        lesson = teach(
+            torch.stack([each.true_class for each in passes], dim=1),
+            logits.detach().float().softmax(1),
+            alpha,
+            self.settings.teaching,
+        )
+        each = F.cross_entropy(logits.float(), lesson.labels, reduction="none")
+        selection = (lesson.selection_weights.float() * each).sum()
+        losses = expert_losses(passes, lesson.expert_weights.float(), targets)
         return {"loss_selector": self.settings.selector_weight * selection, **losses}
 
     def embed(self, pooled: Tensor) -> Tensor:

@@ -1,53 +1,70 @@
-"""Losses of the experts of a collaboration, weighted by sample (WGM, Eq. 5, 6 and 10)."""
+"""Losses of the experts of a collaboration, weighted by sample (WGM, Eq. 6 and 10)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .collaboration import smoothed, training_assignment
+from ...classification import true_class_probability
 from .expert import BoxExpert, BoxTargets
 
 
-def expert_losses(
-    experts: Iterable[nn.Module],
-    pooled: Tensor,
-    selector_logits: Tensor,
-    targets: BoxTargets,
-    alpha: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """All experts on all proposals.
+class ExpertPass(NamedTuple):
+    """What an expert made of M proposals in training.
 
-    Args:
-        experts: E of :class:`BoxExpert`.
-        pooled: (M, C, H, W) features of the proposals.
-        selector_logits: (M, E).
-        targets: of the proposals.
-        alpha: α.
-
-    Returns:
-        ``loss_expert_cls`` and ``loss_expert_box_reg``, and (M, E) the true class's probabilities.
+    Attributes:
+        expert: which.
+        scores: (M, C + 1).
+        deltas: (M, B).
+        true_class: (M,) the true class's probability (Eq. 1), detached.
     """
-    assigned = training_assignment(selector_logits.float().softmax(1))
-    base, total = smoothed(assigned, alpha)
-    weights = (base + alpha * assigned.float()) / total
-    classes, boxes, true_class = [], [], []
-    for number, expert in enumerate(experts):
+
+    expert: BoxExpert
+    scores: Tensor
+    deltas: Tensor
+    true_class: Tensor
+
+    @classmethod
+    def of(cls, expert: nn.Module, pooled: Tensor, targets: BoxTargets) -> ExpertPass:
+        """Run it on features (M, C, H, W)."""
         assert isinstance(expert, BoxExpert)
         scores, deltas = expert.split(expert(pooled))
-        each = F.cross_entropy(scores, targets.labels, reduction="none")
-        classes.append((weights[:, number] * each).sum())
-        true_class.append((-each.detach()).exp())
-        # W knows two values an expert, so that two plain sums give the weighted one.
-        own = assigned[:, number].nonzero()[:, 0]
-        every_sum = expert.box_loss_sum(deltas, targets)
-        own_sum = expert.box_loss_sum(deltas[own], targets.at(own))
-        boxes.append((base * every_sum + alpha * own_sum) / total[number])
-    losses = {
+        return cls(expert, scores, deltas, true_class_probability(scores, targets.labels))
+
+    def box_loss(self, weights: Tensor, targets: BoxTargets) -> Tensor:
+        """Sum of the proposals' losses of boxes by their weights (M,).
+
+        Detectron2 gives sums alone, and the weights of an expert know but two values (Eq. 5): one
+        sum a value gives the weighted one.
+        """
+        loss = self.deltas[:0].sum()
+        for value in weights.unique():
+            rows = (weights == value).nonzero()[:, 0]
+            loss = loss + value * self.expert.box_loss_sum(self.deltas[rows], targets.at(rows))
+        return loss
+
+
+def expert_losses(
+    passes: Iterable[ExpertPass], weights: Tensor, targets: BoxTargets
+) -> dict[str, Tensor]:
+    """``loss_expert_cls`` and ``loss_expert_box_reg``, summed over experts and proposals.
+
+    Args:
+        passes: of E experts.
+        weights: (M, E), W of Eq. 6.
+        targets: of the proposals.
+    """
+    classes, boxes = [], []
+    for number, seen in enumerate(passes):
+        own = weights[:, number]
+        each = F.cross_entropy(seen.scores, targets.labels, reduction="none")
+        classes.append((own * each).sum())
+        boxes.append(seen.box_loss(own, targets))
+    return {
         "loss_expert_cls": torch.stack(classes).sum(),
         "loss_expert_box_reg": torch.stack(boxes).sum(),
     }
-    return losses, torch.stack(true_class, dim=1)
