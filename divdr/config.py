@@ -200,18 +200,7 @@ def add_classifier_config(cfg: CfgNode) -> None:
     classifier.HYDRA = CfgNode()
     hydra = classifier.HYDRA
     hydra.BRANCHES = 20  # nb
-    hydra.TOP_K = 4  # K: branches that run at most
-    # τ of evaluation: a branch of the top K runs if the gater gives it this probability; 0 is the
-    # fixed K of HydraRes. Can be changed without training anew. 0.08 is the value for which the
-    # paper's Table 6 repeats its main results.
-    hydra.THRESHOLD = 0.08
-    # τ of training: Eq. 6 stands in the loss too. With 0 here the combiner learns sums of K maps
-    # and meets fewer in evaluation.
-    hydra.TRAIN_THRESHOLD = 0.08
-    # α1, α2, α3 of Eq. 7. BRANCH_WEIGHT 0 leaves out the branches' extra heads (HydraRes).
-    hydra.ENSEMBLE_WEIGHT = 1.0
-    hydra.GATER_WEIGHT = 1.5
-    hydra.BRANCH_WEIGHT = 0.05
+    _add_gating_keys(hydra)
     # Classes of each branch: "cluster" (Algorithm 2), "random", "coarse" (the data set's own
     # super-classes), or "file" (tools/partition_classes.py).
     hydra.PARTITION = "cluster"
@@ -292,15 +281,7 @@ def add_roi_heads_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.HYDRA = CfgNode()
     hydra = cfg.MODEL.ROI_BOX_HEAD.HYDRA
     hydra.BRANCHES = 12  # nb; COCO has 12 super-categories
-    hydra.TOP_K = 4  # K: branches that run at most for a proposal
-    # τ of evaluation and of training: a branch of the top K runs if the gater gives it this
-    # probability. THRESHOLD can be changed without training anew.
-    hydra.THRESHOLD = 0.08
-    hydra.TRAIN_THRESHOLD = 0.08
-    # α1 (of the classes' loss), α2, α3 of Eq. 7. BRANCH_WEIGHT 0 leaves out the extra heads.
-    hydra.ENSEMBLE_WEIGHT = 1.0
-    hydra.GATER_WEIGHT = 1.5
-    hydra.BRANCH_WEIGHT = 0.05
+    _add_gating_keys(hydra)
     # Classes of each branch: "cluster" (Algorithm 2 on the mean features of the classes' boxes, by
     # the box head as training starts), "random", "coarse" (the data set's super-categories, as
     # many as branches), or "file" (tools/partition_classes.py).
@@ -338,6 +319,23 @@ def add_roi_heads_config(cfg: CfgNode) -> None:
     # Layers of each expert: channels of 3 × 3 convolutions, then sizes of linear layers.
     coe.EXPERT_CONV_DIMS = []
     coe.EXPERT_FC_DIMS = [1024, 1024]
+
+
+def _add_gating_keys(hydra: CfgNode) -> None:
+    """Add the keys that Hydras have as classifiers and as box heads."""
+    hydra.TOP_K = 4  # K: branches that run at most for an image or a proposal
+    # τ of evaluation: a branch of the top K runs if the gater gives it this probability; 0 is the
+    # fixed K of HydraRes. Can be changed without training anew. 0.08 is the value for which the
+    # paper's Table 6 repeats its main results.
+    hydra.THRESHOLD = 0.08
+    # τ of training: Eq. 6 stands in the loss too. With 0 here the combiner learns sums of K maps
+    # and meets fewer in evaluation.
+    hydra.TRAIN_THRESHOLD = 0.08
+    # α1 (of a box head: of the classes' loss), α2, α3 of Eq. 7. BRANCH_WEIGHT 0 leaves out the
+    # branches' extra heads (HydraRes).
+    hydra.ENSEMBLE_WEIGHT = 1.0
+    hydra.GATER_WEIGHT = 1.5
+    hydra.BRANCH_WEIGHT = 0.05
 
 
 def add_project_configs(cfg: CfgNode) -> None:

@@ -4,8 +4,9 @@ import argparse
 import json
 
 import pytest
+import torch
 
-from divdr.engine import launch
+from divdr.engine import build_lr_scheduler, build_optimizer, launch
 
 CONFIGS = "configs/classification/"
 
@@ -34,3 +35,15 @@ def refused(capsys, tmp_path, names, *more, config="digits_dynk.yaml"):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     return last
+
+
+def learning_rates(cfg):
+    """Of every iteration of a training."""
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates

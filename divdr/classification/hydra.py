@@ -44,6 +44,11 @@ class HydraSettings:
     gater_weight: float = 1.5
     branch_weight: float = 0.05
 
+    def chosen(self, gate_logits: Tensor, training: bool) -> Tensor:
+        """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1)."""
+        threshold = self.train_threshold if training else self.threshold
+        return select(gate_logits.float().softmax(1), self.top_k, threshold)
+
 
 class Hydra(nn.Module):
     """Runs the stem, asks the gater, runs the branches that it chose, combines and classifies.
@@ -184,9 +189,7 @@ class Hydra(nn.Module):
         return F.cross_entropy(logits, labels[group.rows])
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
-        settings = self.settings
-        threshold = settings.train_threshold if self.training else settings.threshold
-        return select(gate_logits.softmax(1), settings.top_k, threshold)
+        return self.settings.chosen(gate_logits, self.training)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size: stem, gater, combiner and classifier, and each branch.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import Backbone
-from detectron2.utils import comm
 
 from ..modeling import backbone_macs
+from .gathering import gathered
 
 
 class BackboneCostEvaluator(DatasetEvaluator):
@@ -43,13 +43,10 @@ class BackboneCostEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"cost": figures} on the main process, None on the others."""
-        comm.synchronize()
-        gathered = [cost for part in comm.gather(self._costs) for cost in part]
-        if not comm.is_main_process():
-            return None
-        if not gathered:
-            return OrderedDict()
-        figures = {"gflops": sum(gathered) / len(gathered) / 1e9}
+        costs = gathered(self._costs)
+        if not costs:
+            return None if costs is None else OrderedDict()
+        figures = {"gflops": sum(costs) / len(costs) / 1e9}
         for height, width in self._sizes:
             figures[f"gflops_{height}x{width}"] = self._cost((height, width)) / 1e9
         return OrderedDict(cost=figures)

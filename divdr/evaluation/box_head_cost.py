@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
-from detectron2.utils import comm
 
 from ..classification import Cost
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
+from .gathering import gathered
 
 
 class BoxHeadCostEvaluator(DatasetEvaluator):
@@ -58,17 +58,14 @@ class BoxHeadCostEvaluator(DatasetEvaluator):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        comm.synchronize()
-        gathered = [row for part in comm.gather(self._rows) for row in part]
-        if not comm.is_main_process():
-            return None
-        if not gathered:
-            return OrderedDict()
-        proposals, macs, experts = torch.tensor(gathered, dtype=torch.float64).sum(0).tolist()
+        rows = gathered(self._rows)
+        if not rows:
+            return None if rows is None else OrderedDict()
+        proposals, macs, experts = torch.tensor(rows, dtype=torch.float64).sum(0).tolist()
         figures = {
-            "gflops": macs / len(gathered) / 1e9,
+            "gflops": macs / len(rows) / 1e9,
             "mflops_per_proposal": macs / max(1.0, proposals) / 1e6,
-            "proposals": proposals / len(gathered),
+            "proposals": proposals / len(rows),
         }
         if isinstance(self._heads, MixtureROIHeads):
             figures["mean_experts"] = experts / max(1.0, proposals)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
 from ..errors import DataError
+from .gathering import gathered
 
 
 class ClassificationEvaluator(DatasetEvaluator):
@@ -51,13 +51,10 @@ class ClassificationEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"classification": figures} on the main process, None on the others."""
-        comm.synchronize()
-        gathered = [pair for part in comm.gather(self._results) for pair in part]
-        if not comm.is_main_process():
-            return None
-        if not gathered:
-            return OrderedDict()
-        labels, ranks = torch.tensor(gathered).T
+        rows = gathered(self._results)
+        if not rows:
+            return None if rows is None else OrderedDict()
+        labels, ranks = torch.tensor(rows).T
         figures = {"images": len(labels), "top1": _percent(ranks < 1)}
         if len(self._classes) > 5:
             figures["top5"] = _percent(ranks < 5)
@@ -95,13 +92,10 @@ class ClassifierCostEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"cost": figures} on the main process, None on the others."""
-        comm.synchronize()
-        gathered = [pair for part in comm.gather(self._results) for pair in part]
-        if not comm.is_main_process():
-            return None
-        if not gathered:
-            return OrderedDict()
-        found = torch.tensor(gathered, dtype=torch.float64)
+        rows = gathered(self._results)
+        if not rows:
+            return None if rows is None else OrderedDict()
+        found = torch.tensor(rows, dtype=torch.float64)
         macs, branches = found.mean(0).tolist()
         figures = {
             "mflops": 2 * macs / 1e6,

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import Backbone
-from detectron2.utils import comm
 from torch import nn
 
 from ..errors import ConfigError
@@ -20,6 +19,7 @@ from ..experts import diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
 from ..routing.gate import CLOSED_BELOW
+from .gathering import gathered
 
 
 @dataclass
@@ -94,14 +94,10 @@ class RoutingEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"routing": figures} on the main process, None on the others."""
-        comm.synchronize()
-        gathered = comm.gather(self._rows)
-        if not comm.is_main_process():
-            return None
-        rows = sorted((r for part in gathered for r in part), key=lambda r: r.name)
+        rows = gathered(self._rows)
         if not rows:
-            return OrderedDict()
-        return OrderedDict(routing=self._figures(rows))
+            return None if rows is None else OrderedDict()
+        return OrderedDict(routing=self._figures(sorted(rows, key=lambda row: row.name)))
 
     def _row(self, name: str, record: Routing) -> _Row:
         costs = [torch.stack([record.expected_cost[0], record.real_cost[0]])]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from classifier_runs import CONFIGS, options, refused, results, run
+from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from drawn_classification import draw_published
 
 from divdr.classification import CondConv2d
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
-from divdr.engine import build_lr_scheduler, build_optimizer, launch, load_config
+from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
 from divdr.errors import ConfigError
 
@@ -215,16 +215,10 @@ def test_a_cosine_that_starts_anew():
     cfg = get_divdr_config()
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 0.5, 10, 0
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.RESTARTS = "WarmupCosineRestartsLR", [0.4]
-    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"] / 0.5)
-        optimizer.step()
-        scheduler.step()
+    rates = learning_rates(cfg)
     first, second = torch.arange(4) / 4, torch.arange(6) / 6
-    expected = (1 + torch.cos(torch.pi * torch.cat([first, second]))) / 2
+    expected = 0.5 * (1 + torch.cos(torch.pi * torch.cat([first, second]))) / 2
     assert rates == pytest.approx(expected.tolist(), abs=1e-6)
     cfg.SOLVER.RESTARTS = [12]
     with pytest.raises(ConfigError, match="between 0 and the end of training at 10"):
-        build_lr_scheduler(cfg, optimizer)
+        learning_rates(cfg)

@@ -6,8 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...classification import Ensemble, Gater, Hydra, HydraSettings
+from ...classification import Ensemble, Gater, Hydra
 from ...errors import ConfigError
+from ..hydra_settings import hydra_settings
 from .networks import image_channels, network, network_parts, network_stem
 
 CLASSIFIER_REGISTRY: Registry = Registry("CLASSIFIER")
@@ -51,10 +52,7 @@ def build_ensemble_classifier(cfg: CfgNode) -> Ensemble:
 def build_hydra_classifier(cfg: CfgNode) -> Hydra:
     """HydraRes or DynK-Hydra, by τ and the branches' loss weight."""
     classifier, hydra = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.HYDRA
-    if hydra.BRANCHES < 1:
-        raise ConfigError(
-            f"MODEL.CLASSIFIER.HYDRA.BRANCHES must be at least 1, not {hydra.BRANCHES}"
-        )
+    settings = hydra_settings(hydra, "MODEL.CLASSIFIER.HYDRA")
     parts = network_parts(cfg)
     stem = network_stem(cfg, parts)
     branches = [parts.branch(stem.out_channels) for _ in range(hydra.BRANCHES)]
@@ -65,13 +63,6 @@ def build_hydra_classifier(cfg: CfgNode) -> Hydra:
         Gater(trunk, trunk.out_channels, hydra.BRANCHES),
         branches[0].out_channels,
         classifier.NUM_CLASSES,
-        HydraSettings(
-            top_k=hydra.TOP_K,
-            threshold=hydra.THRESHOLD,
-            train_threshold=hydra.TRAIN_THRESHOLD,
-            ensemble_weight=hydra.ENSEMBLE_WEIGHT,
-            gater_weight=hydra.GATER_WEIGHT,
-            branch_weight=hydra.BRANCH_WEIGHT,
-        ),
+        settings,
         in_channels=image_channels(cfg),
     )

@@ -26,7 +26,6 @@ from ...classification import (
     restrict,
     run_groups,
     scatter_sum,
-    select,
 )
 from ...errors import ConfigError
 from ..cost import module_macs
@@ -154,9 +153,7 @@ class HydraBoxHead(BoxMixture):
         return Cost(shared, tuple(module_macs(branch, maps) for branch in self.branches))
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
-        settings = self.settings
-        threshold = settings.train_threshold if self.training else settings.threshold
-        return select(gate_logits.float().softmax(1), settings.top_k, threshold)
+        return self.settings.chosen(gate_logits, self.training)
 
     def _combine(self, groups: Sequence[Group], count: int) -> Tensor:
         if not groups:  # no proposal

@@ -9,8 +9,9 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn import weight_init
 from torch import nn
 
-from ...classification import Gater, HydraSettings
+from ...classification import Gater
 from ...errors import ConfigError
+from ..hydra_settings import hydra_settings
 from .layers import BoxLayers
 
 KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
@@ -23,8 +24,6 @@ def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         ConfigError: no branches, or branches without a linear layer.
     """
     hydra, norm = cfg.MODEL.ROI_BOX_HEAD.HYDRA, cfg.MODEL.ROI_BOX_HEAD.NORM
-    if hydra.BRANCHES < 1:
-        raise ConfigError(f"{KEY}.BRANCHES must be at least 1, not {hydra.BRANCHES}")
     if not hydra.BRANCH_FC_DIMS:
         raise ConfigError(f"{KEY}.BRANCH_FC_DIMS must name at least one linear layer")
     stem = BoxLayers(input_shape, hydra.STEM_CONV_DIMS, kernel=hydra.STEM_KERNEL, norm=norm)
@@ -37,14 +36,7 @@ def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         ],
         "gater": Gater(_trunk(maps.channels, hydra.GATER_DIM), hydra.GATER_DIM, hydra.BRANCHES),
         "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "settings": HydraSettings(
-            top_k=hydra.TOP_K,
-            threshold=hydra.THRESHOLD,
-            train_threshold=hydra.TRAIN_THRESHOLD,
-            ensemble_weight=hydra.ENSEMBLE_WEIGHT,
-            gater_weight=hydra.GATER_WEIGHT,
-            branch_weight=hydra.BRANCH_WEIGHT,
-        ),
+        "settings": hydra_settings(hydra, KEY),
         "in_shape": input_shape,
     }
 
