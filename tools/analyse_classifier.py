@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""Looks at a trained Hydra or Collaboration of Experts, without training anew.
+"""Looks at a trained classifier, without training anew.
 
     python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
-of early termination), the second the loss along the line between two branches' weights of a Hydra.
+of early termination), the second the loss along the line between two branches' weights of a Hydra,
+the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
+groups and with all of them.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import torch
 
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import curve_table, line_table
+from divdr.engine.classifier_latency import latency_table
 
 
 @report_errors
@@ -26,6 +30,9 @@ def main() -> None:
     parser.add_argument("--thresholds", type=_floats, default=[], metavar="TAU,TAU,...")
     parser.add_argument("--line", type=_pair, metavar="BRANCH,BRANCH")
     parser.add_argument("--steps", type=int, default=11, help="places on the line")
+    parser.add_argument("--latency", type=_ints, default=[], metavar="SIZE,SIZE,...")
+    parser.add_argument("--batches", type=int, default=40, help="batches a size, if there are")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each batch is timed")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
@@ -35,10 +42,16 @@ def main() -> None:
         print(curve_table(cfg, options.thresholds))
     if options.line:
         print(line_table(cfg, *options.line, options.steps))
+    if options.latency:
+        print(latency_table(cfg, options.latency, options.batches, options.rounds))
 
 
 def _floats(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
+
+
+def _ints(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _pair(text: str) -> tuple[int, int]:

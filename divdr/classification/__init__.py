@@ -11,7 +11,7 @@ from .cost import num_parameters, part_macs
 from .curve import CurvePoint, threshold_curve
 from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
-from .dispatch import Group, one_hot_choice, restrict, run_groups, scatter_sum
+from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
 from .distillation import Distillation
 from .embedding import Embedder, PixelEmbedder, check_labels, class_means, class_sums
 from .exchange import exchange
@@ -48,6 +48,7 @@ __all__ = [
     "Delegation",
     "Delegator",
     "DenseNetParts",
+    "Dispatch",
     "Distillation",
     "Embedder",
     "Ensemble",
@@ -87,6 +88,7 @@ __all__ = [
     "part_macs",
     "random_partition",
     "restrict",
+    "run_all",
     "run_groups",
     "save_partition",
     "scatter_sum",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .cost import part_macs
 from .delegator import Delegation, Delegator
-from .dispatch import Group, one_hot_choice, run_groups
+from .dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .distillation import Distillation
 from .embedding import check_labels
 from .prediction import Cost, Prediction
@@ -83,6 +83,8 @@ class Collaboration(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.num_classes = num_classes
         self.settings = settings
+        #: How experts run in evaluation.
+        self.dispatch: Dispatch = run_groups
         self.in_channels = in_channels
         self.progress = 0.0
         #: Teaches task predictor and experts beside the labels, if set.
@@ -119,7 +121,7 @@ class Collaboration(nn.Module):
         chosen = seen.experts().masked_fill(seen.confident(self.settings.threshold), -1)
         ran = one_hot_choice(chosen, len(self.experts))
         logits = seen.rough
-        for group in run_groups(self.experts, x, ran):
+        for group in self.dispatch(self.experts, x, ran):
             logits = logits.index_copy(0, group.rows, group.output.to(logits.dtype))
         return Prediction(logits, ran)
 

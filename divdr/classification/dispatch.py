@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,10 @@ class Group(NamedTuple):
     output: Tensor
 
 
+Dispatch = Callable[[Iterable[nn.Module], Tensor, Tensor], Iterator[Group]]
+"""Runs experts on a batch as (N, E) says: :func:`run_groups`, or :func:`run_all` beside it."""
+
+
 def run_groups(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
     """Run every expert once, on the samples that chose it; one that nobody chose does not run.
 
@@ -39,6 +43,18 @@ def run_groups(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Itera
         if len(rows):
             # The whole batch needs no copy.
             yield Group(number, rows, expert(x if len(rows) == len(x) else x[rows]))
+
+
+def run_all(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
+    """What :func:`run_groups` yields, after every expert has run on the whole batch.
+
+    This is what dispatch by groups is compared with.
+    """
+    for number, expert in enumerate(experts):
+        output = expert(x)
+        rows = chosen[:, number].nonzero()[:, 0]
+        if len(rows):
+            yield Group(number, rows, output[rows])
 
 
 def scatter_sum(groups: Sequence[Group], count: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .cost import part_macs
-from .dispatch import Group, restrict, run_groups, scatter_sum
+from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels
 from .gates import Gater, check_selection, select
 from .layers import initialise
@@ -100,6 +100,8 @@ class Hydra(nn.Module):
             nn.Linear(channels, num_classes) for _ in range(specialised)
         )
         self.settings = settings
+        #: How branches run in evaluation.
+        self.dispatch: Dispatch = run_groups
         self.num_classes = num_classes
         self.in_channels = in_channels
         # -1: no partition has been set yet.
@@ -136,7 +138,7 @@ class Hydra(nn.Module):
         """(N, C, H, W) to logits (Eq. 2) and the branches that ran."""
         maps = self.stem(images)
         chosen = self._choose(self.gater(maps))
-        groups = list(run_groups(self.branches, maps, chosen))
+        groups = list(self.dispatch(self.branches, maps, chosen))
         return Prediction(self.combine(groups, len(images)), chosen)
 
     def combine(self, groups: Sequence[Group], count: int) -> Tensor:

@@ -37,7 +37,7 @@ def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
     Raises:
         DivdrError: no trained model of either kind, or a τ out of range.
     """
-    model, batches = _trained(cfg)
+    model, batches = trained_classifier(cfg)
     network = hydra_of(model) or collaboration_of(model)
     if network is None:
         raise ConfigError(
@@ -97,7 +97,7 @@ def partition_by_model(cfg: CfgNode, branches: int, path: str) -> Tensor:
 
 
 def _trained_hydra(cfg: CfgNode) -> tuple[Hydra, Batches]:
-    model, batches = _trained(cfg)
+    model, batches = trained_classifier(cfg)
     network = hydra_of(model)
     if network is None:
         raise ConfigError(
@@ -106,7 +106,12 @@ def _trained_hydra(cfg: CfgNode) -> tuple[Hydra, Batches]:
     return network, batches
 
 
-def _trained(cfg: CfgNode) -> tuple[ImageClassifier, Batches]:
+def trained_classifier(cfg: CfgNode) -> tuple[ImageClassifier, Batches]:
+    """The model, and what makes normalised images and labels of ``DATASETS.TEST``.
+
+    Raises:
+        DivdrError: no trained model, or one that is no image classifier.
+    """
     check_datasets(cfg.DATASETS.TEST)
     model = load_trained(cfg)
     if not isinstance(model, ImageClassifier):
