@@ -186,6 +186,7 @@ class LocalExperts:
         if self.labels is not None:
             return self.labels.cluster(self.bank.keys, space, self.num_experts)
         old = self.centres if self.warm_start and self.settled else None
+        mixture = self.partition == "mixture"
         return find_partition(
             space,
             self.num_experts,
@@ -194,7 +195,7 @@ class LocalExperts:
             backend=self.backend,
             seed=self.seed * 1_000_003 + step,
             centres=None if old is None else weighted(old, weights),
-            labels=self.members.of(self.bank.keys),
+            labels=self.members.of(self.bank.keys) if mixture else None,
         )
 
     def loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +101,7 @@ def _most_likely(
         if best is None or model.lower_bound_ > best.lower_bound_:
             best = model
     if best is None:  # fewer distinct points than clusters, or nothing but tiny ones
-        settings = {"covariance_type": "tied", "reg_covar": _VARIANCE_FLOOR, "random_state": seed}
-        return GaussianMixture(k, **settings).fit(points)
+        return _mixture(k, {"random_state": seed}).fit(points)
     if sample is points:
         return best
     found = (best.means_, best.weights_, best.precisions_)
@@ -122,7 +122,7 @@ def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> It
                 yield merged.labels_[found.labels_]
 
 
-def _mixture(k: int, start: dict[str, np.ndarray]) -> GaussianMixture:
+def _mixture(k: int, start: dict[str, Any]) -> GaussianMixture:
     return GaussianMixture(k, covariance_type="tied", reg_covar=_VARIANCE_FLOOR, **start)
 
 
