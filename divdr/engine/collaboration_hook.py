@@ -51,4 +51,6 @@ class CollaborationHook(HookBase):
         self.system.progress = done / whole
         wait = to_iterations(self.cfg.MODEL.CLASSIFIER.COE.PWLU_STATISTICS, whole - start)
         if done >= start + wait:
-            align(f for f in self.functions if not bool(f.aligned))
+            # Those that are done are asked no more: on a GPU each question waits for the device.
+            self.functions = [f for f in self.functions if not bool(f.aligned)]
+            align(self.functions)
