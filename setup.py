@@ -46,7 +46,17 @@ setup(
     extras_require={
         # Static experts as ONNX files (tools/export_experts.py).
         "export": ["onnx", "onnxscript", "onnxruntime"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "onnxscript", "onnxruntime"],
+        # Classifiers of timm by name (docs/classification.md).
+        "timm": ["timm"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "timm",
+        ],
         "dev": ["ruff", "mypy"],
     },
 )

@@ -22,7 +22,12 @@ def is_named(name: str) -> bool:
 
 
 def named_classifier(
-    name: str, num_classes: int | None, *, in_channels: int = 3, pretrained: bool = False
+    name: str,
+    num_classes: int | None,
+    *,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    image_size: int = 0,
 ) -> nn.Module:
     """A whole classifier, images (N, in_channels, H, W) to logits (N, num_classes).
 
@@ -32,19 +37,19 @@ def named_classifier(
         in_channels: of the images; the first convolution is made anew if it is not 3.
         pretrained: take the library's default weights, which it downloads; the classifier layer
             starts anew where ``num_classes`` differs.
+        image_size: H and W of the images, which transformers are built for; 0: not known.
 
     Raises:
-        ConfigError: the library knows no such classifier, is not installed, or its weights cannot
-            be had.
+        ConfigError: the library knows no such classifier, is not installed, its weights cannot be
+            had, or it is built for one size of images and that is not known.
     """
     library, _, model_name = name.partition(":")
     try:
         if library == "timm":
-            return _timm().create_model(
-                model_name, **_timm_options(num_classes, in_channels), pretrained=pretrained
-            )
+            classes = {} if num_classes is None else {"num_classes": num_classes}
+            return _timm(model_name, in_channels, pretrained, image_size, **classes)
         if library == "torchvision":
-            return _torchvision(model_name, num_classes, in_channels, pretrained)
+            return _torchvision(model_name, num_classes, in_channels, pretrained, image_size)
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -52,13 +57,16 @@ def named_classifier(
     raise ConfigError(f"{name!r} names no classifier; write torchvision:NAME or timm:NAME")
 
 
-def named_stem(name: str, *, in_channels: int = 3, pretrained: bool = False) -> NamedStem:
+def named_stem(
+    name: str, *, in_channels: int = 3, pretrained: bool = False, image_size: int = 0
+) -> NamedStem:
     """The first part of a classifier: images (N, in_channels, H, W) to maps.
 
     Args:
         name: "torchvision:NAME.NODE" or "timm:NAME.LEVEL".
         in_channels: of the images.
         pretrained: as in :func:`named_classifier`.
+        image_size: likewise.
 
     Raises:
         ConfigError: there is no such classifier or node.
@@ -71,26 +79,31 @@ def named_stem(name: str, *, in_channels: int = 3, pretrained: bool = False) -> 
         )
     try:
         if library == "timm":
-            options = _timm_options(None, in_channels)
-            model = _timm().create_model(
+            level = (int(cut),)
+            model = _timm(
                 model_name,
+                in_channels,
+                pretrained,
+                image_size,
                 features_only=True,
-                out_indices=(int(cut),),
-                pretrained=pretrained,
-                **options,
+                out_indices=level,
             )
         else:
             from torchvision.models.feature_extraction import create_feature_extractor
 
             whole = named_classifier(
-                f"{library}:{model_name}", None, in_channels=in_channels, pretrained=pretrained
+                f"{library}:{model_name}",
+                None,
+                in_channels=in_channels,
+                pretrained=pretrained,
+                image_size=image_size,
             )
             model = create_feature_extractor(whole, {cut: "maps"})
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, IndexError, OSError) as error:
         raise ConfigError(f"stem {name!r} cannot be made ({error})") from None
-    return NamedStem(model, in_channels)
+    return NamedStem(model, in_channels, image_size or 64)
 
 
 def without_last_linear(classifier: nn.Module) -> tuple[nn.Module, int]:
@@ -124,14 +137,15 @@ class NamedStem(nn.Module):
     Args:
         features: returns a dict or list of one map.
         in_channels: of the images.
+        image_size: H and W of an image that it can look at.
     """
 
-    def __init__(self, features: nn.Module, in_channels: int) -> None:
+    def __init__(self, features: nn.Module, in_channels: int, image_size: int) -> None:
         super().__init__()
         self.features = features
         training = features.training
         with torch.no_grad():
-            maps = self.eval()(torch.zeros(1, in_channels, 64, 64))
+            maps = self.eval()(torch.zeros(1, in_channels, image_size, image_size))
         self.train(training)
         self.out_channels = int(maps.shape[1])
 
@@ -145,11 +159,16 @@ class NamedStem(nn.Module):
 
 
 def _torchvision(
-    name: str, num_classes: int | None, in_channels: int, pretrained: bool
+    name: str, num_classes: int | None, in_channels: int, pretrained: bool, image_size: int
 ) -> nn.Module:
     from torchvision import models
 
-    model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    size: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        size = {"image_size": _fixed(name, image_size)}
+    elif name.startswith("maxvit_"):
+        size = {"input_size": (_fixed(name, image_size),) * 2}
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
     if num_classes is not None:
         _replace(
             model, _last(model, nn.Linear), lambda old: nn.Linear(old.in_features, num_classes)
@@ -184,16 +203,22 @@ def _with_channels(old: nn.Conv2d, channels: int) -> nn.Conv2d:
     )
 
 
-def _timm_options(num_classes: int | None, in_channels: int) -> dict[str, int]:
-    options = {"in_chans": in_channels}
-    return options if num_classes is None else {**options, "num_classes": num_classes}
-
-
-def _timm() -> Any:
+def _timm(
+    name: str, in_channels: int, pretrained: bool, image_size: int, **options: Any
+) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise ConfigError(
             "a classifier of timm is named, but timm is not installed: pip install timm"
         ) from None
-    return timm
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
+        options["img_size"] = _fixed(name, image_size)
+    return timm.create_model(name, in_chans=in_channels, pretrained=pretrained, **options)
+
+
+def _fixed(name: str, image_size: int) -> int:
+    if image_size > 0:
+        return image_size
+    raise ConfigError(f"{name} is built for one size of images: set INPUT.CLASSIFICATION.SIZE")

@@ -1,7 +1,6 @@
 """Stems, branches, named classifiers, embedders and dispatch."""
 
 import sys
-import types
 
 import pytest
 import torch
@@ -169,33 +168,38 @@ def test_stems_that_cannot_be():
         named_stem("torchvision:resnet18.flatten")
 
 
-def test_timm_is_asked_by_name_and_missed_in_one_sentence(monkeypatch):
+def test_timm_missing_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match="timm is not installed"):
         named_classifier("timm:tinynet_e", 10)
-    asked = []
 
-    def create_model(name, **options):
-        asked.append((name, options))
-        if options.get("features_only"):
-            return lambda_module(lambda x: [x.repeat(1, 5, 1, 1)])
-        return lambda_module(lambda x: x.mean((2, 3)))
 
-    def lambda_module(function):
-        module = nn.Module()
-        module.forward = function
-        return module
+def test_classifiers_of_timm_are_experts_embedders_and_stems():
+    images = torch.randn(2, 1, 32, 32)
+    model = named_classifier("timm:resnet18", 10, in_channels=1).eval()
+    assert model(images).shape == (2, 10)
+    # That of torchvision with one channel and ten classes: the same network.
+    twin = named_classifier("torchvision:resnet18", 10, in_channels=1)
+    assert num_parameters(model) == num_parameters(twin)
+    assert part_macs(model, (1, 32, 32)) == part_macs(twin, (1, 32, 32))
+    embedder = Embedder(model)
+    torch.testing.assert_close(model.fc(embedder(images)), model(images))
+    stem = named_stem("timm:resnet18.2", in_channels=1)
+    assert stem.out_channels == 128
+    assert stem(images).shape == (2, 128, 4, 4)
+    for name in ("timm:resnet18.9", "timm:resnot18.2", "timm:resnet18.x"):
+        with pytest.raises(ConfigError, match=f"stem '{name}' cannot be made"):
+            named_stem(name)
+    with pytest.raises(ConfigError, match="Unknown model"):
+        named_classifier("timm:resnot18", 10)
 
-    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
-    assert named_classifier("timm:tinynet_e", 10)(torch.zeros(2, 3, 4, 4)).shape == (2, 3)
-    assert named_stem("timm:resnet18.2", in_channels=1).out_channels == 5
-    assert asked == [
-        ("tinynet_e", {"in_chans": 3, "num_classes": 10, "pretrained": False}),
-        (
-            "resnet18",
-            {"features_only": True, "out_indices": (2,), "pretrained": False, "in_chans": 1},
-        ),
-    ]
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_32"])
+def test_transformers_are_built_for_the_size_of_the_images(name):
+    with pytest.raises(ConfigError, match=r"set INPUT\.CLASSIFICATION\.SIZE"):
+        named_classifier(name, 10)
+    model = named_classifier(name, 10, in_channels=1, image_size=64).eval()
+    assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 10)
 
 
 def test_mean_embedding_of_every_class():

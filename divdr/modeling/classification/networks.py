@@ -31,6 +31,7 @@ def network(cfg: CfgNode) -> nn.Module:
             settings.NUM_CLASSES,
             in_channels=image_channels(cfg),
             pretrained=settings.PRETRAINED,
+            image_size=cfg.INPUT.CLASSIFICATION.SIZE,
         )
     parts = network_parts(cfg)
     stem = network_stem(cfg, parts)
@@ -44,7 +45,10 @@ def network_stem(cfg: CfgNode, parts: ResNetParts | DenseNetParts) -> Part | Nam
     if not settings.STEM:
         return parts.stem()
     return named_stem(
-        settings.STEM, in_channels=image_channels(cfg), pretrained=settings.PRETRAINED
+        settings.STEM,
+        in_channels=image_channels(cfg),
+        pretrained=settings.PRETRAINED,
+        image_size=cfg.INPUT.CLASSIFICATION.SIZE,
     )
 
 

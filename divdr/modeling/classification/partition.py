@@ -18,6 +18,7 @@ from ...classification import (
 from ...errors import ConfigError
 from ..class_partition import PartitionSource, partition_as_set
 from .image_classifier import ImageClassifier
+from .networks import image_channels
 
 
 def hydra_of(model: nn.Module) -> Hydra | None:
@@ -48,18 +49,24 @@ def choose_partition(
     settings = cfg.MODEL.CLASSIFIER.HYDRA
 
     def means() -> Tensor:
-        embedder = _embedder(settings.EMBEDDER, len(cfg.MODEL.PIXEL_MEAN)).to(cfg.MODEL.DEVICE)
+        embedder = _embedder(cfg).to(cfg.MODEL.DEVICE)
         return class_means(embedder.eval(), batches(), len(classes))
 
     source = PartitionSource(classes, lambda: coarse, means, seed=max(0, cfg.SEED))
     return partition_as_set(settings, "MODEL.CLASSIFIER.HYDRA", source)
 
 
-def _embedder(name: str, channels: int) -> nn.Module:
+def _embedder(cfg: CfgNode) -> nn.Module:
+    name = cfg.MODEL.CLASSIFIER.HYDRA.EMBEDDER
     if name == "pixels":
         return PixelEmbedder()
     if is_named(name):
-        return Embedder(named_classifier(name, None, in_channels=channels, pretrained=True))
+        size = cfg.INPUT.CLASSIFICATION.SIZE
+        return Embedder(
+            named_classifier(
+                name, None, in_channels=image_channels(cfg), pretrained=True, image_size=size
+            )
+        )
     raise ConfigError(
         f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
         "timm:NAME"

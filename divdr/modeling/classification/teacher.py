@@ -28,13 +28,13 @@ def build_teacher(cfg: CfgNode) -> Distillation:
             f"MODEL.CLASSIFIER.COE.TEACHER {coe.TEACHER!r} is unknown; write torchvision:NAME or "
             "timm:NAME"
         )
-    channels = image_channels(cfg)
+    images = {"in_channels": image_channels(cfg), "image_size": cfg.INPUT.CLASSIFICATION.SIZE}
     if coe.TEACHER_WEIGHTS:
-        teacher = named_classifier(coe.TEACHER, classifier.NUM_CLASSES, in_channels=channels)
+        teacher = named_classifier(coe.TEACHER, classifier.NUM_CLASSES, **images)
         _load(teacher, coe.TEACHER_WEIGHTS)
     else:
         # Without weights first: nothing is downloaded that cannot be used.
-        plain = named_classifier(coe.TEACHER, None, in_channels=channels)
+        plain = named_classifier(coe.TEACHER, None, **images)
         classes = plain.get_submodule(last_linear(plain)).out_features
         if classes != classifier.NUM_CLASSES:
             raise ConfigError(
@@ -42,7 +42,7 @@ def build_teacher(cfg: CfgNode) -> Distillation:
                 f"{classifier.NUM_CLASSES}: train it on these, and name the file by "
                 "MODEL.CLASSIFIER.COE.TEACHER_WEIGHTS"
             )
-        teacher = named_classifier(coe.TEACHER, None, in_channels=channels, pretrained=True)
+        teacher = named_classifier(coe.TEACHER, None, pretrained=True, **images)
     return Distillation(teacher, coe.DISTILLATION_WEIGHT, coe.TEMPERATURE)
 
 
