@@ -1,4 +1,4 @@
-"""Hooks of training: K-means over gate activations, drop path, precise BatchNorm, seeds."""
+"""Hooks of training: K-means over gate activations, drop path, BatchNorm's statistics, seeds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import seed_everything
 from ..experts import LocalExperts
@@ -77,6 +78,36 @@ class SeedHook(HookBase):
     def before_step(self) -> None:
         """Seed from run, iteration and process."""
         seed_everything(self.seed, 1, self.trainer.iter, comm.get_rank())
+
+
+class CommonBNHook(HookBase):
+    """Averages BatchNorm's running statistics over the processes before others look at them.
+
+    Each process has those of its own batches. Without this, evaluation would run as many models as
+    there are processes, none of them but the first in the checkpoint.
+
+    Args:
+        periods: iterations between checkpoints, and between evaluations; 0: at the end alone.
+        model: the model, in training mode.
+    """
+
+    def __init__(self, periods: Iterable[int], model: nn.Module) -> None:
+        self.periods = [period for period in periods if period > 0]
+        self.model = model
+
+    def after_step(self) -> None:
+        """Average the statistics if an evaluation or a checkpoint follows."""
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        world = comm.get_world_size()
+        if world == 1 or not (last or any(done % period == 0 for period in self.periods)):
+            return
+        # Also of layers that stand still by now: they may have been trained before.
+        layers = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
+            if statistic is not None:
+                dist.all_reduce(statistic)
+                statistic /= world
 
 
 class PreciseBNHook(HookBase):

@@ -55,7 +55,14 @@ from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
-from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, refill_bank
+from .hooks import (
+    ClusteringHook,
+    CommonBNHook,
+    DropPathHook,
+    PreciseBNHook,
+    SeedHook,
+    refill_bank,
+)
 from .partition_hook import PartitionHook
 from .solver import build_lr_scheduler, build_optimizer
 
@@ -173,6 +180,7 @@ class Trainer(DefaultTrainer):
             exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
             refill = self._refill_bank if exact else None
             own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
+        own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
             own.append(
                 PreciseBNHook(

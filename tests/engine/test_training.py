@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import torch
+from two_processes import train_in_two_processes
 
 TRAIN = [sys.executable, "-W", "ignore", "tools/train_net.py"]
 CONFIG = ["--config-file", "configs/demo/divdr.yaml"]
@@ -115,13 +116,8 @@ def _evaluation_alone_gives_the_same(repository, tmp_path, environment, override
 
 
 def test_two_processes_train_and_agree(repository, tmp_path, environment, overrides):
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "tools/train_net.py", *CONFIG]
-    command += ["OUTPUT_DIR", str(tmp_path), *overrides, "SOLVER.MAX_ITER", "6"]
-    done = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    opts = ["OUTPUT_DIR", tmp_path, *overrides, "SOLVER.MAX_ITER", "6"]
+    train_in_two_processes(repository, CONFIG[1], opts, **environment)
     content = state(tmp_path)
     bank = content["routing"]["experts"]["bank"]
     # 6 iterations of 1 image on each of 2 processes: one pass over the 8 images and a half.
