@@ -133,15 +133,25 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     return dicts
 
 
-def build_test_loader(cfg: CfgNode, names: str | Sequence[str]) -> DataLoader:
+def build_test_loader(
+    cfg: CfgNode, names: str | Sequence[str], images: int | None = None
+) -> DataLoader:
     """A loader over every image of the data sets once, as Detectron2 evaluates them.
+
+    Args:
+        cfg: the whole configuration.
+        names: of the data sets.
+        images: at most so many, spread evenly over the data sets; None: all.
 
     Raises:
         DataError: there are no images, an annotation file is not as it must be, or an image is
             missing; from the loader, once it reads an image that cannot be used.
     """
+    dicts = _evaluation_dicts(cfg, [names] if isinstance(names, str) else names)
+    if images is not None and images < len(dicts):
+        dicts = [dicts[i * len(dicts) // images] for i in range(images)]
     return build_detection_test_loader(
-        _evaluation_dicts(cfg, [names] if isinstance(names, str) else names),
+        dicts,
         mapper=CheckedMapper(_evaluation_mapper(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         **_evaluation_batch(cfg),

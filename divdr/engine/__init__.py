@@ -3,6 +3,7 @@
 from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
+from .cost_target_hook import CostTargetHook
 from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
@@ -13,6 +14,7 @@ __all__ = [
     "BoxPartitionHook",
     "CalibrationHook",
     "ClusteringHook",
+    "CostTargetHook",
     "DropPathHook",
     "PreciseBNHook",
     "Predictor",

@@ -6,7 +6,6 @@ their threshold fall on the other side. One shift of all gates' last biases make
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -16,7 +15,6 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..modeling import RoutingSupervision
-from ..routing import CostTarget
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +28,7 @@ class CalibrationHook(HookBase):
     Args:
         model: the model.
         routing: attached to it, with a cost target.
-        loader: makes the loader of training batches.
-        num_iter: batches to look at.
+        loader: makes the loader of the training images to look at, as evaluation sees them.
     """
 
     def __init__(
@@ -39,26 +36,23 @@ class CalibrationHook(HookBase):
         model: nn.Module,
         routing: RoutingSupervision,
         loader: Callable[[], Iterable[list[dict]]],
-        num_iter: int,
     ) -> None:
         self.model = model
         self.routing = routing
         self.loader = loader
-        self.num_iter = num_iter
 
     def after_step(self) -> None:
         """Calibrate if this was the last step."""
         if self.trainer.iter + 1 == self.trainer.max_iter and self.routing.cost is not None:
-            # Kept: images that are augmented anew each time would hide what a small shift does.
-            batches = list(itertools.islice(self.loader(), self.num_iter))
-            calibrate_cost(self.model, self.routing, self.routing.cost.target, batches)
+            batches = list(self.loader())  # read once, run several times
+            calibrate_cost(self.model, self.routing, self.routing.cost.share, batches)
 
 
 @torch.no_grad()
 def calibrate_cost(
     model: nn.Module,
     routing: RoutingSupervision,
-    target: CostTarget,
+    share: float,
     batches: list[list[dict]],
 ) -> float:
     """Shift all gates' last biases alike until images cost in evaluation what was asked for.
@@ -69,7 +63,7 @@ def calibrate_cost(
     Args:
         model: the model; its mode is restored.
         routing: attached to it.
-        target: what the mean real cost is to be.
+        share: what the mean real cost is to be, of the all-open one, both without the stem.
         batches: this process's images.
 
     Returns:
@@ -88,7 +82,7 @@ def calibrate_cost(
 
     def excess(by: float) -> float:
         shift(by)
-        return _mean_ratio(model, routing, target, batches) - 1.0
+        return _mean_share(model, routing, batches) / share - 1.0
 
     training = model.training
     model.eval()
@@ -112,19 +106,13 @@ def calibrate_cost(
     return best
 
 
-def _mean_ratio(
-    model: nn.Module,
-    routing: RoutingSupervision,
-    target: CostTarget,
-    batches: list[list[dict]],
-) -> float:
-    """Mean over the images of all processes of real cost / target."""
+def _mean_share(model: nn.Module, routing: RoutingSupervision, batches: list[list[dict]]) -> float:
+    """Mean real share over the images of all processes."""
     total, count = 0.0, 0
     for inputs in batches:
         model(inputs)
         record = routing.backbone.routing
         assert record is not None
-        ratios = target.ratio(record)
-        total, count = total + float(ratios.sum()), count + len(ratios)
+        total, count = total + float(record.real_share.sum()), count + len(record)
     totals = comm.all_gather((total, count))
     return sum(t for t, _ in totals) / max(1, sum(n for _, n in totals))

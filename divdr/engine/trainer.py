@@ -9,7 +9,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
+from .cost_target_hook import CostTargetHook
 from .hooks import (
     ClusteringHook,
     CommonBNHook,
@@ -180,6 +181,8 @@ class Trainer(DefaultTrainer):
             exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
             refill = self._refill_bank if exact else None
             own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
+        if routing is not None and routing.cost is not None:
+            own.append(CostTargetHook(routing.cost))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
             own.append(
@@ -190,9 +193,10 @@ class Trainer(DefaultTrainer):
                     cfg.TEST.PRECISE_BN.NUM_ITER,
                 )
             )
-        batches = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
-        if routing is not None and routing.cost is not None and batches > 0:
-            own.append(CalibrationHook(model, routing, lambda: self._precise_bn_loader, batches))
+        images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
+        if routing is not None and routing.cost is not None and images > 0:
+            loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
+            own.append(CalibrationHook(model, routing, loader))
         return own
 
     @cached_property

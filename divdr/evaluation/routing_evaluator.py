@@ -30,6 +30,7 @@ class _Row:
     reached: np.ndarray
     costs: np.ndarray  # (1 + sizes, 2): expected and real multiply-adds
     share: float  # of what gates decide upon, real
+    bounds: tuple[float, float]  # multiply-adds of the stem alone, and with every gate open
     head: float
     neck: float
 
@@ -39,10 +40,11 @@ class RoutingEvaluator(DatasetEvaluator):
 
     Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
     image, the same at fixed sizes, the real cost's share of the all-open one (both without the
-    stem), the share of open cells, images per expert, and inter and
-    intra distances of K-means over the evaluated activations. GFLOPs are 10⁹ multiply-adds of the
-    backbone; ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between
-    the routed maps and a detector's heads. Activations are kept in ``activations_DATASET.npz``.
+    stem), what the stem alone and all gates open cost, the share of open cells, images per expert,
+    and inter and intra distances of K-means over the evaluated activations. GFLOPs are 10⁹
+    multiply-adds of the backbone; ``*_with_head`` adds the decoder of segmentation, ``*_with_neck``
+    what stands between the routed maps and a detector's heads. Activations are kept in
+    ``activations_DATASET.npz``.
 
     Args:
         dataset_name: name in the catalog.
@@ -110,6 +112,7 @@ class RoutingEvaluator(DatasetEvaluator):
             reached=record.reached[0].cpu().numpy(),
             costs=torch.stack(costs).double().cpu().numpy(),
             share=float(record.real_share[0]),
+            bounds=(float(record.fixed_cost), float(record.full_real_cost)),
             head=self._head_macs(record.size),
             neck=self._neck_cost(record.size),
         )
@@ -131,6 +134,7 @@ class RoutingEvaluator(DatasetEvaluator):
         costs = np.stack([r.costs for r in rows]) / 1e9
         heads = np.array([r.head for r in rows]) / 1e9
         necks = np.array([r.neck for r in rows]) / 1e9
+        bounds = np.mean([r.bounds for r in rows], axis=0) / 1e9
         activations = np.stack([r.activations for r in rows])
         gates = activations.reshape(len(rows), -1, 3)
         reached = np.stack([r.reached for r in rows])
@@ -141,6 +145,8 @@ class RoutingEvaluator(DatasetEvaluator):
             "real_gflops": costs[:, 0, 1].mean(),
             "real_gflops_std": costs[:, 0, 1].std(),
             "real_share": float(np.mean([r.share for r in rows])),
+            "stem_gflops": bounds[0],
+            "all_open_gflops": bounds[1],
         }
         if heads.any():
             figures["real_gflops_with_head"] = (costs[:, 0, 1] + heads).mean()

@@ -48,7 +48,8 @@ def cost_target_loss(
         span = batch.full - batch.fixed
         storage.put_scalar("train/real_share", (batch.real - batch.fixed) / span)
         storage.put_scalar("train/budget_multiplier", multiplier)
-    cost = network.steerable_cost(routing, controller.target.temperature).mean()
+    temperature = controller.target.temperature
+    cost = network.steerable_cost(routing, temperature, closing=multiplier > 0).mean()
     above = (cost - controller.set_point(batch, iteration)) / controller.span(batch)
     return multiplier * above
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .cell import Cell
     from .network import DynamicRoutingNetwork
 
+_CLOSED_ENOUGH = 2.0  # temperatures below the threshold
+
 
 @dataclass(frozen=True)
 class CellCost:
@@ -130,7 +132,9 @@ class CostTensors:
             + (opened * self._transform).sum(dim=(1, 2))
         )
 
-    def openness(self, logits: Tensor, reached: Tensor, temperature: float) -> Tensor:
+    def openness(
+        self, logits: Tensor, reached: Tensor, temperature: float, *, closing: bool = False
+    ) -> Tensor:
         """What stands for the real cost where a gradient is needed, which real cost has none of.
 
         An open transform counts as σ(logit / temperature), its cell as the largest of them. Cells
@@ -140,11 +144,16 @@ class CostTensors:
             logits: (N, cells, 3) gates before their non-linearity, with a graph.
             reached: (N, cells) bool.
             temperature: in logits; smaller looks at gates nearer to their threshold alone.
+            closing: gates that are closed already, by 2 temperatures or more, have no gradient:
+                pushed on, they would never open again.
 
         Returns:
             (N,) multiply-adds, differentiable.
         """
-        opened = torch.sigmoid(logits.float() / temperature) * reached[..., None]
+        scaled = logits.float() / temperature
+        if closing:
+            scaled = scaled.clamp_min(-_CLOSED_ENOUGH)
+        opened = torch.sigmoid(scaled) * reached[..., None]
         opened = torch.where(self._transform[1:] > 0, opened, 0.0)
         return opened.amax(dim=2) @ self._cell[1:] + (opened * self._transform[1:]).sum(dim=(1, 2))
 

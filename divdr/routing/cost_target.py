@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..errors import ConfigError
-from .record import Routing
 
 _SETTLED = 20  # batches whose mean sizes tell whether a target can be reached
+_FIRMEST = 3.0  # times the gain; with more, single batches push gates about
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,6 @@ class CostTarget:
                     f"a cost target's {name} must be above 0, not {getattr(self, name)}"
                 )
 
-    def ratio(self, routing: Routing) -> Tensor:
-        """(N,) real cost of images by the target: where their mean is 1, it is hit."""
-        if self.share:
-            return routing.real_share / self.share
-        return routing.real_cost / (1e9 * self.gflops)
-
     def progress(self, iteration: int) -> float:
         """Share of the ramp that is done at an iteration, in [0, 1]; 0 before the start."""
         if iteration < self.start:
@@ -97,13 +89,26 @@ class CostController:
 
     Args:
         target: what to reach, and how.
+
+    Attributes:
+        rate: learning rate as a share of its largest, to be set by whoever trains. Gates move in
+            proportion to it; the gain grows as it falls (three times at most), as the loop would
+            lose its damping and swing at the end of training.
     """
 
     def __init__(self, target: CostTarget) -> None:
         self.target = target
+        self.rate = 1.0
         self._integral = 0.0
         self._batches = 0
         self._fixed = self._full = 0.0  # means over the batches so far
+
+    @property
+    def share(self) -> float:
+        """The target as a share; one in GFLOPs by the mean costs of the batches so far."""
+        if self.target.share or not self._batches:
+            return self.target.share
+        return (self.target.gflops * 1e9 - self._fixed) / (self._full - self._fixed)
 
     def state_dict(self) -> dict[str, float]:
         """Integral and mean costs."""
@@ -133,7 +138,7 @@ class CostController:
             self._check_reach()
         if self.target.progress(iteration) >= 1.0:
             error = self.error(cost, iteration)
-            self._integral += self.target.gain * error / self.target.memory
+            self._integral += self._gain(iteration) * error / self.target.memory
 
     def set_point(self, cost: BatchCost, iteration: int) -> float:
         """Mean real cost that a batch of this size should have now, multiply-adds an image."""
@@ -162,8 +167,13 @@ class CostController:
         """
         if iteration < self.target.start:
             return 0.0
-        value = self._integral + self.target.gain * self.error(cost, iteration)
+        value = self._integral + self._gain(iteration) * self.error(cost, iteration)
         return value if self.target.progress(iteration) >= 1.0 else max(0.0, value)
+
+    def _gain(self, iteration: int) -> float:
+        if self.target.progress(iteration) < 1.0:
+            return self.target.gain
+        return self.target.gain * min(_FIRMEST, 1.0 / max(self.rate, 1e-6))
 
     def _check_reach(self) -> None:
         gflops = self.target.gflops

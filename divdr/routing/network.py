@@ -121,7 +121,9 @@ class DynamicRoutingNetwork(nn.Module):
         expected = tensors.expected(gates, routing.initial)
         return expected, tensors.real(gates, routing.initial, routing.reached)
 
-    def steerable_cost(self, routing: Routing, temperature: float) -> Tensor:
+    def steerable_cost(
+        self, routing: Routing, temperature: float, *, closing: bool = False
+    ) -> Tensor:
         """Real cost (N,) of a forward, with the gradient of ``CostTensors.openness``.
 
         A straight-through estimate (Bengio et al., 2013): the value is what runs, the gradient is
@@ -129,7 +131,7 @@ class DynamicRoutingNetwork(nn.Module):
         """
         tensors = self._cost_tensors(*routing.size, routing.logits.device)
         logits = routing.logits.unflatten(1, (-1, 3))
-        smooth = tensors.openness(logits, routing.reached, temperature)
+        smooth = tensors.openness(logits, routing.reached, temperature, closing=closing)
         return routing.real_cost + smooth - smooth.detach()
 
     def forward(self, x: Tensor, route: Tensor | None = None) -> tuple[list[Tensor], Routing]:

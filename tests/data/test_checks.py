@@ -250,6 +250,17 @@ def test_missing_images_are_counted_and_the_first_is_named(data):
         build_test_loader(config(), NAMES[0])
 
 
+@pytest.mark.parametrize(("images", "expected"), [(None, [1, 2, 3]), (2, [1, 2]), (9, [1, 2, 3])])
+def test_few_images_are_spread_over_the_data_set(data, images, expected):
+    data.write()
+    records = DatasetCatalog.get(NAMES[0])
+    assert [r["image_id"] for r in records] == [1, 2, 3]
+    found = [i["image_id"] for (i,) in build_test_loader(config(), NAMES[0], images)]
+    assert found == expected
+    found = [i["image_id"] for (i,) in build_test_loader(config(), [NAMES[0]] * 2, images=3)]
+    assert found == [1, 3, 2]  # of 1, 2, 3, 1, 2, 3
+
+
 def test_images_elsewhere_are_not_looked_for(data):
     data.images[0]["file_name"] = "http://127.0.0.1/1.png"
     MetadataCatalog.remove(NAMES[0])

@@ -35,7 +35,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 ):
     target = ["MODEL.ROUTING.BUDGET.WEIGHT", "0.0", "MODEL.ROUTING.BUDGET.TARGET_SHARE", "0.5"]
     target += ["MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"]
-    target += ["MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "2"]
+    target += ["MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "4"]
     overrides = [*overrides, *target]
 
     def start(name, *options):

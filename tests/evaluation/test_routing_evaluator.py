@@ -53,6 +53,8 @@ def test_figures_are_those_of_the_records(model, tmp_path):
     assert figures["expected_gflops"] == pytest.approx(expected.mean(), rel=1e-6)
     assert figures["expected_gflops_std"] == pytest.approx(expected.std(), rel=1e-4)
     assert figures["real_gflops"] == pytest.approx(real.mean(), rel=1e-6)
+    assert figures["stem_gflops"] == pytest.approx(records[0].fixed_cost / 1e9)
+    assert figures["all_open_gflops"] == pytest.approx(records[0].full_real_cost / 1e9)
     head = model.sem_seg_head.macs([(8, 12), (4, 6), (2, 3)]) / 1e9
     assert figures["real_gflops_with_head"] == pytest.approx(real.mean() + head, rel=1e-6)
     larger = [model.backbone.network.cost(r, 64, 96) for r in records]

@@ -49,6 +49,18 @@ def test_the_loss_pulls_real_cost_down_and_says_so():
         assert (cell.gate.predict.bias.grad > 0).all()
 
 
+def test_closed_gates_are_left_alone_until_they_have_to_open():
+    for share, moved in ((0.2, False), (0.9, True)):
+        model, routing = steered(share=share, gain=10.0, memory=1000)
+        gates = [cell.gate for cell in routing.backbone.network.layers[-1]]
+        for gate in gates:
+            torch.nn.init.constant_(gate.predict.bias, -4.0)
+        model(torch.randn(2, 3, 32, 32))["loss_budget"].backward()
+        assert 0.2 < float(routing.backbone.routing.real_share.mean()) < 0.9
+        assert all(bool((gate.predict.bias.grad < 0).any()) == moved for gate in gates)
+        assert all(bool((gate.predict.bias.grad == 0).all()) != moved for gate in gates)
+
+
 def test_before_the_start_nothing_is_asked():
     model, _ = steered(share=0.5, start=3)
     with EventStorage(2):

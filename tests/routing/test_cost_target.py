@@ -38,6 +38,16 @@ def test_multiplier_by_hand():
     assert multiplier(59.0, 16) == pytest.approx(-10.0 + 0.5)
 
 
+@pytest.mark.parametrize(("rate", "times"), [(1.0, 1.0), (0.5, 2.0), (0.1, 3.0), (0.0, 3.0)])
+def test_a_falling_learning_rate_is_made_up_for_while_the_target_is_held(rate, times):
+    controller = CostController(TARGET)
+    controller.rate = rate
+    controller.observe(cost(95.0), 11)
+    assert controller.multiplier(cost(95.0), 11) == pytest.approx(5.0)  # on the way down it is not
+    controller.observe(cost(79.0), 13)
+    assert controller.multiplier(cost(79.0), 13) == pytest.approx(times * (10.0 + 0.5))
+
+
 def test_its_state_goes_on_where_it_was():
     one, other = (CostController(CostTarget(gflops=60e-9, gain=100.0)) for _ in range(2))
     for step in range(5):
@@ -56,6 +66,7 @@ def test_gflops_are_a_mean_over_images_of_all_sizes():
     small, large = BatchCost(35.0, 10.0, 60.0), BatchCost(70.0, 20.0, 120.0)
     for step in range(10):
         controller.observe(large if step % 2 else small, step)
+    assert controller.share == pytest.approx((52.5 - 15) / (90 - 15))
     errors = [controller.error(batch, 10) for batch in (small, large)]
     assert errors[0] < -0.1 < 0.1 < errors[1]
     assert sum(errors) == pytest.approx(0.0, abs=1e-9)
@@ -123,6 +134,20 @@ def test_straight_through_gradient_is_that_of_the_smooth_count():
         assert (gradient[side & reached & exists] > 0).all()
     assert (~record.reached).any()
     assert (gradient[~reached] == 0).all()
+
+
+def test_gates_that_are_well_closed_are_not_pushed_on():
+    network = mixed_network()
+    _, record = network(images(6))
+    cost, closing = (network.steerable_cost(record, 0.3, closing=c) for c in (False, True))
+    assert closing.tolist() == record.real_cost.tolist()
+    (everywhere,) = torch.autograd.grad(cost.sum(), record.logits, retain_graph=True)
+    (pushed,) = torch.autograd.grad(closing.sum(), record.logits)
+    deep = record.logits < -2 * 0.3
+    assert (everywhere[deep] > 0).any()
+    assert (pushed[deep] == 0).all()
+    torch.testing.assert_close(pushed[~deep], everywhere[~deep])
+    assert (everywhere[(record.logits < 0) & ~deep] > 0).any()
 
 
 def _check_against_a_loop(network, record, gradient, temperature):
