@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_mixture_heads import SMALL, losses_of, options, results, run
-from two_processes import train_in_two_processes
+from torchrun import train_in_two_processes
 
 OWN = {
     "hydra": {"loss_gater", "loss_branch"},

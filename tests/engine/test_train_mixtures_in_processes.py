@@ -3,7 +3,7 @@
 import pytest
 import torch
 from classifier_runs import CONFIGS, results, run
-from two_processes import train_in_two_processes
+from torchrun import train_in_two_processes
 
 COE = "MODEL.CLASSIFIER.COE."
 FEW = ("SOLVER.IMS_PER_BATCH", "64", "DATALOADER.NUM_WORKERS", "0")

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import torch
-from two_processes import train_in_two_processes
+from torchrun import train_in_two_processes
 
 TRAIN = [sys.executable, "-W", "ignore", "tools/train_net.py"]
 CONFIG = ["--config-file", "configs/demo/divdr.yaml"]
