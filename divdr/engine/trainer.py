@@ -181,8 +181,6 @@ class Trainer(DefaultTrainer):
             exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
             refill = self._refill_bank if exact else None
             own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
-        if routing is not None and routing.cost is not None:
-            own.append(CostTargetHook(routing.cost))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
             own.append(
@@ -193,10 +191,12 @@ class Trainer(DefaultTrainer):
                     cfg.TEST.PRECISE_BN.NUM_ITER,
                 )
             )
-        images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
-        if routing is not None and routing.cost is not None and images > 0:
-            loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
-            own.append(CalibrationHook(model, routing, loader))
+        if routing is not None and routing.cost is not None:
+            own.append(CostTargetHook(routing.cost))
+            images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
+            if images > 0:
+                loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
+                own.append(CalibrationHook(model, routing, loader))
         return own
 
     @cached_property
