@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 JOBS ?= 2
+# The first start of every program would compile it otherwise, and each start where Python may not write.
+export UV_COMPILE_BYTECODE := 1
 
 .PHONY: setup demo test lint format lock clean
 
