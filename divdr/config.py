@@ -79,8 +79,8 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Iterations in which a lasting error doubles that weight.
     routing.BUDGET.TARGET_MEMORY = 50
     # Training images, as evaluation sees them, by which the end of training corrects what is left
-    # of the error in share, with one shift of all gates' last biases (at most ±0.5); they run ten
-    # times. 0 is off.
+    # of the error in share, with one shift of all gates' last biases (at most ±1); they run ten
+    # times, or 19 where ±0.5 leaves more than 1 %. 0 is off.
     routing.BUDGET.TARGET_CALIBRATION = 200
     # Gates up to about this far from their threshold, in logits, feel the loss.
     routing.BUDGET.TARGET_TEMPERATURE = 1.0

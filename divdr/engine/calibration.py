@@ -18,8 +18,11 @@ from ..modeling import RoutingSupervision
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 0.5  # logits; more would be another network
-_STEPS = 9  # halvings of it: to 0.001
+# Shifts in logits to look among; the second only where the first leaves more than a hundredth.
+# Gates that stay open change their values with it; beyond it would be another network.
+_RANGES = ((0.0, 0.5), (0.5, 1.0))
+_CLOSE = 0.01
+_STEPS = 9  # halvings of a range: to 0.001
 
 
 class CalibrationHook(HookBase):
@@ -58,7 +61,8 @@ def calibrate_cost(
     """Shift all gates' last biases alike until images cost in evaluation what was asked for.
 
     The cost falls in steps as gates close one after the other; of the shifts tried (bisection
-    within ±0.5 logits), the one that comes nearest stays, which may be none.
+    within ±0.5 logits, ±1 if that leaves more than 1 %), the one that comes nearest stays, which
+    may be none.
 
     Args:
         model: the model; its mode is restored.
@@ -88,12 +92,16 @@ def calibrate_cost(
     model.eval()
     try:
         tried = {0.0: excess(0.0)}
-        low, high = (-_LARGEST, 0.0) if tried[0.0] > 0 else (0.0, _LARGEST)
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            tried[middle] = excess(middle)
-            low, high = (low, middle) if tried[middle] > 0 else (middle, high)
-        best = min(tried, key=lambda by: abs(tried[by]))
+        sign = -1.0 if tried[0.0] > 0 else 1.0
+        best = 0.0
+        for low, high in _RANGES:
+            for _ in range(_STEPS):
+                middle = (low + high) / 2
+                off = tried[sign * middle] = excess(sign * middle)
+                low, high = (middle, high) if sign * off < 0 else (low, middle)
+            best = min(tried, key=lambda by: abs(tried[by]))
+            if abs(tried[best]) <= _CLOSE:
+                break
         shift(best)
     finally:
         model.train(training)

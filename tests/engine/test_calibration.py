@@ -44,6 +44,12 @@ def mean_share(model, data):
     return float(torch.cat(values).mean())
 
 
+@torch.no_grad()
+def shift(biases, by):
+    for bias in biases:
+        bias += by
+
+
 @pytest.mark.parametrize("factor", [0.7, 1.15])
 def test_evaluation_costs_what_was_asked_for(routed, factor):
     model, routing = routed
@@ -62,6 +68,25 @@ def test_evaluation_costs_what_was_asked_for(routed, factor):
     assert model.backbone.network.initial.gate.predict.bias.detach().equal(initial)
 
 
+@pytest.mark.parametrize(("away", "least", "most"), [(-0.3, 0.2, 0.4), (-0.75, 0.5, 1.0)])
+def test_it_goes_beyond_half_a_logit_only_where_it_must(routed, away, least, most):
+    model, routing = routed
+    data = batches(0)
+    biases = [cell.gate.predict.bias for cell in model.backbone.network.cells()]
+    start = [bias.detach().clone() for bias in biases]
+    shift(biases, away)
+    wanted = mean_share(model, data)
+    shift(biases, -away)
+
+    by = calibrate_cost(model, routing, wanted, data)
+
+    assert least <= abs(by) <= most
+    assert (by < 0) == (away < 0)
+    assert mean_share(model, data) == pytest.approx(wanted, rel=0.01)
+    for bias, value in zip(biases, start, strict=True):
+        torch.testing.assert_close(bias.detach(), value + by)
+
+
 def test_a_model_that_hits_is_left_alone(routed):
     model, routing = routed
     data = batches(0)
@@ -69,10 +94,10 @@ def test_a_model_that_hits_is_left_alone(routed):
     assert calibrate_cost(model, routing, share, data) == 0.0
 
 
-def test_out_of_reach_it_comes_as_near_as_half_a_logit_goes(routed):
+def test_out_of_reach_it_comes_as_near_as_a_logit_goes(routed):
     model, routing = routed
     data = batches(0)
     before = mean_share(model, data)
     by = calibrate_cost(model, routing, 1e-4, data)
-    assert -0.5 <= by < 0
+    assert -1.0 <= by < -0.5
     assert mean_share(model, data) < before
