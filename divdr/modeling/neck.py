@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing import tie
 from .backbone import DynamicRouting
+from .norm import norm_factory
 
 
 class ProjectionNeck(Backbone):
@@ -56,7 +57,7 @@ class ProjectionNeck(Backbone):
                 out_channels,
                 kernel_size=1,
                 bias=norm == "",
-                norm=get_norm(norm, out_channels),
+                norm=norm_factory(norm)(out_channels) if norm else None,
             )
             weight_init.c2_xavier_fill(projection)
             self.add_module(f"project{level}", projection)

@@ -1,5 +1,6 @@
 """The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
 
+from .batch_norm import BatchNorm, SynchronisedBatchNorm, merge_moments, moments
 from .budget import budget_loss
 from .cost import CellCost, CostTable, CostTensors, cost_table
 from .cost_target import BatchCost, CostController, CostTarget
@@ -9,7 +10,7 @@ from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
-from .ties import tie
+from .ties import several_processes, tie
 
 __all__ = [
     "DEFAULT_OPS",
@@ -18,6 +19,7 @@ __all__ = [
     "TRANSFORMS",
     "UP",
     "BatchCost",
+    "BatchNorm",
     "CellCost",
     "CostController",
     "CostTable",
@@ -29,12 +31,16 @@ __all__ = [
     "Ramp",
     "Routing",
     "RoutingSpace",
+    "SynchronisedBatchNorm",
     "budget_loss",
     "build_op",
     "cost_table",
     "count_macs",
+    "merge_moments",
+    "moments",
     "op_names",
     "register_op",
+    "several_processes",
     "tie",
     "to_iterations",
 ]

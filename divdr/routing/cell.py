@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .batch_norm import is_synchronised
 from .drop_path import DropPathSchedule, drop_path
 from .gate import CLOSED_BELOW, Gate, open_gates
-from .layers import NormFactory, conv_norm, is_synchronised
+from .layers import NormFactory, conv_norm
 from .ops import build_op
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 

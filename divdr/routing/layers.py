@@ -7,27 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 NormFactory = Callable[[int], nn.Module]
 """Makes a normalisation layer for a number of channels."""
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that also trains where a batch has a single value per channel.
-
-    A cell may be reached by one image of a batch alone, and its coarsest map may be one pixel: a
-    variance does not exist there, so that the running statistics serve.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → the same shape."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(x)
 
 
 def conv_norm(
@@ -76,11 +59,6 @@ def depthwise(channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d
         groups=channels,
         bias=False,
     )
-
-
-def is_synchronised(module: nn.Module) -> bool:
-    """Whether a normalisation below waits for other processes, which must then all run it."""
-    return any("SyncBatchNorm" in type(m).__name__ for m in module.modules())
 
 
 def initialise(module: nn.Module) -> None:

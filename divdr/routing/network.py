@@ -11,17 +11,20 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .batch_norm import BatchNorm, is_synchronised
 from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
 from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .layers import BatchNorm, NormFactory, initialise, is_synchronised
+from .layers import NormFactory, initialise
 from .record import Routing
 from .space import RoutingSpace
 from .stem import Stem
+from .ties import several_processes
 from .travel import Arrival, Travellers, spread
 
 REACH_KINDS = ("open", "published")
@@ -156,6 +159,8 @@ class DynamicRoutingNetwork(nn.Module):
         first = self.initial(maps, None)
         travellers.send(first, self.initial.node, None, arrivals)
         travellers.leave_out(first.skipped)
+        # Processes that wait for each other in a cell have to agree whether it runs.
+        together = self.training and several_processes() and is_synchronised(self)
 
         logits: list[Tensor] = []
         gates: list[Tensor] = []
@@ -166,11 +171,19 @@ class DynamicRoutingNetwork(nn.Module):
                 len(layer) if last else self.space.scales_per_layer[number + 1]
             )
             masks = torch.stack([a.reached for a in arrivals])
-            masks_host = masks.cpu()  # one synchronisation a layer
-            for cell, arrival, mask in zip(layer, arrivals, masks_host, strict=True):
+            running = masks.any(dim=1, keepdim=True)
+            if together:
+                running = _anywhere(running)
+            # One wait for the device a layer.
+            host = torch.cat([running, masks], dim=1).cpu()
+            for cell, arrival, row in zip(layer, arrivals, host, strict=True):
                 values = None if imposed is None else imposed[:, cell.node.index]
-                result, images = self._visit(cell, arrival, mask, sizes, travellers, values)
+                result, images = None, None
+                if row[0]:
+                    result, images = self._visit(cell, arrival, row[1:], sizes, values)
                 if result is None:
+                    if self.training:
+                        travellers.leave_out([cell], arrival)
                     blank = travellers.blank_gates
                     logits.append(blank)
                     gates.append(blank)
@@ -213,22 +226,25 @@ class DynamicRoutingNetwork(nn.Module):
         arrival: Arrival,
         mask: Tensor,
         sizes: Sequence[tuple[int, int]],
-        travellers: Travellers,
         imposed: Tensor | None,
-    ) -> tuple[CellResult | None, Tensor | None]:
+    ) -> tuple[CellResult, Tensor | None]:
+        """Run a cell for the images of a mask (N,) on the host, perhaps none of this process."""
         scale = cell.node.scale
         up_size = sizes[scale - 1] if scale else None
-        if not mask.any() and not (self.training and is_synchronised(cell)):
-            if self.training:
-                travellers.leave_out([cell], arrival)
-            return None, None
         maps = arrival.map(cell.channels, sizes[scale])
         if mask.all():
             return cell(maps, up_size, imposed), None
         images = mask.nonzero().flatten().to(maps.device)
+        maps = maps.index_select(0, images)
         if imposed is not None:
             imposed = imposed.index_select(0, images)
-        return cell(maps.index_select(0, images), up_size, imposed), images
+        if len(images):
+            return cell(maps, up_size, imposed), images
+        # Normalisation sends statistics of half precision maps in float32, of which an empty map
+        # must not send a half.
+        with torch.autocast(maps.device.type, enabled=False):
+            wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            return cell(wide, up_size, imposed), images
 
     def _cost_tensors(self, height: int, width: int, device: torch.device) -> CostTensors:
         key = (height, width, str(device))
@@ -237,3 +253,10 @@ class DynamicRoutingNetwork(nn.Module):
                 self._costs.clear()
             self._costs[key] = cost_table(self, height, width).tensors(device)
         return self._costs[key]
+
+
+def _anywhere(running: Tensor) -> Tensor:
+    """Whether a mask holds on any process; a collective call of a few bytes."""
+    counts = running.int()
+    dist.all_reduce(counts)
+    return counts > 0

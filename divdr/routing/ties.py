@@ -20,7 +20,7 @@ def tie(outputs: Sequence[Tensor], left_out: Sequence[Tensor] = ()) -> list[Tens
         left_out: numbers without dimensions that are zero already.
     """
     anchors = list(left_out)
-    if _several_processes() and any(output.requires_grad for output in outputs):
+    if several_processes() and any(output.requires_grad for output in outputs):
         anchors.extend(output.flatten()[0] * 0.0 for output in outputs)
     if not anchors:
         return list(outputs)
@@ -28,5 +28,6 @@ def tie(outputs: Sequence[Tensor], left_out: Sequence[Tensor] = ()) -> list[Tens
     return [output + nothing.to(output.dtype) for output in outputs]
 
 
-def _several_processes() -> bool:
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -64,17 +64,6 @@ def test_without_clustering_there_is_no_bank(cfg):
     assert "train/real_gflops" in trainer.storage.latest()
 
 
-def test_sync_batch_norm_is_chosen_on_several_gpus_alone(monkeypatch):
-    from divdr.modeling import norm
-    from divdr.routing.layers import BatchNorm
-
-    assert type(norm.norm_factory("")(4)) is BatchNorm
-    monkeypatch.setattr(norm.comm, "get_world_size", lambda: 2)
-    assert type(norm.norm_factory("")(4)) is BatchNorm
-    monkeypatch.setattr(norm.torch.cuda, "is_available", lambda: True)
-    assert "SyncBatchNorm" in type(norm.norm_factory("")(4)).__name__
-
-
 def test_the_end_of_training_corrects_what_evaluation_runs(cfg):
     budget = cfg.MODEL.ROUTING.BUDGET
     budget.WEIGHT, budget.TARGET_SHARE, budget.TARGET_CALIBRATION = 0.0, 0.9, 4

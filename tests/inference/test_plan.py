@@ -7,8 +7,7 @@ from planned import agrees, fix_gates, pictures, routed_network, same_maps, same
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.inference.benchmark import close_gates, peak_bytes
-from divdr.routing import DynamicRoutingNetwork, RoutingSpace
-from divdr.routing.layers import BatchNorm
+from divdr.routing import BatchNorm, DynamicRoutingNetwork, RoutingSpace
 
 
 def test_a_batch_of_mixed_routes_equals_the_network():
