@@ -7,9 +7,10 @@ the Dynamic Routing code, exists for comparison with its numbers alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,14 +75,32 @@ class CostTable:
         return CostTensors(self, device)
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_full_precision(method: _Method) -> _Method:
+    """Costs are beyond half precision (a cell has 10⁸ multiply-adds), whatever autocast is on."""
+
+    @wraps(method)
+    def guarded(self: CostTensors, first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return method(self, first, *args, **kwargs)
+
+    return cast(_Method, guarded)
+
+
 class CostTensors:
     """Cost of routes by table; A(x) comes as (N, cells, 3).
+
+    All arithmetic is in float32, under autocast too. Made in inference mode they serve in training
+    as well.
 
     Attributes:
         full_cost: expected cost with every gate at 1, multiply-adds.
         full_real_cost: real cost with every gate open, multiply-adds.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, table: CostTable, device: torch.device | str) -> None:
         rows = (table.initial, *table.cells)  # the initial cell is row 0 of every tensor
         self.stem = table.stem
@@ -96,6 +115,7 @@ class CostTensors:
         self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
         self.full_real_cost = self.stem + self.full_cost + float(self._gate.sum())
 
+    @_in_full_precision
     def expected(self, activations: Tensor, initial: Tensor) -> Tensor:
         """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable.
 
@@ -109,6 +129,7 @@ class CostTensors:
         gates = _join(initial, activations)
         return gates.amax(dim=2) @ self._cell + (gates * self._transform).sum(dim=(1, 2))
 
+    @_in_full_precision
     def real(self, activations: Tensor, initial: Tensor, reached: Tensor) -> Tensor:
         """Stem, gates of reached cells, open cells and open transforms: what runs.
 
@@ -132,6 +153,7 @@ class CostTensors:
             + (opened * self._transform).sum(dim=(1, 2))
         )
 
+    @_in_full_precision
     def openness(
         self, logits: Tensor, reached: Tensor, temperature: float, *, closing: bool = False
     ) -> Tensor:
@@ -157,6 +179,7 @@ class CostTensors:
         opened = torch.where(self._transform[1:] > 0, opened, 0.0)
         return opened.amax(dim=2) @ self._cell[1:] + (opened * self._transform[1:]).sum(dim=(1, 2))
 
+    @_in_full_precision
     def published(self, activations: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
         """(expected, real) multiply-adds (N,) as the published code counts them.
 

@@ -1,3 +1,4 @@
+import gc
 import json
 from pathlib import Path
 
@@ -5,7 +6,14 @@ import pytest
 import torch
 from routed import images, mixed_network
 
-from divdr.routing import DynamicRoutingNetwork, RoutingSpace, budget_loss, cost_table
+from divdr.inference import InferencePlan
+from divdr.routing import (
+    CostTensors,
+    DynamicRoutingNetwork,
+    RoutingSpace,
+    budget_loss,
+    cost_table,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -69,3 +77,77 @@ def test_budget_loss_by_hand():
     routing.expected_cost = torch.tensor([0.3, 0.1]) * routing.full_cost
     # (0.3 - 0.1)² and (0.1 - 0.1)²
     assert budget_loss(routing, 0.1).tolist() == pytest.approx([0.04, 0.0], abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_costs_are_exact_in_half_precision(dtype):
+    """A cell of the paper's width has 10⁸ multiply-adds, float16 ends at 65,504."""
+    space = RoutingSpace.build(3, 3)
+    torch.manual_seed(0)
+    network = DynamicRoutingNetwork(space, channels=64).train()
+    for cell in network.cells():
+        cell.gate.predict.weight.data.normal_(0, 2.0)
+    with torch.autocast("cpu", dtype):
+        _, half = network(torch.randn(2, 3, 64, 64))
+        steered = network.steerable_cost(half, 1.0)
+        bigger = network.cost(half, 512, 1024)
+        loss = budget_loss(half, 0.1)
+    # The same gates, counted in double precision from the table; tables of the forward too.
+    for (expected, real), size in (
+        ((half.expected_cost, half.real_cost), (64, 64)),
+        (bigger, (512, 1024)),
+    ):
+        table = cost_table(network, *size)
+        rows = [table.initial, *table.cells]
+        gates = torch.cat([half.initial[:, None], half.activations.unflatten(1, (-1, 3))], dim=1)
+        visited = torch.cat([torch.ones(2, 1, dtype=torch.bool), half.reached], dim=1)
+        for image in range(2):
+            wanted, ran = 0.0, table.stem
+            for cell, values, here in zip(rows, gates[image].tolist(), visited[image], strict=True):
+                parts = [(g, t) for g, t in zip(values, cell.transforms, strict=True) if t]
+                wanted += cell.cell * max(values) + sum(g * t for g, t in parts)
+                if here:
+                    ran += cell.gate + cell.cell * (sum(values) >= 1e-4)
+                    ran += sum(t for g, t in parts if g > 0)
+            assert expected[image].item() == pytest.approx(wanted, rel=1e-6)
+            assert real[image].item() == pytest.approx(ran, rel=1e-6)
+    table = cost_table(network, 64, 64)
+    all_open = sum(
+        c.cell + sum(t or 0 for t in c.transforms) for c in [table.initial, *table.cells]
+    )
+    assert half.full_cost == pytest.approx(all_open, rel=1e-6)
+    assert steered.tolist() == pytest.approx(half.real_cost.tolist(), rel=1e-5)
+    assert loss.dtype == torch.float32
+    assert loss.tolist() == pytest.approx(
+        [(e / all_open - 0.1) ** 2 for e in half.expected_cost.tolist()], rel=1e-4
+    )
+    loss.sum().backward()
+    assert network.layers[0][0].gate.predict.bias.grad.isfinite().all()
+    # What the forward kept serves in full precision.
+    _, again = network(torch.randn(2, 3, 64, 64))
+    assert again.full_cost == half.full_cost
+
+
+def test_costs_made_in_inference_mode_serve_in_training():
+    network = mixed_network(3, 2).float()
+    x = images(2).float()
+    with torch.inference_mode():
+        _, record = network(x)
+        network.cost(record, 32, 32)
+    _, record = network.train()(x)
+    loss = budget_loss(record, 0.1).sum() + network.cost(record, 32, 32)[0].sum() / 1e9
+    loss.backward()
+    assert network.layers[0][0].gate.predict.bias.grad.abs().sum() > 0
+
+
+def test_images_of_ever_new_sizes_do_not_fill_the_memory():
+    network = mixed_network(2, 2)
+    plan = InferencePlan(network)
+    before = sum(type(o) is CostTensors for o in gc.get_objects())
+    with torch.no_grad():
+        for width in range(9, 9 + 300):
+            x = torch.zeros(1, 3, 9, width).double()
+            network(x)
+            plan(x)
+    # Each keeps 256 at most, and 300 without a bound.
+    assert sum(type(o) is CostTensors for o in gc.get_objects()) - before <= 256
