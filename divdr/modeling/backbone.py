@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,8 +23,11 @@ INFERENCE_KINDS = ("plan", "reference")
 INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-class _LastRouting:
-    """Holds the last record; a copied model starts without one (its tensors carry a graph)."""
+class _LastRouting(threading.local):
+    """Holds the record of a thread's own last forward.
+
+    A copied model starts without one: its tensors carry a graph.
+    """
 
     def __init__(self) -> None:
         self.record: Routing | None = None
@@ -140,7 +144,7 @@ class DynamicRouting(Backbone):
 
     @property
     def routing(self) -> Routing | None:
-        """Record of the last forward; None before the first."""
+        """Record of this thread's last forward; None before the first."""
         return self._last.record
 
     def forget(self) -> None:

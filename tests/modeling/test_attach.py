@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -264,3 +265,36 @@ def test_without_periods_forwards_never_cluster():
     for _ in range(3):
         model(inputs(4))
     assert attached_routing(model).experts.centres is None
+
+
+def test_threads_on_one_model_each_get_the_record_of_their_own_images():
+    model = segmentor().eval()
+    attach_routing(model)
+    inside, go_on = threading.Event(), threading.Event()
+    head = model.sem_seg_head.forward
+
+    def waiting(*args):
+        if threading.current_thread().name == "slow":
+            inside.set()
+            assert go_on.wait(60)
+        return head(*args)
+
+    model.sem_seg_head.forward = waiting
+    pictures = [torch.rand(3, 64, 64) * 200, torch.rand(3, 64, 64) * 3 - 50]
+    found = {}
+
+    def run(name, image):
+        with torch.no_grad():
+            found[name] = model([{"image": image, "height": 64, "width": 64}])[0]["routing"]
+
+    slow = threading.Thread(target=run, args=("slow", pictures[0]), name="slow")
+    slow.start()
+    # While the first is between backbone and head, a whole other call comes and goes.
+    assert inside.wait(60)
+    run("quick", pictures[1])
+    go_on.set()
+    slow.join()
+    for name, image in zip(("slow", "quick"), pictures, strict=True):
+        run("alone", image)
+        assert found[name].activations.equal(found["alone"].activations), name
+    assert not found["slow"].activations.equal(found["quick"].activations)
