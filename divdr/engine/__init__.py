@@ -4,7 +4,8 @@ from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .cost_target_hook import CostTargetHook
-from .hooks import ClusteringHook, DropPathHook, PreciseBNHook, SeedHook, update_precise_bn
+from .hooks import ClusteringHook, DropPathHook, SeedHook
+from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
 from .solver import build_lr_scheduler, build_optimizer

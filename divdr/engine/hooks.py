@@ -1,4 +1,4 @@
-"""Hooks of training: K-means over gate activations, drop path, BatchNorm's statistics, seeds."""
+"""Hooks of training: K-means over gate activations, drop path, seeds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import seed_everything
 from ..experts import LocalExperts
@@ -78,88 +74,6 @@ class SeedHook(HookBase):
     def before_step(self) -> None:
         """Seed from run, iteration and process."""
         seed_everything(self.seed, 1, self.trainer.iter, comm.get_rank())
-
-
-class CommonBNHook(HookBase):
-    """Averages BatchNorm's running statistics over the processes before others look at them.
-
-    Each process has those of its own batches. Without this, evaluation would run as many models as
-    there are processes, none of them but the first in the checkpoint.
-
-    Args:
-        periods: iterations between checkpoints, and between evaluations; 0: at the end alone.
-        model: the model, in training mode.
-    """
-
-    def __init__(self, periods: Iterable[int], model: nn.Module) -> None:
-        self.periods = [period for period in periods if period > 0]
-        self.model = model
-
-    def after_step(self) -> None:
-        """Average the statistics if an evaluation or a checkpoint follows."""
-        done = self.trainer.iter + 1
-        last = done == self.trainer.max_iter
-        world = comm.get_world_size()
-        if world == 1 or not (last or any(done % period == 0 for period in self.periods)):
-            return
-        # Also of layers that stand still by now: they may have been trained before.
-        layers = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
-        for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
-            if statistic is not None:
-                dist.all_reduce(statistic)
-                statistic /= world
-
-
-class PreciseBNHook(HookBase):
-    """Re-estimates BatchNorm statistics before each evaluation, from the same batches each time.
-
-    Args:
-        period: iterations between evaluations; 0: at the end alone.
-        model: the model, in training mode.
-        loader: makes the loader of the batches.
-        num_iter: batches to look at.
-    """
-
-    def __init__(
-        self,
-        period: int,
-        model: nn.Module,
-        loader: Callable[[], Iterable],
-        num_iter: int,
-    ) -> None:
-        self.period = period
-        self.model = model
-        self.loader = loader
-        self.num_iter = num_iter
-
-    def after_step(self) -> None:
-        """Update the statistics if an evaluation follows."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
-            with EventStorage():  # the passes are no training; nothing of them is logged
-                update_precise_bn(self.model, self.loader(), self.num_iter)
-
-
-def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> None:
-    """Population statistics of BatchNorm over ``num_iter`` batches, the same on all processes.
-
-    Layers of cells that no image reaches keep the statistics they have.
-    """
-    layers = get_bn_modules(model)
-    before = [(bn.running_mean.clone(), bn.running_var.clone()) for bn in layers]
-    used: set[nn.Module] = set()
-    handles = [bn.register_forward_pre_hook(lambda module, args: used.add(module)) for bn in layers]
-    try:
-        update_bn_stats(model, batches, num_iter)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for bn, (mean, var) in zip(layers, before, strict=True):
-        if bn not in used:
-            bn.running_mean, bn.running_var = mean, var
-        if comm.get_world_size() > 1:
-            dist.broadcast(bn.running_mean, 0)
-            dist.broadcast(bn.running_var, 0)
 
 
 @torch.no_grad()

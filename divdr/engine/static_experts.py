@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from ..data import build_train_loader
 from ..errors import ConfigError
 from ..inference import Dispatcher, DispatchPlan, StaticNetwork, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
-from .hooks import update_precise_bn
+from .precise_bn import precise_bn_layers, update_precise_bn
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -204,7 +203,7 @@ def _adapt(
 def _train_only(own: list[nn.Module], model: nn.Module, statistics: bool) -> None:
     """Training mode, but for layers that all experts share and for statistics to be kept."""
     model.train()
-    kept = () if statistics else get_bn_modules(model)
+    kept = () if statistics else precise_bn_layers(model)
     for module in model.modules():
         if not list(module.children()) and (module not in own or module in kept):
             module.eval()

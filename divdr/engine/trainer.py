@@ -26,7 +26,6 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,15 +55,9 @@ from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
 from .cost_target_hook import CostTargetHook
-from .hooks import (
-    ClusteringHook,
-    CommonBNHook,
-    DropPathHook,
-    PreciseBNHook,
-    SeedHook,
-    refill_bank,
-)
+from .hooks import ClusteringHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import PartitionHook
+from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -182,13 +175,14 @@ class Trainer(DefaultTrainer):
             refill = self._refill_bank if exact else None
             own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
+        if cfg.TEST.PRECISE_BN.ENABLED and precise_bn_layers(model):
             own.append(
                 PreciseBNHook(
                     cfg.TEST.EVAL_PERIOD,
                     model,
                     lambda: self._precise_bn_loader,
                     cfg.TEST.PRECISE_BN.NUM_ITER,
+                    cfg.SOLVER.MAX_ITER,
                 )
             )
         if routing is not None and routing.cost is not None:

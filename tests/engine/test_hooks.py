@@ -1,9 +1,8 @@
 import pytest
 import torch
 from detectron2.engine import TrainerBase
-from detectron2.utils.events import EventStorage
 
-from divdr.engine import ClusteringHook, DropPathHook, SeedHook, update_precise_bn
+from divdr.engine import ClusteringHook, DropPathHook, SeedHook
 from divdr.engine.hooks import refill_bank
 from divdr.experts import LocalExperts
 from divdr.routing import DynamicRoutingNetwork, Periods, RoutingSpace
@@ -115,31 +114,3 @@ def test_drop_path_follows_training():
     hook = DropPathHook([network], 4)
     _Loop(hook, step=lambda i: seen.append(network.drop_path.progress)).train(0, 4)
     assert seen == [0.0, 0.25, 0.5, 0.75]
-
-
-def test_precise_statistics_are_those_of_the_batches():
-    norm = torch.nn.BatchNorm2d(2)
-    batches = [torch.randn(4, 2, 3, 3) * (i + 1) + i for i in range(3)]
-    with EventStorage():
-        update_precise_bn(norm.train(), iter(batches), 3)
-    together = torch.cat(batches)
-    assert norm.running_mean.allclose(together.mean(dim=(0, 2, 3)), atol=1e-5)
-    assert norm.running_var.allclose(together.var(dim=(0, 2, 3), unbiased=False), rtol=0.02)
-    assert norm.momentum == 0.1
-
-
-def test_cells_that_nobody_reaches_keep_their_statistics():
-    network = DynamicRoutingNetwork(RoutingSpace.build(3, 2), channels=4).train()
-    for cell in [network.initial, *network.cells()]:
-        torch.nn.init.zeros_(cell.gate.predict.weight)
-        bias = torch.full_like(cell.gate.predict.bias, -1.0)
-        bias[list(cell.node.transforms).index(1)] = 1.0
-        cell.gate.predict.bias.data = bias
-    unreached = network.layers[1][1].ops["sep_conv_3x3"][1][1]
-    unreached.running_mean.fill_(0.3)
-    reached = network.layers[1][0].ops["sep_conv_3x3"][1][1]
-    before = reached.running_mean.clone()
-    update_precise_bn(network, (torch.randn(2, 3, 32, 32) for _ in range(2)), 2)
-    assert unreached.running_mean.eq(0.3).all()
-    assert unreached.running_var.eq(1.0).all()
-    assert not reached.running_mean.equal(before)

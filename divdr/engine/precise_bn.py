@@ -1,0 +1,152 @@
+"""BatchNorm's statistics of evaluation: the same on all processes, and of the whole data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..routing import merge_moments, moments
+
+
+class CommonBNHook(HookBase):
+    """Averages BatchNorm's running statistics over the processes before others look at them.
+
+    Each process has those of its own batches. Without this, evaluation would run as many models as
+    there are processes, none of them but the first in the checkpoint.
+
+    Args:
+        periods: iterations between checkpoints, and between evaluations; 0: at the end alone.
+        model: the model, in training mode.
+    """
+
+    def __init__(self, periods: Iterable[int], model: nn.Module) -> None:
+        self.periods = [period for period in periods if period > 0]
+        self.model = model
+
+    def after_step(self) -> None:
+        """Average the statistics if an evaluation or a checkpoint follows."""
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        world = comm.get_world_size()
+        if world == 1 or not (last or any(done % period == 0 for period in self.periods)):
+            return
+        # Also of layers that stand still by now: they may have been trained before.
+        layers = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
+            if statistic is not None:
+                dist.all_reduce(statistic)
+                statistic /= world
+
+
+class PreciseBNHook(HookBase):
+    """Re-estimates BatchNorm statistics before each evaluation, from the same batches each time.
+
+    Args:
+        period: iterations between evaluations; 0: at the end alone.
+        model: the model, in training mode.
+        loader: makes the loader of the batches.
+        num_iter: batches to look at.
+        max_iter: iterations of the whole training. A run that stops before does not end there:
+            resumed, it must find the statistics that it had.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        model: nn.Module,
+        loader: Callable[[], Iterable],
+        num_iter: int,
+        max_iter: int,
+    ) -> None:
+        self.period = period
+        self.model = model
+        self.loader = loader
+        self.num_iter = num_iter
+        self.max_iter = max_iter
+
+    def after_step(self) -> None:
+        """Update the statistics if an evaluation follows."""
+        done = self.trainer.iter + 1
+        if done == self.max_iter or (self.period > 0 and done % self.period == 0):
+            with EventStorage():  # the passes are no training; nothing of them is logged
+                update_precise_bn(self.model, self.loader(), self.num_iter)
+
+
+@torch.no_grad()
+def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> None:
+    """Statistics of BatchNorm's inputs over ``num_iter`` batches of every process together.
+
+    The passes normalise by their batches' own statistics, as training does (Wu and Johnson,
+    "Rethinking Batch in BatchNorm", 2021). Every value counts alike, whatever batch and process it
+    comes from; layers that get none, of cells that no image reaches, keep the statistics they have.
+    A collective call.
+
+    Args:
+        model: its BatchNorm layers in training mode are updated.
+        batches: inputs of the model; this process's.
+        num_iter: how many of them to look at.
+    """
+    layers = precise_bn_layers(model)
+    found: dict[nn.Module, Tensor] = {}
+
+    def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen = moments(args[0])
+        found[layer] = seen if layer not in found else _together(torch.stack([found[layer], seen]))
+
+    momentum = [layer.momentum for layer in layers]
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0  # running statistics stand still
+        for inputs in islice(batches, num_iter):
+            model(inputs)
+    finally:
+        for layer, value, handle in zip(layers, momentum, handles, strict=True):
+            layer.momentum = value
+            handle.remove()
+    own = [found[m] if m in found else _nothing(m) for m in layers]
+    for layer, parts in zip(layers, _from_all_processes(own), strict=True):
+        mean, var, count = merge_moments(parts)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(torch.where(count > 0, mean, layer.running_mean))
+        layer.running_var.copy_(torch.where(count > 0, var, layer.running_var))
+
+
+def precise_bn_layers(model: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm layers in training mode that keep running statistics."""
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
+    ]
+
+
+def _together(parts: Tensor) -> Tensor:
+    mean, var, count = merge_moments(parts)
+    return torch.cat([mean, var, count[None]])
+
+
+def _nothing(layer: _BatchNorm) -> Tensor:
+    """The moments of no value, as ``moments`` gives them."""
+    assert layer.running_mean is not None
+    dtype = torch.promote_types(layer.running_mean.dtype, torch.float32)
+    return layer.running_mean.new_zeros(2 * layer.num_features + 1, dtype=dtype)
+
+
+def _from_all_processes(own: list[Tensor]) -> list[Tensor]:
+    """Tensors (D,) of any lengths → (P, D) those of all P processes; a collective call."""
+    if comm.get_world_size() == 1 or not own:
+        return [one[None] for one in own]
+    flat = torch.cat(own)  # one message in place of hundreds
+    parts = flat.new_empty(comm.get_world_size(), len(flat))
+    dist.all_gather(list(parts.unbind()), flat)
+    return list(parts.split([len(one) for one in own], dim=1))

@@ -1,0 +1,194 @@
+"""BatchNorm's statistics before evaluation, by one process and by two."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import TrainerBase
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from two_processes import join
+
+from divdr.engine import PreciseBNHook, update_precise_bn
+from divdr.engine.precise_bn import CommonBNHook
+from divdr.routing import BatchNorm, DynamicRoutingNetwork, RoutingSpace, SynchronisedBatchNorm
+
+
+def test_precise_statistics_are_those_of_the_batches():
+    norm = torch.nn.BatchNorm2d(2)
+    batches = [torch.randn(4, 2, 3, 3) * (i + 1) + i for i in range(3)]
+    update_precise_bn(norm.train(), iter(batches), 3)
+    together = torch.cat(batches)
+    assert norm.running_mean.allclose(together.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert norm.running_var.allclose(together.var(dim=(0, 2, 3), unbiased=False), rtol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_cells_that_nobody_reaches_keep_their_statistics():
+    network = DynamicRoutingNetwork(RoutingSpace.build(3, 2), channels=4).train()
+    for cell in [network.initial, *network.cells()]:
+        torch.nn.init.zeros_(cell.gate.predict.weight)
+        bias = torch.full_like(cell.gate.predict.bias, -1.0)
+        bias[list(cell.node.transforms).index(1)] = 1.0
+        cell.gate.predict.bias.data = bias
+    unreached = network.layers[1][1].ops["sep_conv_3x3"][1][1]
+    unreached.running_mean.fill_(0.3)
+    reached = network.layers[1][0].ops["sep_conv_3x3"][1][1]
+    before = reached.running_mean.clone()
+    update_precise_bn(network, (torch.randn(2, 3, 32, 32) for _ in range(2)), 2)
+    assert unreached.running_mean.eq(0.3).all()
+    assert unreached.running_var.eq(1.0).all()
+    assert not reached.running_mean.equal(before)
+
+
+def test_batches_count_by_their_values():
+    norm = nn.BatchNorm1d(2).train()  # maps of other dimensions than images' too
+    batches = [torch.randn(n, 2) + n for n in (8, 2, 3)]
+    update_precise_bn(norm, batches, 2)
+    together = torch.cat(batches[:2])  # the third is more than asked for
+    assert norm.running_mean.allclose(together.mean(dim=0), atol=1e-5)
+    assert norm.running_var.allclose(together.var(dim=0, unbiased=False), rtol=1e-5)
+
+
+def test_layers_in_evaluation_keep_their_statistics():
+    frozen = nn.BatchNorm2d(2).eval()
+    model = nn.Sequential(nn.BatchNorm2d(2), frozen)
+    update_precise_bn(model, [torch.randn(4, 2, 3, 3) + 5], 1)
+    assert model[0].running_mean.min() > 3
+    assert frozen.running_mean.eq(0).all()
+
+
+class _Loop(TrainerBase):
+    def __init__(self, *hooks, act=lambda: None):
+        super().__init__()
+        self.register_hooks(hooks)
+        self.act = act
+
+    def run_step(self):
+        self.act()
+
+
+class _Logging(nn.Module):
+    """Normalises, and logs how often it was run."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        get_event_storage().put_scalar("runs", self.runs)
+        return self.norm(x)
+
+
+def test_passes_come_before_evaluations_and_leave_no_trace_in_the_log():
+    model = _Logging().train()
+    batches = [torch.randn(4, 2, 3, 3) + 7] * 3
+    hook = PreciseBNHook(4, model, lambda: batches, 3, max_iter=10)
+    loop, after = _Loop(hook), []
+    loop.act = lambda: after.append((loop.iter, model.runs))
+    loop.train(0, 10)
+    # Before the evaluations after 4, 8 and all 10 iterations (counted from 0).
+    assert [runs for _, runs in after] == [0, 0, 0, 0, 3, 3, 3, 3, 6, 6]
+    assert model.runs == 9
+    assert "runs" not in loop.storage.latest()
+
+
+def test_a_run_that_stops_before_its_end_keeps_its_statistics():
+    model = _Logging().train()
+    hook = PreciseBNHook(0, model, lambda: [torch.randn(4, 2, 3, 3)], 1, max_iter=10)
+    _Loop(hook).train(0, 6)
+    assert model.runs == 0
+
+
+class _Branches(nn.Module):
+    """The first layer gets all images, the second those of one process, the third none."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norms = nn.ModuleList(norm(2) for _ in range(3))
+        self.inputs = [[], [], []]
+
+    def forward(self, batch):
+        maps, count = batch
+        for place, layer in enumerate(self.norms):
+            x = maps if place == 0 else maps[: count if place == 1 else 0]
+            self.inputs[place].append(x)
+            if len(x) or isinstance(layer, SynchronisedBatchNorm):
+                layer(x)
+        return maps.sum() * 0.0 + sum(p.sum() for p in self.parameters())
+
+
+def _batches(rank):
+    generator = torch.Generator().manual_seed(rank)
+    sizes = ((4, 3), (2, 5)) if rank == 0 else ((3, 3), (1, 4))
+    return [
+        (torch.randn(n, 2, size, size, generator=generator) * (n + 1) + size, n * (1 - rank))
+        for n, size in sizes
+    ]
+
+
+def _run(rank, folder):
+    join(rank, folder)
+    found = {}
+    for kind in (BatchNorm, SynchronisedBatchNorm):
+        model = _Branches(kind).train()
+        for layer in model.norms:
+            layer.running_mean += 0.25
+        update_precise_bn(DistributedDataParallel(model), _batches(rank), 2)
+        found[kind.__name__] = [(m.running_mean, m.running_var) for m in model.norms]
+    found["inputs"] = model.inputs
+
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2)).train()
+    model[1].eval()  # stands still, but was trained before
+    seen = []
+
+    def step():
+        seen.append([m.running_mean.clone() for m in model])
+        for layer in model:
+            layer.running_mean += 1 + rank
+            layer.running_var += 2 * rank
+
+    loop = _Loop(CommonBNHook((0, 3, 4), model), act=step)
+    loop.train(0, 5)
+    found["seen"] = torch.stack([torch.stack(one)[:, 0] for one in seen])
+    found["var"] = model[0].running_var
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(_run, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm", "SynchronisedBatchNorm"])
+def test_statistics_are_those_of_all_values_of_all_processes(processes, kind):
+    inputs = [one["inputs"] for one in processes]
+    for rank in range(2):
+        for place, (mean, var) in enumerate(processes[rank][kind]):
+            values = [x.transpose(0, 1).flatten(1) for one in inputs for x in one[place]]
+            together = torch.cat(values, dim=1)
+            if place == 2:  # nobody's images came there
+                assert together.numel() == 0
+                assert mean.eq(0.25).all()
+                assert var.eq(1.0).all()
+                continue
+            assert mean.allclose(together.mean(dim=1), atol=1e-5)
+            assert var.allclose(together.var(dim=1, unbiased=False), rtol=1e-5)
+        # The second layer's came from the first process alone.
+        assert processes[1]["inputs"][1] == [] or all(len(x) == 0 for x in inputs[1][1])
+
+
+def test_running_statistics_become_their_mean_before_others_look(processes):
+    first, second = (one["seen"][:, 0] for one in processes)
+    # Steps add 1 on one process and 2 on the other; means follow the third, fourth and last.
+    assert first.tolist() == [0, 1, 2, 4.5, 6]
+    assert second.tolist() == [0, 2, 4, 4.5, 6]
+    assert processes[0]["seen"].equal(processes[0]["seen"][:, :1].expand(-1, 2))
+    for one in processes:
+        assert one["var"].tolist() == [6, 6]
