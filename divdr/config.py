@@ -47,7 +47,8 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # time where many gates are closed; BatchNorm's running statistics of such parts stay as they
     # are, and on a GPU every cell waits for the device once.
     routing.CONDITIONAL_TRAINING = False
-    # Normalisation by Detectron2's names; "" is SyncBN on several GPUs and BN otherwise.
+    # Normalisation by Detectron2's names; "" is SyncBN where several processes train, and BN
+    # otherwise. Their statistics move by batches of which some image reaches the cell alone.
     routing.NORM = ""
     # Largest drop path probability: grows with depth and linearly over training; 0 is off.
     routing.DROP_PATH = 0.0
@@ -134,6 +135,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # paper's tables are at 1024×2048 for Cityscapes and 800×800, neck included, for COCO.
     routing.COST_SIZES = []
 
+    # Precision of SOLVER.AMP.ENABLED, on GPUs and CPUs: "float16" (its gradients are scaled) or
+    # "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
     # Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from pretrained
     # weights).
     cfg.SOLVER.GATE_LR_FACTOR = 1.0

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
     SimpleTrainer,
@@ -50,6 +49,7 @@ from ..modeling import (
     periods_from_config,
 )
 from ..routing import DynamicRoutingNetwork
+from .amp import MixedPrecisionTrainer
 from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
@@ -90,8 +90,12 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = kind(_distributed(model), loader, optimizer)
+        wrapped = _distributed(model)
+        self._trainer = (
+            MixedPrecisionTrainer(wrapped, loader, optimizer, cfg.SOLVER.AMP.DTYPE)
+            if cfg.SOLVER.AMP.ENABLED
+            else SimpleTrainer(wrapped, loader, optimizer)
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter = 0
         self.max_iter = min(cfg.SOLVER.STOP_ITER or cfg.SOLVER.MAX_ITER, cfg.SOLVER.MAX_ITER)
