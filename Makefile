@@ -1,5 +1,6 @@
 # make demo   train and evaluate on drawn street scenes, write output/demo/report.html
 # make test   lint, types and the whole test suite
+# make rehearsal  the paper's configs for 30 iterations each, by two processes, in half precision
 # make setup  only the environment, in .venv
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
@@ -12,7 +13,7 @@ JOBS ?= 2
 # The first start of every program would compile it otherwise, and each start where Python may not write.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo test lint format lock clean
+.PHONY: setup demo rehearsal test lint format lock clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +33,9 @@ $(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron
 
 demo: setup
 	$(BIN)/python tools/demo.py
+
+rehearsal: setup
+	$(BIN)/python tools/rehearsal.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -85,9 +85,9 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> Non
     """Statistics of BatchNorm's inputs over ``num_iter`` batches of every process together.
 
     The passes normalise by their batches' own statistics, as training does (Wu and Johnson,
-    "Rethinking Batch in BatchNorm", 2021). Every value counts alike, whatever batch and process it
-    comes from; layers that get none, of cells that no image reaches, keep the statistics they have.
-    A collective call.
+    "Rethinking Batch in BatchNorm", 2021). Every value counts alike, whatever batch and process
+    it comes from. Layers without a variance keep the statistics they have: those of cells that no
+    image reaches, or one image with a map of one pixel. A collective call.
 
     Args:
         model: its BatchNorm layers in training mode are updated.
@@ -117,8 +117,8 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> Non
         mean, var, count = merge_moments(parts)
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        layer.running_mean.copy_(torch.where(count > 0, mean, layer.running_mean))
-        layer.running_var.copy_(torch.where(count > 0, var, layer.running_var))
+        layer.running_mean.copy_(torch.where(count > 1, mean, layer.running_mean))
+        layer.running_var.copy_(torch.where(count > 1, var, layer.running_var))
 
 
 def precise_bn_layers(model: nn.Module) -> list[_BatchNorm]:

@@ -51,6 +51,14 @@ def test_batches_count_by_their_values():
     assert norm.running_var.allclose(together.var(dim=0, unbiased=False), rtol=1e-5)
 
 
+def test_a_single_value_is_no_statistic():
+    norm = BatchNorm(2).train()
+    norm.running_mean += 0.25
+    update_precise_bn(norm, [torch.randn(1, 2, 1, 1), torch.randn(0, 2, 3, 3)], 2)
+    assert norm.running_mean.eq(0.25).all()
+    assert norm.running_var.eq(1.0).all()
+
+
 def test_layers_in_evaluation_keep_their_statistics():
     frozen = nn.BatchNorm2d(2).eval()
     model = nn.Sequential(nn.BatchNorm2d(2), frozen)

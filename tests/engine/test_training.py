@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import torch
-from torchrun import train_in_two_processes
 
 TRAIN = [sys.executable, "-W", "ignore", "tools/train_net.py"]
 CONFIG = ["--config-file", "configs/demo/divdr.yaml"]
@@ -113,14 +112,3 @@ def _evaluation_alone_gives_the_same(repository, tmp_path, environment, override
     again = results["cityscapes_fine_sem_seg_val"]
     assert again["sem_seg"]["IoU"] == figures["sem_seg"]["IoU"]
     assert again["routing"] == figures["routing"]
-
-
-def test_two_processes_train_and_agree(repository, tmp_path, environment, overrides):
-    opts = ["OUTPUT_DIR", tmp_path, *overrides, "SOLVER.MAX_ITER", "6"]
-    train_in_two_processes(repository, CONFIG[1], opts, **environment)
-    content = state(tmp_path)
-    bank = content["routing"]["experts"]["bank"]
-    # 6 iterations of 1 image on each of 2 processes: one pass over the 8 images and a half.
-    assert len(bank["rows"]) == 8
-    results = json.loads((tmp_path / "inference" / "results.json").read_text())
-    assert results["cityscapes_fine_sem_seg_val"]["routing"]["images"] == 4
