@@ -152,9 +152,9 @@ class Collaboration(nn.Module):
         lesson = self._lesson(seen, groups, labels)
         # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
         scale = process_count()
-        loss = F.cross_entropy(seen.visible(), lesson.labels, reduction="none")
+        loss = F.cross_entropy(seen.visible().float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights * loss).sum()
-        experts = seen.selection.sum() * 0
+        experts = seen.selection[:0].float().sum()
         for group in groups:
             rows = group.rows
             own = self._task_loss(
@@ -176,7 +176,7 @@ class Collaboration(nn.Module):
 
     def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if self.distillation is None or targets is None:
-            return F.cross_entropy(logits, labels, reduction="none")
+            return F.cross_entropy(logits.float(), labels, reduction="none")
         return self.distillation.loss(logits, labels, targets)
 
     @property
@@ -195,7 +195,7 @@ class Collaboration(nn.Module):
 
     def _lesson(self, seen: Delegation, groups: Sequence[Group], labels: Tensor) -> Lesson:
         """The lesson of this process's samples, from those of all; every subtask for itself."""
-        probabilities = seen.visible().detach().softmax(1)
+        probabilities = seen.visible().detach().float().softmax(1)
         tcp = torch.zeros_like(probabilities)
         for group in groups:
             found = true_class_probability(group.output, labels[group.rows])

@@ -25,7 +25,7 @@ class Delegation(NamedTuple):
 
     def confident(self, threshold: float) -> Tensor:
         """(N,) bool: the predicted class's probability is above τ, so that no expert has to run."""
-        return self.rough.softmax(1).amax(1) > threshold
+        return self.rough.float().softmax(1).amax(1) > threshold
 
     def subtasks(self) -> Tensor:
         """(N,) int64, the most probable subtask."""
@@ -77,11 +77,8 @@ class Delegator(nn.Module):
 
     def delegate(self, features: Tensor) -> Delegation:
         """Everything that features (N, D) say."""
-        if self.subtask_selector is None:
-            subtask = features.new_zeros((len(features), 1))
-        else:
-            subtask = self.subtask_selector(features)
-        return Delegation(self.task_predictor(features), self.expert_selector(features), subtask)
+        rough, subtask = self._fixed_heads(features)
+        return Delegation(rough, self.expert_selector(features), subtask)
 
     def fixed(self, x: Tensor) -> Delegation:
         """Look at samples while the experts train: only the expert selector learns.
@@ -91,5 +88,15 @@ class Delegator(nn.Module):
         """
         with torch.no_grad():
             features = self.extractor.eval()(x)
-            seen = self.delegate(features)
-        return seen._replace(selection=self.expert_selector(features))
+            rough, subtask = self._fixed_heads(features)
+        # It must not run under no_grad before: autocast of PyTorch 2.9 and older then keeps its
+        # weights in half precision without a graph, takes them again here, and nothing learns.
+        return Delegation(rough, self.expert_selector(features), subtask)
+
+    def _fixed_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of classes and of subtasks."""
+        if self.subtask_selector is None:
+            subtask = features.new_zeros((len(features), 1))
+        else:
+            subtask = self.subtask_selector(features)
+        return self.task_predictor(features), subtask

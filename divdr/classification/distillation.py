@@ -37,10 +37,12 @@ class Distillation:
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
         """(N, C) the teacher's probabilities at T."""
-        return (self.teacher.to(images.device)(images) / self.temperature).softmax(1)
+        logits = self.teacher.to(images.device)(images).float()
+        return (logits / self.temperature).softmax(1)
 
     def loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """(N,) (1 − w) · cross-entropy + w · T² · KL(teacher ‖ student)."""
+        logits = logits.float()
         student = (logits / self.temperature).log_softmax(1)
         divergence = F.kl_div(student, targets, reduction="none").sum(1)
         hard = F.cross_entropy(logits, labels, reduction="none")

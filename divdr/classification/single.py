@@ -55,7 +55,7 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """(N, C, H, W) to logits: the logarithm of the mean probability."""
-        logs = torch.stack([F.log_softmax(member(images), 1) for member in self.members])
+        logs = torch.stack([F.log_softmax(member(images).float(), 1) for member in self.members])
         ran = torch.ones((len(images), len(self.members)), dtype=torch.bool, device=images.device)
         return Prediction(logs.logsumexp(0) - torch.tensor(float(len(logs))).log(), ran)
 
@@ -66,8 +66,8 @@ class Ensemble(nn.Module):
             DataError: a label is no class.
         """
         check_labels(labels, self.num_classes)
-        total = torch.stack([F.cross_entropy(m(images), labels) for m in self.members]).sum()
-        return {"loss_classes": total}
+        own = [F.cross_entropy(member(images).float(), labels) for member in self.members]
+        return {"loss_classes": torch.stack(own).sum()}
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size; a single network's branch is all of it."""

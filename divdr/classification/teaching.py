@@ -140,13 +140,13 @@ def teach_subtasks(
 
 
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """(R,) probability of the true class (Eq. 1), detached.
+    """(R,) float32 probability of the true class (Eq. 1), detached.
 
     Args:
         logits: (R, C), an expert's.
         labels: (R,) int64.
     """
-    return logits.detach().softmax(1).gather(1, labels[:, None])[:, 0]
+    return logits.detach().float().softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def standardised(tcp: Tensor) -> Tensor:

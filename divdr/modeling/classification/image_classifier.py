@@ -72,7 +72,7 @@ class ImageClassifier(nn.Module):
         if self.training:
             return dict(self.system.losses(images, self.labels(inputs)))
         logits, ran = self.system(images)
-        scores = logits.softmax(1)
+        scores = logits.float().softmax(1)
         macs = self._cost(images).of(ran).tolist()
         return [
             {"scores": row, "ran": which, "macs": cost}
