@@ -30,7 +30,7 @@ from .named import (
 from .partition import cluster_partition, given_partition, greedy_partition, random_partition
 from .partition_file import load_partition, save_partition
 from .prediction import ClassificationSystem, Cost, Prediction
-from .processes import gather_rows
+from .processes import common_divisors, gather_rows, process_count
 from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts
 from .single import Ensemble, StageClassifier
@@ -73,6 +73,7 @@ __all__ = [
     "class_means",
     "class_sums",
     "cluster_partition",
+    "common_divisors",
     "exchange",
     "gather_rows",
     "given_partition",
@@ -86,6 +87,7 @@ __all__ = [
     "num_parameters",
     "one_hot_choice",
     "part_macs",
+    "process_count",
     "random_partition",
     "restrict",
     "run_all",

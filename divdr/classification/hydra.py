@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..routing.layers import BatchNorm
 from .cost import part_macs
 from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels
@@ -21,6 +22,7 @@ from .gates import Gater, check_selection, select
 from .layers import initialise
 from .partition import given_partition
 from .prediction import Cost, Prediction
+from .processes import common_divisors
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Hydra(nn.Module):
         self.gater = gater
         self.combiner = nn.Sequential(
             nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
             nn.ReLU(inplace=True),
         )
         self.classify = nn.Linear(channels, num_classes)
@@ -154,7 +156,8 @@ class Hydra(nn.Module):
         The ensemble's loss reaches the chosen branches and the stem; the choice is hard and the sum
         unweighted, so that it never reaches the gater's own layers. The gater's loss reaches gater
         and stem. A branch's own loss is over the images of its classes, chosen or not, and reaches
-        that branch, its extra head and the stem. A branch that no image needs is not run.
+        that branch, its extra head and the stem; the mean is over its images in the batch of all
+        processes together. A branch that no image needs is not run.
 
         Args:
             images: (N, C, H, W).
@@ -176,19 +179,22 @@ class Hydra(nn.Module):
         needed = chosen | own if self.branch_heads else chosen
         groups = list(run_groups(self.branches, maps, needed))
         logits = self.combine(restrict(groups, chosen), len(images))
+        ensemble = F.cross_entropy(logits.float(), labels)
         losses = {
-            "loss_ensemble": settings.ensemble_weight * F.cross_entropy(logits, labels),
-            "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits, branch_of),
+            "loss_ensemble": settings.ensemble_weight * ensemble,
+            "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits.float(), branch_of),
         }
         if self.branch_heads:
-            terms = [self._branch_loss(part, labels) for part in restrict(groups, own)]
+            divisors = common_divisors(own.sum(0))
+            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
             losses["loss_branch"] = settings.branch_weight * torch.stack(terms).sum()
         return losses
 
-    def _branch_loss(self, group: Group, labels: Tensor) -> Tensor:
-        """Eq. 5: cross-entropy over all classes, of the images of the branch's own."""
+    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
+        """Eq. 5: cross-entropy over all classes, the mean over the images of the branch's own."""
         logits = self.branch_heads[group.expert](group.output.mean(dim=(2, 3)))
-        return F.cross_entropy(logits, labels[group.rows])
+        total = F.cross_entropy(logits.float(), labels[group.rows], reduction="sum")
+        return total / divisors[group.expert]
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
         return self.settings.chosen(gate_logits, self.training)

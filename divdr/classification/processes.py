@@ -41,6 +41,25 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
 
 
 @torch.no_grad()
+def common_divisors(counts: Tensor) -> Tensor:
+    """What sums over this process's samples are divided by to be means over those of all.
+
+    DDP takes the mean of the processes' gradients. A mean over the samples that one process has of
+    a kind would so weigh less the fewer processes have any; a sum over them, divided by the mean
+    number of such samples in a process, gives what one process with all of them would learn.
+
+    Args:
+        counts: (E,) samples of each kind in this process; a collective call.
+
+    Returns:
+        (E,) float32, the mean over the processes, the same on all.
+    """
+    total = counts.clone()
+    add_up(total)
+    return total / process_count()
+
+
+@torch.no_grad()
 def add_up(*values: Tensor) -> None:
     """Replace each tensor, in place, by its sum over all processes; a collective call."""
     if process_count() > 1:

@@ -16,6 +16,8 @@ from boxes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixed_precision import DTYPES, assert_close_gradients, gradients, half
+from torch import nn
 
 from divdr.errors import ConfigError
 
@@ -205,16 +207,61 @@ def test_what_is_not_finite_shows_in_the_losses():
     assert all(torch.isnan(found[name]) for name in ("loss_selector", "loss_expert_cls"))
 
 
-def test_mixed_precision_trains():
-    head, predictor = build()
-    exact = losses(head.train(), predictor, iteration=SECOND)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = losses(head, predictor, iteration=SECOND)
-    sum(found.values()).backward()
-    for name in ("loss_cls", "loss_expert_cls", "loss_expert_box_reg"):
-        torch.testing.assert_close(found[name].float(), exact[name], rtol=0.1, atol=0.05)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+EXPERTS = {f"head.experts.{n}" for n in range(3)} | {"head.selector"}
+DELEGATOR = {"head.delegator", "predictor.cls_score", "predictor.bbox_pred"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("iteration", "freeze", "expected"),
+    [(0, False, DELEGATOR), (SECOND, False, DELEGATOR | EXPERTS), (SECOND, True, EXPERTS)],
+)
+def test_gradients_in_mixed_precision_are_those_of_float32(iteration, freeze, expected, dtype):
+    head, predictor = build(FREEZE_DELEGATOR=freeze)
+    both = nn.ModuleDict({"head": head.train(), "predictor": predictor})
+    held = []
+    original = head._lesson
+
+    def lesson(*args):  # whom a proposal is assigned to is a choice that rounding may change
+        held.append(original(*args))
+        return held[0]
+
+    head._lesson = lesson
+    exact = gradients(both, losses(head, predictor, iteration=iteration))
+    with half(dtype):
+        values = losses(head, predictor, iteration=iteration)
+    assert all(value.dtype == torch.float32 for value in values.values())
+    found = gradients(both, values)
+    words = {".".join(name.split(".")[:2]) for name in found}
+    assert words == {".".join(name.split(".")[:2]) for name in expected}
+    assert all(any(n.startswith(name) for n in found) for name in expected)
+    assert_close_gradients(found, exact, dtype)
+    for each in held:  # not rounded either
+        torch.testing.assert_close(each.expert_weights.sum(0).float(), torch.ones(3))
+        assert float(each.selection_weights.sum()) == pytest.approx(1, abs=1e-6)
+    with torch.autocast("cpu", dtype), torch.no_grad():
         assert head.eval().predict(pooled(), predictor).scores.isfinite().all()
+
+
+def test_a_frozen_delegator_keeps_its_batch_norm():
+    head, predictor = build(FREEZE_DELEGATOR=True, _NORM="BN", EXPERT_CONV_DIMS=[4])
+    head.train()
+    assert any("running_mean" in name for name in head.delegator.state_dict())
+
+    def changed(iteration):
+        before = {k: v.clone() for k, v in head.state_dict().items()}
+        losses(head, predictor, iteration=iteration)
+        after = head.state_dict()
+        return {k.split(".")[0] for k, v in before.items() if not v.equal(after[k])}
+
+    assert changed(SECOND - 1) == {"delegator"}
+    assert changed(SECOND) == {"experts"}
+    # Nor does it look at a batch's own: what it says of a proposal does not hang on the others.
+    kept = head.delegator.convs[0].norm
+    assert not kept.training
+    head, predictor = build(_NORM="BN", EXPERT_CONV_DIMS=[4])
+    head.train()
+    assert changed(SECOND) == {"delegator", "experts"}
 
 
 @pytest.mark.parametrize(

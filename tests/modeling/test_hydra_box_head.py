@@ -21,6 +21,8 @@ from boxes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixed_precision import DTYPES, assert_close_gradients, gradients, half
+from torch import nn
 
 from divdr.errors import CheckpointError, ConfigError
 from divdr.modeling.roi_heads import HydraBoxHead
@@ -210,15 +212,22 @@ def test_weights_and_partition_travel_without_the_extra_heads():
     assert all(a.equal(b) for a, b in zip(*both, strict=True))
 
 
-def test_mixed_precision_trains():
-    head, predictor = make()
-    exact = losses(head.train(), predictor)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = losses(head, predictor)
-    sum(found.values()).backward()
-    for name, value in found.items():
-        torch.testing.assert_close(value.float(), exact[name], rtol=0.1, atol=0.05)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float16", "bfloat16"])
+def test_gradients_in_mixed_precision_are_those_of_float32(dtype):
+    # All branches run: no choice can hang on rounding.
+    head, predictor = make(TOP_K=3)
+    both = nn.ModuleDict({"head": head.train(), "predictor": predictor})
+    exact = gradients(both, losses(head, predictor))
+    numbered = {f"head.{part}.{n}" for part in ("branches", "branch_heads") for n in range(3)}
+    expected = {f"head.{part}" for part in ("stem", "gater", "combiner")} | numbered
+    expected |= {"predictor.cls_score", "predictor.bbox_pred"}
+    with half(dtype):
+        values = losses(head, predictor)
+    assert all(value.dtype == torch.float32 for value in values.values())
+    found = gradients(both, values)
+    assert {name for name in expected if any(n.startswith(name) for n in found)} == expected
+    assert_close_gradients(found, exact, dtype)
+    with torch.autocast("cpu", dtype), torch.no_grad():
         assert head.eval().predict(pooled(), predictor).scores.isfinite().all()
 
 

@@ -17,7 +17,16 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ...classification import Cost, TeachingSettings, one_hot_choice, run_groups, teach
+from ...classification import (
+    Cost,
+    Lesson,
+    TeachingSettings,
+    gather_rows,
+    one_hot_choice,
+    process_count,
+    run_groups,
+    teach,
+)
 from ...errors import ConfigError
 from ...routing import to_iterations
 from ..cost import module_macs
@@ -127,7 +136,8 @@ class CoEBoxHead(BoxMixture):
 
         ``loss_cls`` and ``loss_box_reg`` are the delegator's, ``loss_selector`` Eq. 9 by η, which
         reaches the selector alone, ``loss_expert_cls`` and ``loss_expert_box_reg`` Eq. 10, which
-        reach all experts. Into the shared maps their gradient counts as one expert's.
+        reach all experts. Into the shared maps their gradient counts as one expert's. The sums of
+        the second stage go over the proposals of all processes together, which all have to call.
 
         Returns:
             What the delegator predicts, and the losses.
@@ -135,15 +145,16 @@ class CoEBoxHead(BoxMixture):
         settings = self.settings
         iteration = get_event_storage().iter
         second = iteration >= settings.start
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled() and not (second and settings.freeze_delegator)
-        ):
+        frozen = second and settings.freeze_delegator
+        if frozen:
+            self.delegator.eval()  # BatchNorm's statistics as well
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             rough = self.delegator(pooled)
             scores, deltas = predictor(rough)
         ran = torch.full((len(pooled), len(self.experts)), second, device=pooled.device)
         prediction = BoxPrediction(scores, deltas, ran)
         losses = {}
-        if not (second and settings.freeze_delegator):
+        if not frozen:
             losses = predictor.losses((scores, deltas), proposals)
         if second:
             logits = self.selector(rough.detach())
@@ -160,16 +171,23 @@ class CoEBoxHead(BoxMixture):
             # maps below would learn E times as fast as under a plain head.
             shared.register_hook(lambda gradient: gradient / len(self.experts))
         passes = [ExpertPass.of(expert, shared, targets) for expert in self.experts]
-        lesson = teach(
-            torch.stack([each.true_class for each in passes], dim=1),
-            logits.detach().float().softmax(1),
-            alpha,
-            self.settings.teaching,
-        )
+        true_class = torch.stack([each.true_class for each in passes], dim=1)
+        lesson = self._lesson(true_class, logits.detach().float().softmax(1), alpha)
         each = F.cross_entropy(logits.float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights.float() * each).sum()
-        losses = expert_losses(passes, lesson.expert_weights.float(), targets)
-        return {"loss_selector": self.settings.selector_weight * selection, **losses}
+        losses = {
+            "loss_selector": self.settings.selector_weight * selection,
+            **expert_losses(passes, lesson.expert_weights.float(), targets),
+        }
+        # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
+        return {name: process_count() * loss for name, loss in losses.items()}
+
+    def _lesson(self, true_class: Tensor, probabilities: Tensor, alpha: float) -> Lesson:
+        """The lesson of this process's proposals, from those of all; (M, E) both."""
+        together, own = gather_rows(torch.cat([true_class, probabilities], dim=1))
+        true_class, probabilities = together.chunk(2, dim=1)
+        lesson = teach(true_class, probabilities, alpha, self.settings.teaching)
+        return Lesson(*(part[own] for part in lesson))
 
     def embed(self, pooled: Tensor) -> Tensor:
         """(N, D) the delegator's features."""

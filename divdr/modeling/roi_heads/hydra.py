@@ -23,6 +23,7 @@ from ...classification import (
     Group,
     HydraSettings,
     check_selection,
+    common_divisors,
     restrict,
     run_groups,
     scatter_sum,
@@ -112,7 +113,8 @@ class HydraBoxHead(BoxMixture):
 
         ``loss_cls`` is the ensemble's (α1) and reaches, like ``loss_box_reg``, predictor, combiner,
         chosen branches and stem; ``loss_gater`` gater and stem; ``loss_branch`` the branches of the
-        proposals' classes, those that got background, their extra heads and the stem.
+        proposals' classes, those that got background, their extra heads and the stem. A branch's
+        mean is over its proposals in all processes together.
 
         Raises:
             ConfigError: no partition has been set.
@@ -132,8 +134,9 @@ class HydraBoxHead(BoxMixture):
         losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
         losses["loss_gater"] = settings.gater_weight * self._gater_loss(gate_logits, labels)
         if self.branch_heads:
-            terms = [self._branch_loss(part, labels) for part in restrict(groups, own)]
-            total = torch.stack(terms).sum() if terms else gate_logits[:0].sum()
+            divisors = common_divisors(own.sum(0))
+            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
+            total = torch.stack(terms).sum() if terms else gate_logits[:0].float().sum()
             losses["loss_branch"] = settings.branch_weight * total
         return BoxPrediction(scores, deltas, chosen), losses
 
@@ -170,12 +173,14 @@ class HydraBoxHead(BoxMixture):
         """
         objects = (labels < self.classes.num_classes).nonzero()[:, 0]
         branches = self.classes.of(labels[objects])
-        total = F.cross_entropy(gate_logits[objects], branches, reduction="sum")
+        total = F.cross_entropy(gate_logits[objects].float(), branches, reduction="sum")
         return total / max(1, len(labels))
 
-    def _branch_loss(self, group: Group, labels: Tensor) -> Tensor:
-        """Eq. 5, over all classes and background."""
-        return F.cross_entropy(self.branch_heads[group.expert](group.output), labels[group.rows])
+    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
+        """Eq. 5, over all classes and background; the mean over proposals of all processes."""
+        logits = self.branch_heads[group.expert](group.output).float()
+        total = F.cross_entropy(logits, labels[group.rows], reduction="sum")
+        return total / divisors[group.expert]
 
 
 def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:
