@@ -182,7 +182,8 @@ def add_classifier_config(cfg: CfgNode) -> None:
     classifier.ARCHITECTURE = "resnet"
     # "" is the architecture's own stem; else "torchvision:NAME.NODE" or "timm:NAME.LEVEL".
     classifier.STEM = ""
-    # Take the library's weights for what is named after one.
+    # Take the library's weights for what is named after one. For grey images the first convolution
+    # is summed over the colours; for C channels, 3 excepted, it is repeated, times 3 / C.
     classifier.PRETRAINED = False
     # d: blocks a stage (resnet), or multiple of the layers of a block (densenet).
     classifier.DEPTH = 1
@@ -314,8 +315,8 @@ def add_roi_heads_config(cfg: CfgNode) -> None:
     # α of the experts' loss weights at the start of that stage and at its end (Eq. 5).
     coe.ALPHA = [0.2, 0.8]
     coe.SELECTOR_WEIGHT = 0.8  # η of Eq. 8
-    # Let the delegator learn no more in that stage, as the paper has it. There nothing under the
-    # delegator moves; here the maps under it do.
+    # Let the delegator learn no more in that stage, BatchNorm included, as the paper has it. There
+    # nothing under the delegator moves; here the maps under it do.
     coe.FREEZE_DELEGATOR = False
     # Layers of the delegator: convolutions, their kernel, and linear layers.
     coe.DELEGATOR_CONV_DIMS = [64]

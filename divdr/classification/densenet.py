@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..routing.layers import BatchNorm
 from .layers import Part, convolution, scaled
 
 
@@ -23,10 +24,10 @@ class DenseLayer(nn.Module):
         super().__init__()
         width = 4 * growth
         self.body = nn.Sequential(
-            nn.BatchNorm2d(in_channels),
+            BatchNorm(in_channels),
             nn.ReLU(),
             convolution(in_channels, width, 1),
-            nn.BatchNorm2d(width),
+            BatchNorm(width),
             nn.ReLU(inplace=True),
             convolution(width, growth, separable=separable),
         )
@@ -68,7 +69,7 @@ class DenseNetParts:
         for length in self.layers[:2]:
             block, channels = self._block(channels, growth, length)
             half = max(1, channels // 2)
-            parts += [*block, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+            parts += [*block, BatchNorm(channels), nn.ReLU(inplace=True)]
             parts += [convolution(channels, half, 1), nn.AvgPool2d(2)]
             channels = half
         return Part(*parts, out_channels=channels)
@@ -84,7 +85,7 @@ class DenseNetParts:
     def _last(self, in_channels: int, width: float) -> Part:
         growth = scaled(self.growth, width)
         block, channels = self._block(in_channels, growth, self.layers[2])
-        return Part(*block, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), out_channels=channels)
+        return Part(*block, BatchNorm(channels), nn.ReLU(inplace=True), out_channels=channels)
 
     def _block(self, channels: int, growth: int, length: int) -> tuple[list[nn.Module], int]:
         block: list[nn.Module] = []

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 
@@ -36,7 +38,9 @@ def named_classifier(
         num_classes: None keeps the library's own (1000 of ImageNet).
         in_channels: of the images; the first convolution is made anew if it is not 3.
         pretrained: take the library's default weights, which it downloads; the classifier layer
-            starts anew where ``num_classes`` differs.
+            starts anew where ``num_classes`` differs. For one channel the first convolution's
+            weights are summed over red, green and blue, which answers a grey image as the old one
+            does its three equal channels; for C others they are repeated, times 3 / C.
         image_size: H and W of the images, which transformers are built for; 0: not known.
 
     Raises:
@@ -47,9 +51,13 @@ def named_classifier(
     try:
         if library == "timm":
             classes = {} if num_classes is None else {"num_classes": num_classes}
-            return _timm(model_name, in_channels, pretrained, image_size, **classes)
+            return _with_single_values(
+                _timm(model_name, in_channels, pretrained, image_size, **classes)
+            )
         if library == "torchvision":
-            return _torchvision(model_name, num_classes, in_channels, pretrained, image_size)
+            return _with_single_values(
+                _torchvision(model_name, num_classes, in_channels, pretrained, image_size)
+            )
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -80,13 +88,15 @@ def named_stem(
     try:
         if library == "timm":
             level = (int(cut),)
-            model = _timm(
-                model_name,
-                in_channels,
-                pretrained,
-                image_size,
-                features_only=True,
-                out_indices=level,
+            model = _with_single_values(
+                _timm(
+                    model_name,
+                    in_channels,
+                    pretrained,
+                    image_size,
+                    features_only=True,
+                    out_indices=level,
+                )
             )
         else:
             from torchvision.models.feature_extraction import create_feature_extractor
@@ -174,8 +184,10 @@ def _torchvision(
             model, _last(model, nn.Linear), lambda old: nn.Linear(old.in_features, num_classes)
         )
     if in_channels != 3:
+        if getattr(model, "transform_input", False):
+            raise ValueError("its pretrained weights take images of three channels alone")
         first = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-        _replace(model, first, lambda old: _with_channels(old, in_channels))
+        _replace(model, first, lambda old: _with_channels(old, in_channels, pretrained))
     return model
 
 
@@ -192,15 +204,50 @@ def _replace(model: nn.Module, name: str, make: Any) -> None:
     setattr(owner, child, make(getattr(owner, child)))
 
 
-def _with_channels(old: nn.Conv2d, channels: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
+def _with_channels(old: nn.Conv2d, channels: int, keep: bool) -> nn.Conv2d:
+    """The same convolution for so many channels: with weights made of its own, or new ones."""
+    weight = old.weight.detach()
+    new = copy.deepcopy(old)
+    new.in_channels = channels
+    if channels == 1:
+        weight = weight.sum(1, keepdim=True)
+    else:
+        repeated = torch.arange(channels) % old.in_channels
+        weight = weight[:, repeated] * (old.in_channels / channels)
+    new.weight = nn.Parameter(weight)
+    if not keep:
+        new.reset_parameters()
+    return new
+
+
+def _with_single_values(model: nn.Module) -> nn.Module:
+    """Let BatchNorm layers, in place, train where a batch has a single value a channel.
+
+    As ``divdr.routing``'s own layer does: an expert may get one image, whose last map is one pixel.
+    """
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            rest = _Rest()
+            layer.register_forward_pre_hook(rest.begin)
+            layer.register_forward_hook(rest.end)
+    return model
+
+
+class _Rest:
+    """Puts a layer into evaluation for a call in which no variance exists."""
+
+    def __init__(self) -> None:
+        self.resting = False
+
+    def begin(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        self.resting = layer.training and x.numel() == x.shape[1]
+        if self.resting:
+            layer.training = False
+
+    def end(self, layer: nn.Module, args: object, output: object) -> None:
+        if self.resting:
+            layer.training = True
 
 
 def _timm(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..routing.layers import BatchNorm
 from .layers import Part, convolution, scaled
 
 
@@ -28,10 +29,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             convolution(in_channels, out_channels, stride=stride, separable=separable),
-            nn.BatchNorm2d(out_channels),
+            BatchNorm(out_channels),
             nn.ReLU(inplace=True),
             convolution(out_channels, out_channels, separable=separable),
-            nn.BatchNorm2d(out_channels),
+            BatchNorm(out_channels),
         )
         self.activation = nn.ReLU()
         self.stride = stride
@@ -39,7 +40,7 @@ class BasicBlock(nn.Module):
         self.project: nn.Module | None = None
         if self.extra < 0:
             self.project = nn.Sequential(
-                convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+                convolution(in_channels, out_channels, 1, stride), BatchNorm(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class ResNetParts:
         large = self.entry == "large"
         layers: list[nn.Module] = [
             convolution(self.in_channels, first, 7 if large else 3, 2 if large else 1),
-            nn.BatchNorm2d(first),
+            BatchNorm(first),
             nn.ReLU(inplace=True),
         ]
         if large:

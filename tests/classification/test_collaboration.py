@@ -13,6 +13,7 @@ from divdr.classification import (
     ResNetParts,
     StageClassifier,
     TeachingSettings,
+    named_classifier,
     num_parameters,
     teach,
     threshold_curve,
@@ -233,6 +234,25 @@ def test_a_subtask_without_samples():
     losses = made.losses(images(), LABELS)
     sum(losses.values()).backward()
     assert all(p.grad is None for k in (2, 3) for p in made.experts[k].parameters())
+
+
+def test_a_subtask_with_one_image_trains_experts_of_a_library():
+    made = spread(make(4, 2, delegator_share=0.0)).train()
+    made.experts = nn.ModuleList(
+        named_classifier("torchvision:mobilenet_v3_small", CLASSES) for _ in range(4)
+    )
+    x = images()
+    with torch.no_grad():
+        seen = made.delegator.eval()(x)
+        gap = seen.subtask[:, 1] - seen.subtask[:, 0]
+        first, second = gap.sort(descending=True).values[:2]
+        made.delegator.subtask_selector.bias[0] += (first + second) / 2  # one image for 1
+    counts = []
+    made.experts[2].register_forward_hook(lambda m, args, out: counts.append(len(args[0])))
+    losses = made.losses(x, LABELS)
+    assert counts == [1]
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
 
 
 def test_a_teacher_s_part_of_the_losses():

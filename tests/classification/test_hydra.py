@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from divdr.classification import (
+    DenseNetParts,
     Gater,
     Hydra,
     HydraSettings,
@@ -157,6 +158,31 @@ def test_branches_that_no_loss_needs_are_left_alone_by_the_optimizer():
     sum(losses.values()).backward()
     optimizer.step()
     assert all(v.equal(before[k]) for k, v in network.branches[1].state_dict().items())
+
+
+@pytest.mark.parametrize("parts", [ResNetParts(channels=4), DenseNetParts(growth=2)])
+def test_a_branch_with_one_image_whose_map_is_one_pixel_trains(parts):
+    stem = parts.stem()
+    trunk = parts.gater_trunk(stem.out_channels)
+    branches = [parts.branch(stem.out_channels) for _ in range(BRANCHES)]
+    width = branches[0].out_channels
+    settings = HydraSettings(top_k=1, train_threshold=0.0)
+    network = Hydra(
+        stem, branches, Gater(trunk, trunk.out_channels, BRANCHES), width, CLASSES, settings
+    ).train()
+    network.set_partition(PARTITION)
+    force(network, 0)
+    x = images(3)[..., :4, :4]
+    before = {k: v.clone() for k, v in network.branches[2].state_dict().items()}
+    losses = network.losses(x, torch.tensor([0, 1, 4]))  # branch 2 gets the last image alone
+    sum(losses.values()).backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert touched(network) >= {"branches.0", "branches.2", "branch_heads.2"}
+    state = network.branches[2].state_dict()
+    assert all(v.equal(state[k]) for k, v in before.items())  # a variance does not exist there
+    # The combiner too, in a batch of one.
+    one = network.losses(x[:1], torch.tensor([0]))
+    assert all(value.isfinite() for value in one.values())
 
 
 def test_values_of_the_losses():

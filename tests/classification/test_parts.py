@@ -3,7 +3,9 @@
 import sys
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from divdr.classification import (
@@ -200,6 +202,109 @@ def test_transformers_are_built_for_the_size_of_the_images(name):
         named_classifier(name, 10)
     model = named_classifier(name, 10, in_channels=1, image_size=64).eval()
     assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 10)
+
+
+@pytest.fixture
+def stand_in_weights(monkeypatch):
+    """Weights by chance in the place of what libraries would download; what each gave, by name."""
+    given = {}
+
+    def weights(model, seed=5):
+        generator = torch.Generator().manual_seed(seed)
+        state = model.state_dict()
+        for value in state.values():
+            if value.is_floating_point():
+                value.copy_(0.02 + 0.1 * torch.rand(value.shape, generator=generator))
+        return state
+
+    def of_torchvision(self, *args, **kwargs):
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        given[name] = weights(torchvision.models.get_model(name))
+        return given[name]
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", of_torchvision)
+    monkeypatch.setattr(
+        timm.models._builder,
+        "load_state_dict_from_hf",
+        lambda *args, **kwargs: weights(timm.create_model("resnet18")),
+    )
+    return given
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_pretrained_weights_for_other_channels_are_those_of_timm_s_rule(
+    name, channels, stand_in_weights
+):
+    model = named_classifier(f"torchvision:{name}", 5, in_channels=channels, pretrained=True)
+    key = {"resnet18": "conv1.weight", "mobilenet_v3_small": "features.0.0.weight"}[name]
+    found, old = model.state_dict(), stand_in_weights[name]
+    expected = timm.models.adapt_input_conv(channels, old[key].clone())
+    torch.testing.assert_close(found[key], expected)
+    assert model.get_parameter(key).requires_grad
+    # Everything but the first convolution and the last layer is as it was given.
+    others = [k for k in old if k != key and found[k].shape == old[k].shape]
+    assert len(others) > len(old) - 4
+    assert all(found[k].equal(old[k]) for k in others)
+
+
+def test_a_grey_image_gives_what_three_equal_channels_gave(stand_in_weights):
+    grey = torch.rand(2, 1, 32, 32)
+    for make in (named_classifier, lambda name, _, **keys: named_stem(name + ".layer1", **keys)):
+        one, three = (
+            make("torchvision:resnet18", None, in_channels=channels, pretrained=True).eval()
+            for channels in (1, 3)
+        )
+        torch.testing.assert_close(one(grey), three(grey.expand(2, 3, 32, 32)))
+    one, three = (
+        named_classifier("timm:resnet18", None, in_channels=channels, pretrained=True).eval()
+        for channels in (1, 3)
+    )
+    torch.testing.assert_close(one(grey), three(grey.expand(2, 3, 32, 32)))
+    assert one(grey).abs().sum() > 0
+
+
+def test_a_first_convolution_keeps_its_bias_and_shape(stand_in_weights):
+    model = named_classifier(
+        "torchvision:vit_b_32", 5, in_channels=1, pretrained=True, image_size=224
+    )
+    given = stand_in_weights["vit_b_32"]
+    assert model.conv_proj.bias.equal(given["conv_proj.bias"])
+    torch.testing.assert_close(model.conv_proj.weight[:, 0], given["conv_proj.weight"].sum(1))
+    plain = named_classifier("torchvision:resnet18", 5, in_channels=1).conv1
+    fresh = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    assert plain.weight.shape == fresh.weight.shape
+    assert (plain.stride, plain.padding, plain.bias) == ((2, 2), (3, 3), None)
+    assert plain.weight.std().item() == pytest.approx(fresh.weight.std().item(), rel=0.1)
+
+
+def test_networks_that_read_three_channels_by_number_are_refused(stand_in_weights):
+    with pytest.raises(ConfigError, match="take images of three channels alone"):
+        named_classifier("torchvision:googlenet", 5, in_channels=1, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: named_classifier("timm:resnet18", 3),
+        lambda: named_classifier("torchvision:resnet18", 3),
+        lambda: named_stem("torchvision:resnet18.layer4"),
+        lambda: named_stem("timm:resnet18.4"),
+        lambda: named_classifier("torchvision:efficientnet_b0", 3),
+    ],
+)
+def test_a_single_pixel_of_a_single_image_trains(make):
+    model = make().train()
+    images = torch.randn(1, 3, 32, 32)  # the last maps are 1 × 1
+    last = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+    before = last.running_mean.clone(), last.running_var.clone()
+    model(images).square().sum().backward()
+    assert last.running_mean.equal(before[0])
+    assert last.running_var.equal(before[1])
+    assert last.weight.grad is not None
+    assert all(m.training for m in model.modules())
+    model(images.expand(2, 3, 32, 32))  # two values have statistics
+    assert not last.running_mean.equal(before[0])
 
 
 def test_mean_embedding_of_every_class():
