@@ -1,5 +1,7 @@
 """Collaboration of Experts: early termination, both stages' losses and what they reach."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,14 +258,15 @@ def test_a_subtask_with_one_image_trains_experts_of_a_library():
 
 
 def test_a_teacher_s_part_of_the_losses():
-    teacher = network()
+    teacher = network().train()
+    told = copy.deepcopy(teacher).eval()  # by statistics that are its own, not the batch's
     made = still(make(progress=0.9, modules={"wgm": "none"}).train())
     made.distillation = Distillation(teacher, weight=0.25, temperature=2.0)
     x = images()
     losses = made.losses(x, LABELS)
     expected = 0.0
     with torch.no_grad():
-        soft = (teacher(x) / 2).softmax(1)
+        soft = (told(x) / 2).softmax(1)
         for expert in made.experts:
             logits = expert(x)
             hard = -logits.log_softmax(1)[range(8), LABELS].mean()
@@ -272,6 +275,7 @@ def test_a_teacher_s_part_of_the_losses():
     assert losses["loss_experts"].item() == pytest.approx(expected, rel=1e-4)
     losses["loss_experts"].backward()
     assert all(p.grad is None for p in teacher.parameters())
+    assert all(v.equal(teacher.state_dict()[k]) for k, v in told.state_dict().items())
     # It is no part of the model: neither saved nor counted.
     assert num_parameters(made) == num_parameters(make())
     made.progress = 0.0

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from divdr.classification import (
+    class_means,
     cluster_partition,
     given_partition,
     greedy_partition,
@@ -13,7 +15,9 @@ from divdr.classification import (
     random_partition,
     save_partition,
 )
+from divdr.config import get_divdr_config
 from divdr.errors import ConfigError, DataError
+from divdr.modeling.classification import choose_partition
 
 
 def test_rounds_of_algorithm_2_by_hand():
@@ -77,3 +81,43 @@ def test_a_file_is_read_by_class_names_and_refused_for_other_classes(tmp_path):
         load_partition(path, ["a"], 1)
     with pytest.raises(DataError, match="cannot be read"):
         load_partition(tmp_path / "none.json", ["a"], 1)
+
+
+def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 9)
+    )
+    asked = []
+
+    def named(name, num_classes, **keys):
+        asked.append((name, num_classes, keys))
+        return network.train()
+
+    monkeypatch.setattr("divdr.modeling.classification.partition.named_classifier", named)
+    cfg = get_divdr_config()
+    cfg.MODEL.DEVICE, cfg.MODEL.PIXEL_MEAN, cfg.INPUT.CLASSIFICATION.SIZE = "cpu", [0.0], 4
+    hydra = cfg.MODEL.CLASSIFIER.HYDRA
+    hydra.BRANCHES, hydra.PARTITION, hydra.EMBEDDER = 3, "cluster", "timm:network"
+    x, labels = 3 * torch.randn(60, 1, 4, 4), torch.arange(60) % 6
+    order = labels.argsort()  # batches of one class each: their own statistics would hide it
+    batches = [(x[rows], labels[rows]) for rows in order.split(10)]
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    seen = []
+
+    def means(embed, *args):
+        seen.append(class_means(embed, *args))
+        return seen[0]
+
+    monkeypatch.setattr("divdr.modeling.classification.partition.class_means", means)
+    found = choose_partition(cfg, list("abcdef"), None, lambda: batches)
+    assert asked == [
+        ("timm:network", None, {"in_channels": 1, "pretrained": True, "image_size": 4})
+    ]
+    assert all(v.equal(before[k]) for k, v in network.state_dict().items())
+    with torch.no_grad():
+        embedded = network.eval()[:4](x)
+    expected = torch.stack([embedded[labels == c].double().mean(0) for c in range(6)])
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
+    assert found.equal(cluster_partition(expected, 3))
+    assert found.bincount().tolist() == [2, 2, 2]

@@ -95,6 +95,24 @@ def test_shortcut_without_parameters_by_hand():
     torch.testing.assert_close(block.eval()(x), expected)
 
 
+@pytest.mark.parametrize("parts", [ResNetParts(1, 24), DenseNetParts(1, growth=24)])
+def test_convolutions_start_as_kaiming_has_it(parts):
+    network = hydra(parts, 8, 3, 1)
+    stem = parts.stem()
+    branch = parts.branch(stem.out_channels)
+    plain = StageClassifier(stem, branch, branch.out_channels, 8)
+    layers = [m for net in (network, plain) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    uneven = 0
+    for layer in layers:
+        fan_out = layer.weight[:, 0].numel()  # outputs that a number of the input reaches
+        fan_in = layer.weight[0].numel()
+        expected = (2 / fan_out) ** 0.5  # 2: ReLU passes half on
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.15)
+        assert abs(layer.weight.mean().item()) < 5 * expected / layer.weight.numel() ** 0.5
+        uneven += not 0.6 < fan_in / fan_out < 1.6
+    assert uneven > 5
+
+
 def test_groups_run_gather_and_scatter():
     experts = nn.ModuleList([nn.Linear(3, 2) for _ in range(4)])
     x = torch.randn(6, 3, requires_grad=True)

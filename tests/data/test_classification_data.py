@@ -211,6 +211,8 @@ def test_augmentations():
     mirrored = sum(image.equal(plain.flip(2)) for image in flips)
     assert mirrored + sum(image.equal(plain) for image in flips) == 30
     assert 5 < mirrored < 25
+    flips = [map_one(pixels, flip=True)["image"].equal(plain) for _ in range(400)]
+    assert 160 < sum(flips) < 240  # every second one; the deviation is 10
 
     padded = torch.zeros(3, 10, 12)
     padded[:, 2:8, 2:10] = plain

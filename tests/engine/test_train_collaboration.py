@@ -6,6 +6,7 @@ from classifier_runs import CONFIGS, learning_rates, options, refused, results, 
 from drawn_classification import draw_published
 
 from divdr.classification import CondConv2d
+from divdr.classification.densenet import DenseLayer
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
 from divdr.engine import launch, load_config
@@ -140,6 +141,40 @@ def test_experts_of_different_architectures():
     for output in outputs:
         expected = costs.shared + costs.experts[int(output["ran"].long().argmax())]
         assert output["macs"] == expected
+
+
+def test_densenets_have_the_growth_of_their_own_keys():
+    keys = [COE + "EXPERTS", "3", "MODEL.CLASSIFIER.ARCHITECTURE", "densenet"]
+    keys += [COE + "DELEGATOR_ARCHITECTURE", "densenet", COE + "DELEGATOR_CHANNELS", "2"]
+    keys += ["MODEL.CLASSIFIER.GROWTH", "7", "MODEL.DEVICE", "cpu"]
+
+    def growths(*more):
+        cfg = load_config(CONFIGS + "fashion_mnist_coe.yaml", [*keys, *more])
+        system = launch.Trainer.build_model(cfg).system
+        # A layer adds as many channels as its last convolution has.
+        return [
+            next(m for m in network.modules() if isinstance(m, DenseLayer)).body[-1].out_channels
+            for network in (system.delegator.extractor, *system.experts)
+        ]
+
+    assert growths(COE + "CHANNELS", "[3, 4, 5]") == [2, 3, 4, 5]
+    assert growths() == [2, 7, 7, 7]
+
+
+def test_residual_networks_have_the_channels_of_their_own_keys():
+    keys = [COE + "EXPERTS", "3", COE + "DELEGATOR_CHANNELS", "2", "MODEL.DEVICE", "cpu"]
+    keys += ["MODEL.CLASSIFIER.CHANNELS", "7", "MODEL.CLASSIFIER.GROWTH", "9"]
+
+    def channels(*more):
+        cfg = load_config(CONFIGS + "fashion_mnist_coe.yaml", [*keys, *more])
+        system = launch.Trainer.build_model(cfg).system
+        return [
+            network.stem[0].out_channels
+            for network in (system.delegator.extractor, *system.experts)
+        ]
+
+    assert channels(COE + "CHANNELS", "[3, 4, 5]") == [2, 3, 4, 5]
+    assert channels() == [2, 7, 7, 7]
 
 
 def test_one_step_on_cifar_100(tmp_path, names_under):
