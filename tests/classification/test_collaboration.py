@@ -287,6 +287,32 @@ def test_a_teacher_s_part_of_the_losses():
             Distillation(teacher, **wrong)
 
 
+def test_a_teacher_s_part_with_subtasks():
+    made = still(spread(make(4, 2, delegator_share=0.0, modules={"wgm": "none"})).train())
+    teacher = spread_classes(network())
+    made.distillation = Distillation(teacher, weight=1.0)
+    x = images()
+    losses = made.losses(x, LABELS)
+    expected = 0.0
+    with torch.no_grad():
+        soft = teacher(x).softmax(1)
+        groups = made.delegator.eval()(x).subtask.argmax(1)
+        assert 2 <= groups.sum() <= 6
+        for row in range(8):  # each image's own, among those that its subtask got
+            for expert in made.experts[2 * groups[row] : 2 * groups[row] + 2]:
+                logs = expert(x[row : row + 1]).log_softmax(1)[0]
+                apart = (soft[row] * (soft[row].log() - logs)).sum()
+                expected += apart.item() / int((groups == groups[row]).sum())
+    assert losses["loss_experts"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def spread_classes(classifier):
+    """Answers that differ from image to image."""
+    with torch.no_grad():
+        classifier.classify.weight.mul_(20)
+    return classifier
+
+
 def test_cost_is_delegator_and_the_expert_that_runs():
     # 16 × 16 pixels, c, 2c and 4c channels, one block a stage; multiply-adds by hand.
     def macs(c):

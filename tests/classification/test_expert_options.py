@@ -39,6 +39,10 @@ def test_condconv_is_a_convolution_of_each_image_s_own_kernel(stride, groups):
         expected = F.conv2d(image[None], kernel, None, stride, 1, groups=groups)
         torch.testing.assert_close(output, expected[0], rtol=1e-4, atol=1e-5)
     found.sum().backward()
+    wide = CondConv2d(nn.Conv2d(8, 64, 3, stride, 1, groups=groups, bias=False), 3)
+    for kernel in wide.weight:  # each by itself; fan out is 9 · 64
+        expected = (2 / (9 * 64)) ** 0.5
+        assert kernel.std().item() == pytest.approx(expected, rel=0.1)
     assert layer.route.weight.grad.abs().sum() > 0
 
 
@@ -94,6 +98,8 @@ def test_pwlu_is_relu_until_it_has_seen_enough():
     for part in x.split(20):
         torch.testing.assert_close(function(part), F.relu(part))
     saved = copy.deepcopy(function.state_dict())
+    function.eval()(x + 100)  # is no training
+    function.train()
     align([function])
     for channel in range(2):
         seen = x[:, channel]

@@ -173,6 +173,12 @@ def test_a_classifier_of_torchvision_by_name():
     assert part_macs(stem, (1, 32, 32))[1] == (128, 4, 4)
 
 
+def test_embeddings_are_what_the_last_of_several_linear_layers_sees():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 4), nn.Softmax(1))
+    x = torch.randn(3, 3, 2, 2)
+    torch.testing.assert_close(Embedder(model)(x), model[:3](x))
+
+
 @pytest.mark.parametrize("name", ["torchvision:resnot18", "resnet18", "keras:resnet18"])
 def test_names_that_no_library_knows(name):
     with pytest.raises(ConfigError, match="resn"):

@@ -49,7 +49,9 @@ def vogel(costs):
 
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_losses_against_a_loop_over_proposals_and_experts(agnostic):
-    head, predictor = build(_CLS_AGNOSTIC_BBOX_REG=agnostic)
+    head, predictor = build(
+        _CLS_AGNOSTIC_BBOX_REG=agnostic, _BBOX_REG_LOSS_WEIGHT=2.0, SELECTOR_WEIGHT=0.6
+    )
     found = losses(head.train(), predictor, iteration=SECOND + 5)
     alpha = 0.2 + 0.6 * 5 / 10
     x, labels = pooled(), flat()
@@ -77,10 +79,10 @@ def test_losses_against_a_loop_over_proposals_and_experts(agnostic):
     selection = sum(-weights[j] * probabilities[j, named[j]].log() for j in range(count))
     expected = {
         "loss_cls": F.cross_entropy(scores, labels),
-        "loss_box_reg": box_errors(predictor, deltas, sampled()).sum() / count,
+        "loss_box_reg": 2 * box_errors(predictor, deltas, sampled()).sum() / count,
         "loss_expert_cls": cls,
-        "loss_expert_box_reg": box,
-        "loss_selector": 0.8 * selection.float(),
+        "loss_expert_box_reg": 2 * box,
+        "loss_selector": 0.6 * selection.float(),
     }
     assert set(found) == set(expected)
     for name, value in expected.items():

@@ -174,6 +174,36 @@ def test_batches_without_objects_or_without_proposals(labels):
 
 
 @torch.no_grad()
+def test_embeddings_are_of_all_branches_whatever_the_gater_says():
+    head, _ = make(TOP_K=1)
+    force(head.eval(), 2)
+    maps = head.stem(pooled())
+    expected = head.combiner(sum(branch(maps) for branch in head.branches))
+    torch.testing.assert_close(head.embed(pooled()), expected)
+
+
+def test_layers_of_the_settings():
+    keys = {"STEM_CONV_DIMS": [5, 6], "STEM_KERNEL": 3, "BRANCH_CONV_DIMS": [4, 3]}
+    head, _ = make(_NORM="BN", **keys)
+    for part, channels, kernel in ((head.stem, [4, 5, 6], 3), (head.branches[1], [6, 4, 3], 3)):
+        found = [m for m in part.convs if isinstance(m, nn.Conv2d)]
+        assert [m.in_channels for m in found] + [found[-1].out_channels] == channels
+        assert all(m.kernel_size == (kernel, kernel) for m in found)
+        assert all(isinstance(m.norm, nn.BatchNorm2d) and m.bias is None for m in found)
+    plain = [m for m in make(**keys)[0].modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.bias is not None and getattr(m, "norm", None) is None for m in plain)
+
+
+def test_linear_layers_start_as_those_of_detectron2():
+    head, _ = make(BRANCH_FC_DIMS=[90, 80])
+    layers = [m for b in head.branches for m in b.fcs if isinstance(m, nn.Linear)]
+    assert len(layers) == 6
+    for layer in (*layers, head.combiner[0]):  # uniform, of variance 1 / fan in
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
+@torch.no_grad()
 def test_multiply_adds_by_hand():
     head, predictor = make()
     cost = head.eval().cost(predictor)
