@@ -5,6 +5,9 @@
         --config-file configs/dr_raw_cityscapes.yaml
 
 The result holds weights alone; use it as MODEL.WEIGHTS together with MODEL.ROUTING.REACH published.
+Published weights were trained on BGR images without division by a standard deviation: the first
+convolution is rewritten for the INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD of the config. A backbone
+alone (pretrained, say) converts too; its model's head then starts anew.
 """
 
 import argparse
@@ -12,7 +15,13 @@ import sys
 
 from detectron2.modeling import build_model
 
-from divdr.checkpoint import convert_model, read_weights, write_atomically
+from divdr.checkpoint import (
+    PUBLISHED_PIXELS,
+    Pixels,
+    convert_model,
+    read_weights,
+    write_atomically,
+)
 from divdr.engine import load_config, report_errors
 
 
@@ -22,15 +31,28 @@ def main() -> int:
     parser.add_argument("published", help="checkpoint file of the published code")
     parser.add_argument("converted", help="file to write")
     parser.add_argument("--config-file", required=True, help="config of the model to convert to")
+    known = PUBLISHED_PIXELS
+    parser.add_argument(
+        "--trained-format",
+        default=known.format,
+        help="INPUT.FORMAT that the weights were trained with, if not the published code's",
+    )
+    parser.add_argument("--trained-mean", nargs=3, type=float, default=known.mean, metavar="X")
+    parser.add_argument("--trained-std", nargs=3, type=float, default=known.std, metavar="X")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     loaded = read_weights(args.published)
-    weights = loaded.get("model", loaded)
-    write_atomically(
-        args.converted, {"model": convert_model(weights, build_model(cfg).state_dict())}
+    trained = Pixels(args.trained_format, tuple(args.trained_mean), tuple(args.trained_std))
+    pixels = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    weights = convert_model(
+        loaded.get("model", loaded), build_model(cfg).state_dict(), pixels, trained
     )
-    print(f"wrote {args.converted}")
+    write_atomically(args.converted, {"model": weights})
+    print(
+        f"wrote {args.converted}, for {pixels.format} images as this config normalises them; "
+        "evaluate and train it with MODEL.ROUTING.REACH published"
+    )
     return 0
 
 

@@ -1,9 +1,13 @@
 """Weights: own checkpoints, and those of the published Dynamic Routing code."""
 
 from .files import is_whole, read_weights, write_atomically, write_text_atomically
+from .pixels import PUBLISHED_PIXELS, Pixels, adapt_first_convolution
 from .published import convert_backbone, convert_decoder, convert_model
 
 __all__ = [
+    "PUBLISHED_PIXELS",
+    "Pixels",
+    "adapt_first_convolution",
     "convert_backbone",
     "convert_decoder",
     "convert_model",

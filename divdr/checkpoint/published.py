@@ -2,7 +2,8 @@
 
 Only torch is needed. A published checkpoint file holds the whole model under "model", with
 ``backbone.`` and ``sem_seg_head.`` before the names that :func:`convert_backbone` and
-:func:`convert_decoder` take.
+:func:`convert_decoder` take. It was trained on images that come in otherwise than divdr's configs
+have them (:data:`PUBLISHED_PIXELS`); :func:`convert_model` rewrites the first convolution for that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .pixels import PUBLISHED_PIXELS, Pixels, adapt_first_convolution
 
 StateDict = Mapping[str, Tensor]
 
@@ -50,15 +52,23 @@ _DECODER_PARTS = (
 _CELL = re.compile(r"^(?:all_cell_list\.(\d+)\.(\d+)|init_layer)\.")
 
 
-def convert_backbone(published: StateDict, target: StateDict) -> dict[str, Tensor]:
+def convert_backbone(
+    published: StateDict,
+    target: StateDict,
+    pixels: Pixels | None = None,
+    trained_on: Pixels = PUBLISHED_PIXELS,
+) -> dict[str, Tensor]:
     """A published backbone's weights under the names of ``DynamicRoutingNetwork``.
 
     Args:
         published: state dict of the published backbone (``stem.…``, ``all_cell_list.…``).
         target: state dict of the network that is to take it.
+        pixels: how that network gets its images; None: as the published one did.
+        trained_on: how the published one did.
 
     Raises:
-        CheckpointError: names or shapes differ; the first key and shape are named.
+        CheckpointError: names or shapes differ; the first key and shape are named. Or the images'
+            channels differ.
     """
     converted = {}
     for name, value in published.items():
@@ -66,7 +76,10 @@ def convert_backbone(published: StateDict, target: StateDict) -> dict[str, Tenso
         if ".gate.predict." in new_name:
             value = _gate_rows(value, published, name)
         converted[new_name] = value
-    return _fitting(converted, target)
+    fitting = _fitting(converted, target)
+    if pixels is None:
+        return fitting
+    return adapt_first_convolution(fitting, "stem.first.", trained_on, pixels)
 
 
 def convert_decoder(published: StateDict, target: StateDict) -> dict[str, Tensor]:
@@ -79,26 +92,49 @@ def convert_decoder(published: StateDict, target: StateDict) -> dict[str, Tensor
     return _fitting(converted, target)
 
 
-def convert_model(published: StateDict, target: StateDict) -> dict[str, Tensor]:
-    """A published segmentation model under the names of a ``SemanticSegmentor`` made of
-    ``DynamicRouting`` and ``DynamicRoutingDecoder``.
+def convert_model(
+    published: StateDict,
+    target: StateDict,
+    pixels: Pixels | None = None,
+    trained_on: Pixels = PUBLISHED_PIXELS,
+) -> dict[str, Tensor]:
+    """A published model's weights under the names of a model with a ``DynamicRouting`` backbone.
 
     Args:
-        published: names begin with ``backbone.`` and ``sem_seg_head.``; others are left out.
-        target: state dict of the model that is to take it.
+        published: names begin with ``backbone.`` and ``sem_seg_head.``, others are left out; or a
+            backbone alone, with or without ``backbone.`` before its names, whose model keeps the
+            head that it starts with.
+        target: state dict of the model that is to take it: with a ``DynamicRoutingDecoder``
+            unless the backbone is alone.
+        pixels: how that model gets its images; None: as the published one did.
+        trained_on: how the published one did.
 
     Raises:
-        CheckpointError: names or shapes differ; the first key and shape are named.
+        CheckpointError: names or shapes differ; the first key and shape are named. Or the images'
+            channels differ.
     """
-    result: dict[str, Tensor] = {}
-    for prefix, new_prefix, convert in (
-        ("backbone.", "backbone.network.", convert_backbone),
-        ("sem_seg_head.", "sem_seg_head.", convert_decoder),
-    ):
-        part = _without(published, prefix)
-        wanted = _without(target, new_prefix)
-        result.update({new_prefix + k: v for k, v in convert(part, wanted).items()})
+    published = {name.removeprefix("module."): value for name, value in published.items()}
+    if any(name.startswith("stem.") for name in published):
+        published = {f"backbone.{name}": value for name, value in published.items()}
+    place = _network_place(target)
+    backbone = convert_backbone(
+        _without(published, "backbone."), _without(target, place), pixels, trained_on
+    )
+    result = {place + name: value for name, value in backbone.items()}
+    head = "sem_seg_head."
+    if any(name.startswith(head) for name in published):
+        decoder = convert_decoder(_without(published, head), _without(target, head))
+        result.update({head + name: value for name, value in decoder.items()})
     return result
+
+
+def _network_place(target: StateDict) -> str:
+    """What stands before the names of the model's ``DynamicRoutingNetwork``."""
+    first = "network.stem.first.0.weight"
+    place = next((name for name in target if name.endswith(first)), None)
+    if place is None:
+        raise CheckpointError("the model to convert to has no Dynamic Routing backbone")
+    return place.removesuffix("stem.first.0.weight")
 
 
 def _without(state: StateDict, prefix: str) -> dict[str, Tensor]:
