@@ -56,7 +56,8 @@ class TicketBatches:
         self._groups = groups
 
     def __iter__(self) -> Iterator[list[Ticket]]:
-        return itertools.islice(self._batches(), self.start, None)
+        # A generator, so that ``start`` is read at the first batch and not before.
+        yield from itertools.islice(self._batches(), self.start, None)
 
     def _batches(self) -> Iterator[list[Ticket]]:
         rank, world = comm.get_rank(), comm.get_world_size()
@@ -68,6 +69,18 @@ class TicketBatches:
             if len(batch) == self._batch_size:
                 waiting[group] = []
                 yield batch
+
+
+class TrainLoader(DataLoader):
+    """A loader that begins its work with the first batch asked for.
+
+    PyTorch's begins with ``iter``, where workers fetch their first batches at once; and the trainer
+    of Detectron2 0.6 calls that in its constructor, before a run that is resumed has told its
+    ``batch_sampler`` where to start.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class SeededDataset(Dataset):
@@ -141,7 +154,8 @@ def build_train_loader(
     seed: int | None = None,
     select: Callable[[dict], bool] | None = None,
 ) -> DataLoader:
-    """An endless loader over ``cfg.DATASETS.TRAIN``; its ``batch_sampler.start`` skips batches.
+    """An endless loader over ``cfg.DATASETS.TRAIN``; its ``batch_sampler.start`` skips batches,
+    if it is set before the first one is asked for.
 
     Args:
         cfg: the whole configuration.
@@ -172,7 +186,7 @@ def build_train_loader(
         groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]
     checked = CheckedMapper(mapper or build_mapper(cfg))
     dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
-    return DataLoader(
+    return TrainLoader(
         SeededDataset(dataset, seed),
         batch_sampler=TicketBatches(
             _index_stream(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world, groups

@@ -32,6 +32,9 @@ class CalibrationHook(HookBase):
         model: the model.
         routing: attached to it, with a cost target.
         loader: makes the loader of the training images to look at, as evaluation sees them.
+        max_iter: iterations of the whole training. A trainer that stops before, to go on later,
+            has not come to its end: the correction would be in the weights of what follows. None:
+            the trainer's own.
     """
 
     def __init__(
@@ -39,14 +42,17 @@ class CalibrationHook(HookBase):
         model: nn.Module,
         routing: RoutingSupervision,
         loader: Callable[[], Iterable[list[dict]]],
+        max_iter: int | None = None,
     ) -> None:
         self.model = model
         self.routing = routing
         self.loader = loader
+        self.max_iter = max_iter
 
     def after_step(self) -> None:
-        """Calibrate if this was the last step."""
-        if self.trainer.iter + 1 == self.trainer.max_iter and self.routing.cost is not None:
+        """Calibrate if this was the last step of the whole training."""
+        end = self.trainer.max_iter if self.max_iter is None else self.max_iter
+        if self.trainer.iter + 1 == end and self.routing.cost is not None:
             batches = list(self.loader())  # read once, run several times
             calibrate_cost(self.model, self.routing, self.routing.cost.share, batches)
 

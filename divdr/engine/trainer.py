@@ -194,7 +194,7 @@ class Trainer(DefaultTrainer):
             images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
             if images > 0:
                 loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
-                own.append(CalibrationHook(model, routing, loader))
+                own.append(CalibrationHook(model, routing, loader, cfg.SOLVER.MAX_ITER))
         return own
 
     @cached_property

@@ -53,6 +53,16 @@ def test_workers_do_not_change_the_stream(dataset):
     assert batches(config(dataset, NUM_WORKERS=2), 5) == alone
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_start_is_read_with_the_first_batch(dataset, workers):
+    # Detectron2 0.6 makes the iterator before a resumed run knows where it stands.
+    whole = batches(config(dataset), 7)
+    loader = build_train_loader(config(dataset, NUM_WORKERS=workers), draw)
+    iterator = iter(loader)
+    loader.batch_sampler.start = 4
+    assert list(itertools.islice(iterator, 3)) == whole[4:]
+
+
 def test_draws_differ_between_passes_and_seeds(dataset):
     cfg = config(dataset)
     items = [item for batch in batches(cfg, 8) for item in batch]

@@ -1,27 +1,54 @@
+import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 
 from divdr.engine import Trainer, load_config
 
+COST_TARGET = [
+    *("MODEL.ROUTING.BUDGET.WEIGHT", "0.0", "MODEL.ROUTING.BUDGET.TARGET_SHARE", "0.6"),
+    *("MODEL.ROUTING.BUDGET.TARGET_START", "0.0", "MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"),
+    *("MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "4", "MODEL.ROUTING.GATE_BIAS", "0.3"),
+]
 
+
+def trained(repository, folder, options):
+    cfg = load_config(
+        str(repository / "configs/demo/divdr.yaml"), [*options, "OUTPUT_DIR", str(folder)]
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """As in Detectron2 0.6, whose trainer makes its iterator in the constructor."""
+    made = SimpleTrainer.__init__
+
+    def construct(self, model, loader, *args, **kwargs):
+        made(self, model, loader, *args, **kwargs)
+        self._data_loader_iter_obj = iter(loader)
+
+    monkeypatch.setattr(SimpleTrainer, "__init__", construct)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("target", [[], COST_TARGET], ids=["published", "cost target"])
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(
-    repository, scenes, overrides, names_under, tmp_path
+    repository, scenes, overrides, names_under, tmp_path, target
 ):
-    def trained(name, stop):
-        options = ["OUTPUT_DIR", str(tmp_path / name), "SOLVER.STOP_ITER", str(stop)]
-        quiet = [] if not stop else ["DATASETS.TEST", "()", "TEST.PRECISE_BN.ENABLED", "False"]
-        cfg = load_config(
-            str(repository / "configs/demo/divdr.yaml"), [*overrides, *options, *quiet]
-        )
-        trainer = Trainer(cfg)
-        trainer.resume_or_load()
-        trainer.train()
-        return torch.load(tmp_path / name / "model_final.pth")
-
+    options = [*overrides, *target]
+    quiet = ["DATASETS.TEST", "()", "TEST.PRECISE_BN.ENABLED", "False"]
     with names_under(scenes):
-        half = trained("stopped", 5)
+        stop = ["SOLVER.STOP_ITER", "5"]
+        half = trained(repository, tmp_path / "stopped", [*options, *quiet, *stop])
         assert half["iteration"] == 4
         assert not (tmp_path / "stopped" / "inference").exists()
-        resumed, straight = trained("stopped", 0), trained("straight", 0)
+        resumed = trained(repository, tmp_path / "stopped", options)
+        straight = trained(repository, tmp_path / "straight", options)
     assert resumed["iteration"] == straight["iteration"] == 9
     for name, value in straight["model"].items():
         assert torch.equal(resumed["model"][name], value), name
+    if target:
+        assert resumed["routing"]["cost"] == straight["routing"]["cost"]
