@@ -47,7 +47,8 @@ class RoutingSpace:
         scales_per_layer: number of cells of each layer; the cell of scale s has stride 4·2^s.
 
     Raises:
-        ConfigError: no layers, a layer without cells, or a cell that no edge can lead to.
+        ConfigError: no layers, a layer without cells, a cell that no edge can lead to, or one that
+            leads nowhere.
     """
 
     scales_per_layer: tuple[int, ...]
@@ -63,6 +64,11 @@ class RoutingSpace:
                 raise ConfigError(
                     f"layer {layer} has {count} scales but the layer before it {previous}: "
                     "nothing leads to the coarsest; a layer can add one scale at most"
+                )
+            if count < previous - 1:
+                raise ConfigError(
+                    f"layer {layer} has {count} scales but the layer before it {previous}: its "
+                    "coarsest cell leads nowhere; a layer can leave out one scale at most"
                 )
             previous = count
 

@@ -37,7 +37,7 @@ def test_transforms_of_a_small_space():
 def _spaces(draw):
     counts, previous = [], 1
     for _ in range(draw(st.integers(1, 7))):
-        previous = draw(st.integers(1, min(5, previous + 1)))
+        previous = draw(st.integers(max(1, previous - 1), min(5, previous + 1)))
         counts.append(previous)
     return RoutingSpace(tuple(counts))
 
@@ -50,6 +50,7 @@ def test_edges_lead_to_cells_and_every_cell_has_one(space):
             assert all(node.transforms == (KEEP,) for node in layer)
         else:
             assert led_to == {node.scale for node in following}
+            assert all(node.transforms for node in layer)
     assert [node.index for node in space.cells] == list(range(space.num_cells))
 
 
@@ -69,6 +70,15 @@ def test_map_sizes_are_those_of_the_stem(height, width):
 def test_impossible_spaces_are_refused(counts):
     with pytest.raises(ConfigError):
         RoutingSpace(tuple(counts))
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 1), (2, 3, 3, 1), (2, 3, 4, 2, 3)])
+def test_a_cell_that_leads_nowhere_is_refused(counts):
+    layer = next(i for i in range(len(counts) - 1) if counts[i + 1] < counts[i] - 1)
+    message = f"layer {layer + 1} has {counts[layer + 1]} scales .* {counts[layer]}: .* nowhere"
+    with pytest.raises(ConfigError, match=message):
+        RoutingSpace(counts)
+    RoutingSpace((2, 3, 2, 1))  # one at a time is well
 
 
 def test_too_small_an_image_is_refused():
