@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import Tensor
 
 from ..checkpoint import is_whole, read_weights, write_atomically, write_text_atomically
 from ..errors import CheckpointError
+from .agreement import together
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,13 @@ class RoutingCheckpointer(DetectionCheckpointer):
         return ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continue from the last complete checkpoint if ``resume``, else load weights alone."""
+        """Continue from the last complete checkpoint if ``resume``, else load weights alone.
+
+        Raises:
+            CheckpointError: see :meth:`load`; or processes find different checkpoints.
+        """
+        if resume:
+            self._check_same_for_all()
         strict = self.strict
         self.strict = strict or (resume and self.has_checkpoint())
         try:
@@ -93,15 +101,26 @@ class RoutingCheckpointer(DetectionCheckpointer):
         finally:
             self.strict = strict
 
+    def _check_same_for_all(self) -> None:
+        """One machine would go on where another starts anew."""
+        found = comm.all_gather(os.path.basename(self.get_checkpoint_file()))
+        if len(set(found)) > 1:
+            other = next(rank for rank, name in enumerate(found) if name != found[0])
+            raise CheckpointError(
+                f"in {self.save_dir} process 0 finds {found[0] or 'no checkpoint'} and process "
+                f"{other} {found[other] or 'none'}: all machines need the same folder"
+            )
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file, or nothing for ""; see Detectron2's checkpointer.
+        """Load a file, or nothing for ""; see Detectron2's checkpointer. For all processes at once:
+        one that cannot load stops them all.
 
         Raises:
             CheckpointError: there is no such file, it is damaged, or belongs to another model.
         """
-        if path and "://" not in path and not os.path.isfile(path):
-            raise CheckpointError(f"checkpoint {path} does not exist")
-        return super().load(path, *args, **kwargs)
+        # Before Detectron2's own, which would have the others wait for this process.
+        together(_check_exists, path)
+        return together(super().load, path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
@@ -142,6 +161,11 @@ class RoutingCheckpointer(DetectionCheckpointer):
             if self.strict:
                 raise CheckpointError(message)
             logger.warning("%s; it starts anew", message)
+
+
+def _check_exists(path: str) -> None:
+    if path and "://" not in path and not os.path.isfile(path):
+        raise CheckpointError(f"checkpoint {path} does not exist")
 
 
 def _check_routing_space(weights: dict[str, Any], own: dict[str, Tensor]) -> None:

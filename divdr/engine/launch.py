@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
@@ -28,13 +29,16 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
     """
+    device = _device(args)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun()
+        _join_torchrun(device)
         main(args)
         # Leave together: a process that goes while another still works can crash in its threads.
         comm.synchronize()
         dist.destroy_process_group()
         return
+    if device == "cpu":  # Detectron2's processes talk by NCCL wherever they see a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         launch(
             main,
@@ -76,13 +80,30 @@ def configure(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _join_torchrun() -> None:
+@report_errors
+def _device(args: argparse.Namespace) -> str:
+    return load_config(args.config_file, args.opts).MODEL.DEVICE
+
+
+def _join_torchrun(device: str) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         torch.cuda.set_device(local_rank)
         backend = "nccl"
-    dist.init_process_group(backend)
-    size = int(os.environ["LOCAL_WORLD_SIZE"])
+    # As under Detectron2's launch: NCCL's own ten minutes are less than process 0 alone may need.
+    dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT)
+    _make_local_groups(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _make_local_groups(size: int) -> None:
+    """Tell Detectron2 which processes share a machine: ``size`` after each other."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(size)
+        return
+    # Detectron2 0.6 does it in its launch alone.
+    for first in range(0, dist.get_world_size(), size):
+        ranks = list(range(first, first + size))
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group

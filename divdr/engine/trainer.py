@@ -40,6 +40,7 @@ from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
     build_task_evaluator,
+    check_evaluators,
     summary_table,
 )
 from ..modeling import (
@@ -49,6 +50,7 @@ from ..modeling import (
     periods_from_config,
 )
 from ..routing import DynamicRoutingNetwork
+from .agreement import together
 from .amp import MixedPrecisionTrainer
 from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
@@ -82,14 +84,15 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "divdr"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        together(check_datasets, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        check_evaluators(cfg.DATASETS.TEST)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
         if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
             seed_everything(self.seed, 0)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
+        loader = together(self.build_train_loader, cfg)
         wrapped = _distributed(model)
         self._trainer = (
             MixedPrecisionTrainer(wrapped, loader, optimizer, cfg.SOLVER.AMP.DTYPE)

@@ -7,6 +7,7 @@ from .build import (
     build_head_cost_evaluator,
     build_routing_evaluator,
     build_task_evaluator,
+    check_evaluators,
 )
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
@@ -23,6 +24,7 @@ __all__ = [
     "build_head_cost_evaluator",
     "build_routing_evaluator",
     "build_task_evaluator",
+    "check_evaluators",
     "pooled_miou",
     "subset_recovery",
     "summary_table",

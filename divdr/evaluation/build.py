@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import Backbone
+from detectron2.utils import comm
 from PIL import Image
 from torch import nn
 
@@ -79,10 +81,43 @@ def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCos
     return BoxHeadCostEvaluator(heads)
 
 
+def check_evaluators(dataset_names: Sequence[str]) -> None:
+    """See that data sets can be evaluated in the processes of this run, before it trains for hours.
+
+    Cityscapes' own evaluations gather their files in a folder of one machine.
+
+    Raises:
+        ConfigError: a data set of Cityscapes' instances, and the processes are on several machines.
+    """
+    if _on_one_machine():
+        return
+    for name in dataset_names:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind in ("cityscapes_instance", "cityscapes_panoptic_seg"):
+            raise ConfigError(
+                f"the instances of data set {name!r} can be evaluated on one machine alone: train "
+                "on several with DATASETS.TEST () and evaluate on one with --eval-only"
+            )
+
+
+def _on_one_machine() -> bool:
+    if comm.get_world_size() == 1:
+        return True
+    try:
+        return comm.get_local_size() == comm.get_world_size()
+    except AssertionError:  # nobody told Detectron2 which processes share a machine
+        return False
+
+
 def build_task_evaluator(
     dataset_name: str, folder: str, cfg: CfgNode | None = None
 ) -> DatasetEvaluators:
     """What Detectron2 evaluates a data set with.
+
+    Processes on several machines evaluate Cityscapes' classes with ``SemSegEvaluator``, since
+    ``CityscapesSemSegEvaluator`` works on one alone. IoU of a class is the same; their mean
+    ("mIoU", the other's "IoU") leaves out classes that no label has, where Cityscapes counts 0 if
+    one is predicted; iIoU and categories are missing.
 
     Args:
         dataset_name: name in the catalog.
@@ -90,10 +125,13 @@ def build_task_evaluator(
         cfg: a config; which figures make sense depends on the model.
 
     Raises:
-        ConfigError: the data set's kind of evaluation is unknown.
+        ConfigError: the data set's kind of evaluation is unknown, or see :func:`check_evaluators`.
     """
+    check_evaluators([dataset_name])
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     if kind == "cityscapes_sem_seg":
+        if not _on_one_machine():
+            return DatasetEvaluators([_semantic_evaluator(dataset_name, folder)])
         return DatasetEvaluators([CityscapesSemSegEvaluator(dataset_name)])
     if kind == "cityscapes_instance":
         return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
