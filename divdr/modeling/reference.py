@@ -4,7 +4,9 @@ A gate multiplies whole maps, so that rounding of the last digit in an early gat
 thousandfold over sixteen random layers: the reference itself is that far from exact arithmetic.
 So every cell is checked on the reference's own route (its gates weight the edges, and each cell's
 own decision must equal them), within the bound; and the free run, in which nothing is imposed, must
-be no further from the reference than a few times what exact (float64) arithmetic is.
+be no further from the reference than a few times what exact (float64) arithmetic is. Over 33 layers
+rounding can change the whole route: where our own runs in float32 and float64 part, the free run
+says nothing and is held to no bound.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ BOUND = 1e-4
 """Largest error, relative to the largest reference value."""
 
 _FREE_RUN_FACTOR = 10.0
+_CHAOTIC = 2e-3  # of a gate, by rounding alone; three times what the 16 layers of the tests show
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,20 @@ class Comparison:
         on_route: error along the reference's route.
         free: error of the free run.
         exact: error of the free run in float64.
+        chaotic: the network is one whose free runs are held to no bound.
     """
 
     name: str
     on_route: float
     free: float
     exact: float
+    chaotic: bool = False
 
     @property
     def passed(self) -> bool:
         """Whether the errors are within the bounds of this module."""
+        if self.chaotic:
+            return self.on_route <= BOUND
         limit = max(BOUND, _FREE_RUN_FACTOR * self.exact)
         return self.on_route <= BOUND and self.free <= limit
 
@@ -59,10 +66,12 @@ class ReferenceCheck:
     Attributes:
         description: the network that the file holds.
         comparisons: one for every quantity.
+        chaotic: rounding alone changes the route, so that free runs are held to no bound.
     """
 
     description: str
     comparisons: list[Comparison]
+    chaotic: bool = False
 
     @property
     def passed(self) -> bool:
@@ -74,7 +83,8 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
     """Load a reference file's weights, run its images, and compare everything it holds.
 
     Layers, scales, channels and classes are read from the shapes of its state dicts. Small and
-    full gates have the same shapes; the kind whose gates fit better is taken.
+    full gates have the same shapes; the kind whose decisions on the reference's route fit better
+    is taken.
 
     Raises:
         DataError: the file is no reference file.
@@ -90,12 +100,15 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
     has_gates = any("gate_conv_beta" in name for name in weights)
     kinds = ("small", "full") if has_gates else ("none",)
     candidates = [_network(weights, kind) for kind in kinds]
-    runs = [(n, _run(n, images, gates.flatten(1)), _run(n, images)) for n in candidates]
-    network, on_route, own = min(
-        runs, key=lambda run: float((_decisions(run[2][1], gates) - gates).abs().max())
+    runs = [(n, _run(n, images, gates.flatten(1))) for n in candidates]
+    network, on_route = min(
+        runs, key=lambda run: float((_decisions(run[1][1], gates) - gates).abs().max())
     )
+    own = _run(network, images)
     exact = _run(network.double(), images.double())
     network.float()
+    apart = (_decisions(own[1], gates) - _decisions(exact[1], gates)).abs().max()
+    chaotic = float(apart) > _CHAOTIC
 
     def compare(name: str, reference: np.ndarray, select) -> Comparison:
         wanted = torch.from_numpy(np.asarray(reference)).double()
@@ -104,7 +117,7 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
             float((select(*run).double() - wanted).abs().max() / scale)
             for run in (on_route, own, exact)
         ]
-        return Comparison(name, *errors)
+        return Comparison(name, *errors, chaotic)
 
     comparisons = [compare("gates", gates.numpy(), lambda maps, r: _decisions(r, gates))]
     for scale in range(network.space.out_scales):
@@ -125,7 +138,7 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
         description += f", {decoder.num_classes} classes"
         comparisons += _head_comparisons(file, network, decoder, images, compare)
     comparisons += _cost_comparisons(file, network, compare)
-    return ReferenceCheck(description, comparisons)
+    return ReferenceCheck(description, comparisons, chaotic)
 
 
 def _part(file, prefix: str) -> dict[str, Tensor]:
