@@ -89,7 +89,8 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Diversified gate clustering (DivDR, Section 3.2).
     routing.CLUSTERING = CfgNode()
     clustering = routing.CLUSTERING
-    # Keep the activation bank and run K-means. With WEIGHT 0 this only measures (plain DR).
+    # Keep the activation bank and run K-means. With WEIGHT 0 this only measures (plain DR), and
+    # checkpoints leave the bank out, unless STOP_ITER ends the run.
     clustering.ENABLED = True
     clustering.WEIGHT = 0.1  # λ2 of Eq. 3
     clustering.NUM_EXPERTS = 3  # K; 1 is the pull term alone
@@ -100,23 +101,35 @@ def add_divdr_config(cfg: CfgNode) -> None:
     clustering.SIGMA2_FLOOR = 1e-4
     # Cluster gates "after" their non-linearity or "before" it (supplement 7.2).
     clustering.GATES = "after"
-    # "latest": the activation that each image had when it was last trained on; "exact": a pass
-    # over the training set in evaluation mode before every clustering.
+    # Which activations are clustered. "latest": of every training image, from when it was last
+    # trained on, on average 7/12 of an epoch ago: 220 iterations on Cityscapes at batch 8, but
+    # 4,300 on COCO at batch 16, where the first 7,300 iterations cluster a part besides. "recent":
+    # likewise, but of the last BANK_ITERATIONS iterations alone (COCO's configs). "subset": of
+    # BANK_IMAGES training images, evaluated anew before every clustering; "exact": of all of them.
+    # These two run the backbone alone, in evaluation mode. docs/ablations.md compares them.
     clustering.BANK = "latest"
+    # Iterations that "recent" looks back. 100 are two of the PERIODs below, so that half of the
+    # images of a clustering were in the one before, and the paper's bound for the time between two;
+    # at batch 16 they hold 1,600 images.
+    clustering.BANK_ITERATIONS = 100
+    # Training images of "subset", drawn once by SEED, the same ones each time. 500 forwards every
+    # 50 iterations of 16 images make training about a quarter longer.
+    clustering.BANK_IMAGES = 500
     # Distances between activations, in K-means and the loss: "none" takes A as it is; "std" divides
     # each gate by its spread, so that those that open and close fully do not decide alone
     # (divdr.experts.gate_weights). It helped in some runs and not in others, see
     # docs/controlled_study.md.
     clustering.SCALING = "none"
     # "kmeans", or "mixture": Gaussians of one shared covariance, for subsets of very unequal size
-    # or with much variation that does not matter (divdr.experts.gaussian_mixture, on the CPU).
+    # or with much variation that does not matter (divdr.experts.gaussian_mixture, on rank 0's CPU:
+    # 1 s for Cityscapes, 5 s for all of COCO, and much less where it goes on from a fit before).
     clustering.PARTITION = "kmeans"
     # The loss waits until two clusterings in succession agree this much (adjusted Rand index, 1 for
     # the same clusters); 0 does not wait.
     clustering.STABILITY = 0.0
     # JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what it
-    # leaves to find; an image goes by its file's name without ending. "" clusters. "$" variables
-    # of the environment are filled in.
+    # leaves to find; an image goes by its file's name without ending, or its whole key
+    # (divdr.image_keys). "" clusters. "$" variables of the environment are filled in.
     clustering.LABELS = ""
     # K-means every PERIOD iterations from START on (iteration, or share of training if below 1).
     clustering.START = 0.0

@@ -4,6 +4,7 @@ import os
 
 from .annotated import annotated_images
 from .catalog import (
+    build_bank_loader,
     build_test_loader,
     check_datasets,
     register_segmentation_folder,
@@ -27,6 +28,7 @@ __all__ = [
     "ClassificationMapper",
     "SemanticCropMapper",
     "annotated_images",
+    "build_bank_loader",
     "build_mapper",
     "build_test_loader",
     "build_train_loader",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -18,6 +21,7 @@ from detectron2.data.datasets import load_sem_seg
 from torch.utils.data import DataLoader
 
 from ..errors import DataError
+from ..image_keys import name_images
 from .checked_mapper import CheckedMapper
 from .checks import check_annotations, check_images
 from .classification.catalog import check_class_labels
@@ -97,7 +101,7 @@ def check_datasets(names: Sequence[str]) -> None:
 
 
 def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
-    """Dicts of all training images, filtered as Detectron2 does, and checked.
+    """Dicts of all training images, filtered as Detectron2 does, with their keys, and checked.
 
     Args:
         cfg: the whole configuration.
@@ -113,14 +117,15 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     with reading(names):
         try:
-            dicts = get_detection_dataset_dicts(
-                names,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                min_keypoints=keypoints,
-                proposal_files=(
-                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
-                ),
-            )
+            with _naming_images(names):
+                dicts = get_detection_dataset_dicts(
+                    names,
+                    filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                    min_keypoints=keypoints,
+                    proposal_files=(
+                        cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                    ),
+                )
         except AssertionError:  # a wrong category, perhaps; Detectron2 does not say in which image
             for name in names if annotations else ():
                 check_annotations(cfg, [name], DatasetCatalog.get(name))
@@ -156,6 +161,48 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         **_evaluation_batch(cfg),
     )
+
+
+def build_bank_loader(cfg: CfgNode, images: int | None = None, seed: int = 0) -> DataLoader:
+    """A loader over this process's share of training images, as evaluation sees them.
+
+    Args:
+        cfg: the whole configuration.
+        images: so many, drawn by the seed, the same on every process; None, or no fewer than there
+            are: all.
+        seed: any integer from 0.
+
+    Raises:
+        DataError: see :func:`training_dicts`; from the loader, an image cannot be used.
+    """
+    dicts = training_dicts(cfg, annotations=False)
+    if images is not None and images < len(dicts):
+        drawn = np.random.default_rng(seed).choice(len(dicts), images, replace=False)
+        dicts = [dicts[index] for index in sorted(drawn.tolist())]
+    return build_detection_test_loader(
+        [{k: v for k, v in d.items() if k != "annotations"} for d in dicts],
+        mapper=CheckedMapper(_evaluation_mapper(cfg)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        **_evaluation_batch(cfg),
+    )
+
+
+@contextmanager
+def _naming_images(names: Sequence[str]) -> Iterator[None]:
+    """Let data sets say what each image is known by, before Detectron2 mixes and filters them."""
+    loads = {name: DatasetCatalog[name] for name in {*names} & {*DatasetCatalog.list()}}
+    for name, load in loads.items():
+        DatasetCatalog[name] = partial(_named, name, load)
+    try:
+        yield
+    finally:
+        DatasetCatalog.update(loads)
+
+
+def _named(name: str, load: Callable[[], Any]) -> Any:
+    dicts = load()
+    # Detectron2 also knows data sets that are no lists; their own items name their images.
+    return name_images(name, dicts) if isinstance(dicts, list) else dicts
 
 
 _EXPECTED = {
@@ -196,7 +243,7 @@ def _evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
         files = dict(zip(data.TRAIN, data.PROPOSAL_FILES_TRAIN, strict=False))
         files.update(zip(data.TEST, data.PROPOSAL_FILES_TEST, strict=False))
         proposals = [files[name] for name in names]
-    with reading(names):
+    with reading(names), _naming_images(names):
         dicts = get_detection_dataset_dicts(
             list(names), filter_empty=False, proposal_files=proposals
         )

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 
 from ..errors import DataError
+from ..image_keys import IMAGE_KEY
 from .augmentations import extra_augmentations
 from .mapper import _read_file
 
@@ -24,17 +25,21 @@ class CheckedMapper:
         self.mapper = mapper
 
     def __call__(self, dataset_dict: dict) -> Any:
-        """What the mapper makes of the dict.
+        """What the mapper makes of the dict; a new dict of it gets the image's key, too.
 
         Raises:
             DataError: the mapper failed; its own error is the cause.
         """
+        key = dataset_dict.get(IMAGE_KEY)
         try:
-            return self.mapper(dataset_dict)
+            item = self.mapper(dataset_dict)
         except DataError:
             raise
         except Exception as error:
             raise DataError(_sentence(dataset_dict, error)) from error
+        if key is not None and isinstance(item, dict):
+            item.setdefault(IMAGE_KEY, key)
+        return item
 
 
 class DetectionMapper(DatasetMapper):

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ConfigError
+from ..image_keys import IMAGE_KEY
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper
 from .classification.mapper import ClassificationMapper
@@ -84,11 +85,16 @@ class TrainLoader(DataLoader):
 
 
 class SeededDataset(Dataset):
-    """Items drawn with randomness that depends on the seed and the ticket's position alone."""
+    """Items drawn with randomness that depends on the seed and the ticket's position alone.
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    Attributes:
+        keys: of the images (``divdr.image_keys``); None: not known.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, keys: list[str] | None = None) -> None:
         self._dataset = dataset
         self._seed = seed
+        self.keys = keys
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
@@ -184,10 +190,11 @@ def build_train_loader(
     groups = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]
+    keys = [d[IMAGE_KEY] for d in dicts] if all(IMAGE_KEY in d for d in dicts) else None
     checked = CheckedMapper(mapper or build_mapper(cfg))
     dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
     return TrainLoader(
-        SeededDataset(dataset, seed),
+        SeededDataset(dataset, seed, keys),
         batch_sampler=TicketBatches(
             _index_stream(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world, groups
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,23 +25,34 @@ class ClusteringHook(HookBase):
     Args:
         experts: bank and centres.
         periods: when to cluster.
-        refill: called before each clustering to fill the bank anew (``BANK: exact``).
+        refill: called before each clustering to fill the bank anew (``BANK``: subset, exact).
+        checkpoint_period: iterations between checkpoints; 0: at the end alone.
     """
 
     def __init__(
-        self, experts: LocalExperts, periods: Periods, refill: Callable[[], Any] | None = None
+        self,
+        experts: LocalExperts,
+        periods: Periods,
+        refill: Callable[[], Any] | None = None,
+        checkpoint_period: int = 0,
     ) -> None:
         self.experts = experts
         self.periods = periods
         self.refill = refill
+        self.checkpoint_period = checkpoint_period
 
     def after_step(self) -> None:
-        """Cluster if it is time."""
-        if not self.periods.due(self.trainer.iter):
-            return
-        if self.refill is not None:
-            self.refill()
-        cluster_and_log(self.experts, self.trainer.iter, self.trainer.storage)
+        """Cluster if it is time, and complete the bank if a checkpoint follows.
+
+        One process writes it, and the rows of the others since the last clustering belong in it.
+        """
+        if self.periods.due(self.trainer.iter):
+            if self.refill is not None:
+                self.refill()
+            cluster_and_log(self.experts, self.trainer.iter, self.trainer.storage)
+        done, period = self.trainer.iter + 1, self.checkpoint_period
+        if done >= self.trainer.max_iter or (period > 0 and done % period == 0):
+            self.experts.bank.synchronise()
 
 
 class DropPathHook(HookBase):
@@ -79,28 +91,45 @@ class SeedHook(HookBase):
 @torch.no_grad()
 def refill_bank(
     model: nn.Module,
+    backbone: nn.Module,
     experts: LocalExperts,
     loader: Iterable[list[dict]],
     values: Callable[[], torch.Tensor],
     keys: Callable[[list[dict]], list[str]],
     step: int,
 ) -> None:
-    """Fill the bank by a pass over the training set in evaluation mode (``BANK: exact``).
+    """Fill the bank by a pass over images in evaluation mode (``BANK``: subset, exact).
+
+    The model prepares its images as ever, and its forward ends as soon as its backbone has run:
+    proposals, heads and suppression of boxes are left out.
 
     Args:
-        model: the model; its mode is restored.
+        model: the model, not wrapped for several processes; modes of all its modules are restored.
+        backbone: the part of it that computes gates.
         experts: whose bank to fill.
-        loader: this process's share of the training set.
-        values: (N, D) activations of the last forward.
+        loader: this process's share of the images.
+        values: (N, D) activations of the backbone's last forward.
         keys: keys of a batch's images.
         step: noted with the rows.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    handle = backbone.register_forward_hook(_end_forward)
     try:
         experts.bank.clear()
         for inputs in loader:
-            model(inputs)
+            with suppress(_ForwardEnds):
+                model(inputs)
             experts.bank.update(keys(inputs), values(), step)
     finally:
-        model.train(training)
+        handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+class _ForwardEnds(Exception):  # noqa: N818  nothing went wrong
+    """The backbone has run, and nothing else is wanted of the model."""
+
+
+def _end_forward(module: nn.Module, args: tuple, output: Any) -> None:
+    raise _ForwardEnds

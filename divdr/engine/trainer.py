@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import (
+    build_bank_loader,
     build_test_loader,
     build_train_loader,
     check_datasets,
@@ -48,6 +49,7 @@ from ..modeling import (
     attached_routing,
     image_keys,
     periods_from_config,
+    unwrap,
 )
 from ..routing import DynamicRoutingNetwork
 from .agreement import together
@@ -178,9 +180,10 @@ class Trainer(DefaultTrainer):
         ]
         routing = attached_routing(model)
         if routing is not None and routing.experts is not None:
-            exact = cfg.MODEL.ROUTING.CLUSTERING.BANK == "exact"
-            refill = self._refill_bank if exact else None
-            own.append(ClusteringHook(routing.experts, periods_from_config(cfg), refill))
+            anew = cfg.MODEL.ROUTING.CLUSTERING.BANK in ("subset", "exact")
+            refill = self._refill_bank if anew else None
+            periods, saving = periods_from_config(cfg), cfg.SOLVER.CHECKPOINT_PERIOD
+            own.append(ClusteringHook(routing.experts, periods, refill, saving))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and precise_bn_layers(model):
             own.append(
@@ -217,11 +220,14 @@ class Trainer(DefaultTrainer):
             assert backbone.routing is not None
             return routing.clustered_values(backbone.routing)
 
-        refill_bank(self.model, routing.experts, self._exact_loader, values, image_keys, self.iter)
+        model, loader = unwrap(self.model), self._bank_loader
+        refill_bank(model, backbone, routing.experts, loader, values, image_keys, self.iter)
 
     @cached_property
-    def _exact_loader(self) -> torch.utils.data.DataLoader:
-        return build_test_loader(self.cfg, self.cfg.DATASETS.TRAIN)
+    def _bank_loader(self) -> torch.utils.data.DataLoader:
+        settings = self.cfg.MODEL.ROUTING.CLUSTERING
+        images = settings.BANK_IMAGES if settings.BANK == "subset" else None
+        return build_bank_loader(self.cfg, images, self.seed)
 
     def _check_experts(self) -> None:
         routing = attached_routing(self.model)
@@ -241,6 +247,10 @@ class Trainer(DefaultTrainer):
             CheckpointError: the checkpoint is damaged or belongs to another model.
         """
         super().resume_or_load(resume)
+        routing = attached_routing(self.model)
+        keys = getattr(self.data_loader.dataset, "keys", None)  # somebody's own loader has none
+        if routing is not None and keys is not None:
+            routing.keep_images(keys)
         self.data_loader.batch_sampler.start = self.start_iter
         if self.start_iter:
             logger.info("Continuing at iteration %d", self.start_iter)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from divdr.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+# Updates that wait, at most, until their rows are looked at.
+_MOST_WAITING = 64
 
 
 class ActivationBank:
@@ -20,6 +26,14 @@ class ActivationBank:
 
     Whatever order rows arrive in, they are presented in the order of their keys: equal content
     means equal tensors on every rank. M is the number of keys, D the length of an activation.
+
+    Rows are kept in half precision, rounded as they arrive, so that a checkpoint of half the size
+    holds all that the bank knows; numbers beyond its range become the largest it has. Rows that
+    are not finite are left out. Only a device can tell which are, so new ones wait until somebody
+    asks, and an update costs no wait for the device.
+
+    Attributes:
+        former_keys: whether keys may be those of a checkpoint of before, see `rename`.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -27,16 +41,20 @@ class ActivationBank:
         if dim < 1:
             raise ValueError(f"An activation bank needs rows of length 1 or more, got {dim}.")
         self.dim = dim
-        self._storage = torch.empty(0, dim, device=device)
+        self.former_keys = False
+        self._storage = torch.empty(0, dim, device=device, dtype=torch.half)
+        self._waiting: list[tuple[list[str], Tensor, int]] = []
         self._slots: dict[str, int] = {}
         self._steps: list[int] = []
         self._changed: set[str] = set()
         self._sorted: list[str] | None = None
 
     def __len__(self) -> int:
+        self._settle()
         return len(self._slots)
 
     def __contains__(self, key: str) -> bool:
+        self._settle()
         return key in self._slots
 
     @property
@@ -47,6 +65,7 @@ class ActivationBank:
     @property
     def keys(self) -> list[str]:
         """Keys in sorted order."""
+        self._settle()
         if self._sorted is None:
             self._sorted = sorted(self._slots)
         return list(self._sorted)
@@ -59,13 +78,14 @@ class ActivationBank:
     @property
     def steps(self) -> Tensor:
         """Step (M,) of int64 at which each row was written, in the order of `keys`; on the CPU."""
-        return torch.tensor([self._steps[self._slots[key]] for key in self.keys], dtype=torch.long)
+        keys = self.keys
+        return torch.tensor([self._steps[self._slots[key]] for key in keys], dtype=torch.long)
 
     def update(self, keys: Sequence[str], rows: Tensor, step: int) -> None:
         """Store activations.
 
         A row that carries a later step than `step` stays. If a key occurs twice, its last row
-        counts.
+        counts. Rows that are not finite are left out, whatever stood there before stays.
 
         Args:
             keys: image keys, N of them.
@@ -80,7 +100,11 @@ class ActivationBank:
                 f"Expected rows of shape {(len(keys), self.dim)} for {len(keys)} keys, "
                 f"got {tuple(rows.shape)}."
             )
-        self._write(dict(zip(keys, range(len(keys)), strict=True)), rows, [step] * len(keys))
+        with torch.inference_mode(False), torch.no_grad():
+            taken = rows.detach().to(self.device, copy=True)
+            self._waiting.append((list(keys), taken, step))
+            if len(self._waiting) >= _MOST_WAITING:
+                self._settle()
 
     def replace(self, keys: Sequence[str], rows: Tensor, step: int) -> None:
         """Forget everything and store these rows, as after an evaluation of the whole data set.
@@ -92,15 +116,50 @@ class ActivationBank:
 
     def clear(self) -> None:
         """Forget everything. On several ranks, call it on all of them."""
-        self._storage = self._storage.new_empty(0, self.dim)
+        with torch.inference_mode(False):
+            self._storage = self._storage.new_empty(0, self.dim)
+        self._waiting.clear()
         self._slots.clear()
         self._steps.clear()
         self._changed.clear()
         self._sorted = None
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give rows other keys, and forget those without one.
+
+        For a checkpoint of before, whose keys are paths, and to drop images that are no longer
+        there. On several ranks, call it on all of them, with equal content.
+
+        Args:
+            names: new key by present key; one for several rows takes that of the latest step.
+        """
+        rows, steps = self.rows, self.steps.tolist()
+        changed = {names[key] for key in self._changed if key in names}
+        order = sorted(range(len(steps)), key=steps.__getitem__)
+        old = self.keys
+        kept = {names[old[i]]: i for i in order if old[i] in names}
+        self.clear()
+        self._write(kept, rows, steps)
+        self._changed = changed
+        self.former_keys = False
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Forget some keys, if they are there; as `rename` in all else, but for its flag."""
+        gone = {*keys} & {*self.keys}
+        if gone:
+            former = self.former_keys
+            self.rename({key: key for key in self.keys if key not in gone})
+            self.former_keys = former
+
+    def forget_before(self, step: int) -> None:
+        """Forget rows written before a step. On several ranks, call it after `synchronise`."""
+        old = [key for key, at in zip(self.keys, self.steps.tolist(), strict=True) if at < step]
+        self.discard(old)
+
     def to(self, device: torch.device | str) -> ActivationBank:
         """Move the rows to a device; returns the bank itself."""
-        self._storage = self._storage.to(device)
+        with torch.inference_mode(False):
+            self._storage = self._storage.to(device)
         return self
 
     def synchronise(self) -> None:
@@ -112,9 +171,10 @@ class ActivationBank:
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
+        self._settle()
         mine = sorted(self._changed)
         steps = [self._steps[self._slots[key]] for key in mine]
-        payload = (mine, self._gather(mine).cpu(), steps)
+        payload = (mine, self._gather(mine, self._storage.dtype).cpu(), steps)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, payload)
         # Where the winner of each key stands, as (rank, position).
@@ -130,16 +190,22 @@ class ActivationBank:
         self._changed.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Content as tensors on the CPU, lists and numbers (loads with weights_only=True)."""
+        """Content as tensors on the CPU, lists and numbers (loads with weights_only=True).
+
+        Rows are of half precision, and all there is to them.
+        """
         return {
             "dim": self.dim,
             "keys": self.keys,
-            "rows": self.rows.cpu(),
+            "rows": self._gather(self.keys, self._storage.dtype).cpu(),
             "steps": self.steps,
+            "former_keys": self.former_keys,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved content; on several ranks, the same one on all.
+
+        Checkpoints of before hold rows in float32, which are rounded, and paths as keys.
 
         Raises:
             CheckpointError: the rows are of another length, or parts do not fit together.
@@ -153,14 +219,38 @@ class ActivationBank:
         if rows.shape != (len(keys), self.dim) or len(steps) != len(keys):
             raise CheckpointError("The checkpoint's activation bank is damaged: sizes differ.")
         self.clear()
-        self._write(dict(zip(keys, range(len(keys)), strict=True)), rows, steps)
+        finite = rows.isfinite().all(1).tolist()
+        self._write({key: i for i, key in enumerate(keys) if finite[i]}, rows, steps)
         # All ranks load the same rows, so there is nothing to tell the others.
         self._changed.clear()
+        self.former_keys = bool(keys) and bool(state.get("former_keys", True))
 
-    def _gather(self, keys: Iterable[str]) -> Tensor:
+    def _gather(self, keys: Iterable[str], dtype: torch.dtype = torch.float) -> Tensor:
         slots = torch.tensor([self._slots[key] for key in keys], dtype=torch.long)
-        return self._storage[slots.to(self.device)]
+        return self._storage[slots.to(self.device)].to(dtype)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Store what waits, but for rows that are not finite; looks at the device once."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        finite = torch.cat([rows.isfinite().all(1) for _, rows, _ in waiting]).tolist()
+        for keys, rows, step in waiting:
+            whole, finite = finite[: len(keys)], finite[len(keys) :]
+            if not all(whole):
+                logger.warning(
+                    "Step %d: %d of %d activations are not finite and are left out",
+                    step,
+                    whole.count(False),
+                    len(whole),
+                )
+            kept = {key: place for place, key in enumerate(keys) if whole[place]}
+            self._write(kept, rows, [step] * len(keys))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _write(self, positions: dict[str, int], rows: Tensor, steps: Sequence[int]) -> None:
         """Store rows[positions[key]] with the step at the same position, unless outdated."""
         slots: list[int] = []
@@ -181,7 +271,9 @@ class ActivationBank:
             return
         self._reserve(len(self._slots))
         taken = rows.detach()[torch.tensor(sources, device=rows.device)]
-        self._storage[torch.tensor(slots, device=self.device)] = taken.to(self._storage)
+        limit = torch.finfo(self._storage.dtype).max
+        taken = taken.clamp(-limit, limit).to(self._storage)
+        self._storage[torch.tensor(slots, device=self.device)] = taken
 
     def _reserve(self, size: int) -> None:
         """Grow by doubling, so that adding images one by one copies each row only a few times."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from divdr.errors import ConfigError
+from divdr.errors import ConfigError, DivdrError
 from divdr.experts._explore import SAMPLE_POINTS, explore
 from divdr.experts._hartigan import hartigan
 from divdr.experts._lloyd import inertia_of, lloyd, means
@@ -70,7 +70,8 @@ def kmeans(
 
     Raises:
         ConfigError: k is larger than N, or the backend is unknown.
-        ValueError: k < 1, restarts < 1, wrong shapes, or a value that is not finite.
+        DivdrError: a value is not finite.
+        ValueError: k < 1, restarts < 1, or wrong shapes.
     """
     _check(x, k, restarts, init, backend)
     points = x.detach()
@@ -147,11 +148,11 @@ def _check(x: Tensor, k: int, restarts: int, init: Tensor | None, backend: str) 
     if k > len(x):
         raise ConfigError(f"K = {k} centres is larger than the data set of {len(x)} points.")
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("K-means got points that are infinite or not a number.")
+        raise DivdrError("K-means got points that are infinite or not a number.")
     if init is not None:
         if init.shape != (k, x.shape[1]):
             raise ValueError(
                 f"Initial centres must be {(k, x.shape[1])} in shape, got {tuple(init.shape)}."
             )
         if not bool(torch.isfinite(init).all()):
-            raise ValueError("K-means got initial centres that are infinite or not a number.")
+            raise DivdrError("K-means got initial centres that are infinite or not a number.")

@@ -92,7 +92,8 @@ class KnownLabels:
     def _label(self, key: str) -> int:
         if key in self._labels:
             return self._labels[key]
-        stem = os.path.splitext(os.path.basename(key))[0]
-        if stem not in self._labels:
-            raise DataError(f"image {key} has no label among the known subsets")
-        return self._labels[stem]
+        name = os.path.basename(key).removeprefix("#")  # of an image without a file, its id
+        for short in (os.path.splitext(name)[0], name):
+            if short in self._labels:
+                return self._labels[short]
+        raise DataError(f"image {key} has no label among the known subsets")

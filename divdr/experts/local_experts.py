@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,11 @@ from divdr.experts.matching import match_centres
 from divdr.experts.membership import Membership
 from divdr.experts.partition import check_partition, find_partition
 from divdr.experts.scaling import check_scaling, gate_weights, weighted
+
+# The mixture goes on from the clusters before, but looks at all its starts once more where they
+# changed a lot (adjusted Rand index) and at every so many clusterings.
+_STEADY = 0.9
+_SEARCH_EVERY = 10
 
 
 class LocalExperts:
@@ -50,6 +55,7 @@ class LocalExperts:
         scaling: str = "none",
         partition: str = "kmeans",
         stability: float = 0.0,
+        bank_iterations: int = 0,
     ) -> None:
         """Set up experts without centres.
 
@@ -58,7 +64,8 @@ class LocalExperts:
             dim: length D of an activation.
             restarts: K-means restarts of a clustering that has no centres to start from.
             warm_start: whether K-means goes on from the centres before, once settled. The mixture
-                always tries the clusters before among others.
+                does in any case, but for every tenth clustering and where clusters changed a lot:
+                then it is one start among others.
             backend: K-means implementation, "torch" or "sklearn".
             seed: combined with the step of each clustering.
             sigma2_floor: least σ².
@@ -69,10 +76,12 @@ class LocalExperts:
             partition: "kmeans", or "mixture" for subsets of unequal size; see `gaussian_mixture`.
             stability: the loss waits until two clusterings in succession agree by at least this
                 much (adjusted Rand index, 1 for the same clusters); 0 does not wait.
+            bank_iterations: rows that are older, in steps, are forgotten before each clustering;
+                0 keeps all.
 
         Raises:
-            ConfigError: num_experts < 1, stability is above 1, or the backend, scaling or partition
-                is unknown.
+            ConfigError: num_experts < 1, bank_iterations < 0, stability is above 1, or the backend,
+                scaling or partition is unknown.
         """
         if num_experts < 1:
             raise ConfigError(f"The number of local experts must be 1 or more, got {num_experts}.")
@@ -82,8 +91,11 @@ class LocalExperts:
             raise ConfigError(
                 f"MODEL.ROUTING.CLUSTERING.STABILITY must be between 0 and 1, not {stability}"
             )
+        if bank_iterations < 0:
+            raise ConfigError(f"Rows cannot be kept for {bank_iterations} iterations.")
         self.num_experts = num_experts
         self.dim = dim
+        self.bank_iterations = bank_iterations
         self.restarts = restarts
         self.warm_start = warm_start
         self.backend = backend
@@ -99,6 +111,8 @@ class LocalExperts:
         self.weights: Tensor | None = None
         self.members = Membership()
         self._agreed = False
+        self._agreement = 0.0  # of the last clustering with the one before
+        self._since_search = 0
 
     @property
     def ready(self) -> bool:
@@ -115,13 +129,15 @@ class LocalExperts:
         """Whether the loss asks which images it is of."""
         return self.labels is not None or self.partition == "mixture"
 
+    # Nothing that is kept may be a tensor of inference mode: training could not use it.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def cluster(self, step: int) -> ClusteringReport | None:
         """Cluster the bank and take over the new centres; a collective call.
 
         Experts keep their ids: new centres are matched to the old ones. Known subsets are not
-        clustered but averaged, and keep their numbers. All ranks end with the
-        centres, σ² and report of rank 0.
+        clustered but averaged, and keep their numbers. Rank 0 clusters, the others wait for its
+        centres, σ² and report.
 
         Args:
             step: training step; it enters the seed.
@@ -131,18 +147,34 @@ class LocalExperts:
             none of a known subset.
 
         Raises:
-            ValueError: the bank holds a value that is not finite.
-            DivdrError: an image is of no known subset.
+            DivdrError: an image is of no known subset; on all ranks.
         """
         self.bank.synchronise()
+        if self.bank_iterations:
+            self.bank.forget_before(step - self.bank_iterations + 1)
         if len(self.bank) < self.num_experts:
             return None
+        found = _from_rank_0(lambda: self._found(step))
+        if found is None:
+            return None
+        centres, sigma2, weights, assignment, searched, report = found
+        self.centres = centres.to(self.bank.device)
+        self.sigma2 = sigma2.to(self.bank.device)
+        self.weights = None if weights is None else weights.to(self.bank.device)
+        self.members = Membership(self.bank.keys, assignment)
+        self._agreement = report.agreement
+        self._since_search = 0 if searched else self._since_search + 1
+        self._agreed = self._agreed or report.agreement >= self.stability
+        return report
+
+    def _found(self, step: int) -> _Found | None:
         start = time.perf_counter()
         rows = self.bank.rows
         old = self.centres
         weights = gate_weights(rows, self.scaling)
         space = weighted(rows, weights)
-        result = self._partition(space, weights, step)
+        search = self._agreement < _STEADY or self._since_search + 1 >= _SEARCH_EVERY
+        result = self._partition(space, weights, step, search)
         if result is None:
             return None
         centres, assignment = result.centres, result.assignment
@@ -156,8 +188,7 @@ class LocalExperts:
                 # The inverse permutation turns a cluster's number into its expert's id.
                 assignment = order.argsort()[assignment]
             movement = float((centres - old.to(centres)).norm(dim=1).mean())
-        keys = self.bank.keys
-        agreement = self.members.agreement(keys, assignment)
+        agreement = self.members.agreement(self.bank.keys, assignment)
         sigma2 = cluster_variance(space, weighted(centres, weights), assignment, self.sigma2_floor)
         spread = diversity(rows, centres, assignment)
         report = ClusteringReport(
@@ -171,18 +202,12 @@ class LocalExperts:
             seconds=time.perf_counter() - start,
             agreement=agreement,
         )
-        # Devices may differ in the last bit, and experts must not.
         weights = None if weights is None else weights.cpu()
-        found = (centres.cpu(), sigma2.cpu(), weights, assignment.cpu(), report)
-        centres, sigma2, weights, assignment, report = _from_rank_0(found)
-        self.centres = centres.to(self.bank.device)
-        self.sigma2 = sigma2.to(self.bank.device)
-        self.weights = None if weights is None else weights.to(self.bank.device)
-        self.members = Membership(keys, assignment)
-        self._agreed = self._agreed or report.agreement >= self.stability
-        return report
+        return centres.cpu(), sigma2.cpu(), weights, assignment.cpu(), search, report
 
-    def _partition(self, space: Tensor, weights: Tensor | None, step: int) -> KMeansResult | None:
+    def _partition(
+        self, space: Tensor, weights: Tensor | None, step: int, search: bool
+    ) -> KMeansResult | None:
         if self.labels is not None:
             return self.labels.cluster(self.bank.keys, space, self.num_experts)
         old = self.centres if self.warm_start and self.settled else None
@@ -196,6 +221,7 @@ class LocalExperts:
             seed=self.seed * 1_000_003 + step,
             centres=None if old is None else weighted(old, weights),
             labels=self.members.of(self.bank.keys) if mixture else None,
+            search=search,
         )
 
     def loss(
@@ -241,6 +267,7 @@ class LocalExperts:
         centres = weighted(self.centres.to(activations.device), self.weights)
         return nearest_centre(weighted(activations, self.weights), centres)[0]
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> LocalExperts:
         """Move bank, centres, σ² and weights to a device; returns the experts themselves."""
         self.bank.to(device)
@@ -249,19 +276,36 @@ class LocalExperts:
             self.centres, self.sigma2 = self.centres.to(device), self.sigma2.to(device)
         return self
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to resume from, as tensors on the CPU, lists, strings, numbers and None."""
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give images other keys, and forget those without one.
+
+        Args:
+            names: new key by present key.
+        """
+        self.bank.rename(names)
+        self.members = self.members.renamed(names)
+
+    def state_dict(self, bank: bool = True) -> dict[str, Any]:
+        """Everything to resume from, as tensors on the CPU, lists, strings, numbers and None.
+
+        Args:
+            bank: with activations and memberships of the images. Without, experts stay what they
+                are, and the next clustering is of images seen since.
+        """
         return {
             "num_experts": self.num_experts,
             "dim": self.dim,
             "centres": None if self.centres is None else self.centres.cpu().clone(),
             "sigma2": None if self.sigma2 is None else self.sigma2.cpu().clone(),
             "weights": None if self.weights is None else self.weights.cpu().clone(),
-            "bank": self.bank.state_dict(),
-            "members": self.members.state_dict(),
+            "bank": self.bank.state_dict() if bank else None,
+            "members": self.members.state_dict() if bank else None,
             "agreed": self._agreed,
+            "agreement": self._agreement,
+            "since_search": self._since_search,
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state, onto the present device.
 
@@ -273,7 +317,10 @@ class LocalExperts:
                 f"The checkpoint has {state['num_experts']} local experts over activations of "
                 f"length {state['dim']}, this model has {self.num_experts} over {self.dim}."
             )
-        self.bank.load_state_dict(state["bank"])
+        if state["bank"] is None:
+            self.bank.clear()
+        else:
+            self.bank.load_state_dict(state["bank"])
         device = self.bank.device
         centres, sigma2 = state["centres"], state["sigma2"]
         self.centres = None if centres is None else centres.to(device, copy=True)
@@ -282,14 +329,27 @@ class LocalExperts:
         self.weights = None if weights is None else weights.to(device, copy=True)
         self.members = Membership.from_state(state.get("members"))
         self._agreed = bool(state.get("agreed", False))
+        self._agreement = float(state.get("agreement", 0.0))
+        self._since_search = int(state.get("since_search", 0))
 
 
-_Found = tuple[Tensor, Tensor, Tensor | None, Tensor, ClusteringReport]
+# Centres, σ², weights, assignment, whether the mixture tried all its starts, and the report.
+_Found = tuple[Tensor, Tensor, Tensor | None, Tensor, bool, ClusteringReport]
 
 
-def _from_rank_0(found: _Found) -> _Found:
+def _from_rank_0(find: Callable[[], _Found | None]) -> _Found | None:
+    """What rank 0 finds, on all ranks; an error there ends all of them."""
     if not (dist.is_available() and dist.is_initialized()):
-        return found
-    box: list[Any] = [found]
+        return find()
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [find()]
+        except Exception as error:
+            box = [error if isinstance(error, DivdrError) else DivdrError(f"clustering: {error}")]
+            dist.broadcast_object_list(box, src=0)
+            raise
     dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], Exception):
+        raise box[0]
     return box[0]

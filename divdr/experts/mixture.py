@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from divdr.errors import ConfigError
-from divdr.experts.kmeans import KMeansResult
+from divdr.errors import ConfigError, DivdrError
+from divdr.experts._tied import Mixtures, TiedPoints
+from divdr.experts.kmeans import KMeansResult, kmeans
 
 # Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
 # 0.03 within a cluster should not decide.
@@ -26,24 +24,30 @@ _VARIANCE_FLOOR = 1e-3
 _LEAST_SHARE = 0.1
 
 # Starts are compared on this many points; the best is then fitted to all.
-_SAMPLE_POINTS = 8192
+_SAMPLE_POINTS = 4096
 
 
 @torch.no_grad()
 def gaussian_mixture(
-    x: Tensor, k: int, *, restarts: int = 10, labels: Tensor | None = None, seed: int = 0
+    x: Tensor,
+    k: int,
+    *,
+    restarts: int = 10,
+    labels: Tensor | None = None,
+    search: bool = True,
+    seed: int = 0,
 ) -> KMeansResult:
     """Cluster points by a mixture of K Gaussians that share one covariance.
 
     K-means takes clusters to be equally large and round. Where one subset is much more frequent
     than the others, or images of one subset differ a lot in what does not matter, the least sum of
     squares cuts that subset in two and merges small ones. The mixture learns how frequent each
-    cluster is and along which directions its members differ. The fit is scikit-learn's, on the CPU.
+    cluster is and along which directions its members differ. All of it runs on the CPU.
 
     The fit ends in the optimum next to its start, and K-means at K is often the wrong one. So it
     is started from K-means with K, 2 K and 4 K centres, the surplus merged in several ways, and
     from given labels, and the most likely result is taken whose clusters hold at least a tenth of
-    N / K points each, if there is one.
+    N / K points each, if there is one; else that of K-means at K.
 
     Args:
         x: the points (N, D).
@@ -51,67 +55,117 @@ def gaussian_mixture(
         restarts: seedings by K-means of each kind.
         labels: clusters (N,) to start from as well, as those of a fit before; −1 where there is
             none.
+        search: False starts from the labels alone, where they lead to clusters as above.
         seed: any integer.
 
     Returns:
-        Centres (K, D) are the means of the members, and the inertia is to them. A cluster without
-        members keeps the mean of its Gaussian.
+        Centres (K, D) are the means of the members, and the inertia is to them. The centre of a
+        cluster without members is the point nearest to the mean of its Gaussian.
 
     Raises:
         ConfigError: k is larger than N.
-        ValueError: a value is not finite.
+        DivdrError: a value is not finite.
     """
     if k > len(x):
         raise ConfigError(f"K = {k} clusters is more than the data set's {len(x)} points.")
-    points = x.detach().cpu().double().numpy()
-    if not np.isfinite(points).all():
-        raise ValueError("The mixture got points that are infinite or not a number.")
-    with warnings.catch_warnings():
-        # Fewer distinct points than clusters, and a fit that still moves a little, are allowed.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = _most_likely(points, k, restarts, seed % 2**32, labels)
-        assignment = torch.from_numpy(model.predict(points)).long().to(x.device)
-    centres = torch.from_numpy(model.means_).to(x.device)
-    rows = x.detach().double()
-    for cluster in assignment.unique().tolist():
-        centres[cluster] = rows[assignment == cluster].mean(0)
+    rows = x.detach().cpu().double()
+    if not bool(torch.isfinite(rows).all()):
+        raise DivdrError("The mixture got points that are infinite or not a number.")
+    found = None
+    if labels is not None and not search:
+        fits = _fits(TiedPoints(rows, _VARIANCE_FLOOR), [labels.cpu()], k)
+        found = None if fits is None else _good(fits, rows)
+    if found is None:
+        found = _most_likely(rows, k, restarts, seed % 2**32, labels)
+    if found is None:
+        return kmeans(x, k, restarts=restarts, seed=seed)
+    assignment = _clusters(found, rows)[0]
+    means = found.means[0]
+    centres = torch.empty_like(means)
+    for cluster in range(k):
+        members = rows[assignment == cluster]
+        if len(members):
+            centres[cluster] = members.mean(0)
+        else:
+            centres[cluster] = rows[(rows - means[cluster]).square().sum(1).argmin()]
     inertia = float((rows - centres[assignment]).square().sum())
     out_dtype = torch.promote_types(x.dtype, torch.float32)
-    return KMeansResult(centres.to(out_dtype), assignment, inertia)
+    return KMeansResult(centres.to(x.device, out_dtype), assignment.to(x.device), inertia)
 
 
 def _most_likely(
-    points: np.ndarray, k: int, restarts: int, seed: int, labels: Tensor | None
-) -> GaussianMixture:
-    """The most likely of the mixtures that the starts lead to."""
-    sample, known = points, None if labels is None else labels.cpu().numpy()
-    if len(points) > _SAMPLE_POINTS:
-        chosen = np.random.default_rng(seed).choice(len(points), _SAMPLE_POINTS, replace=False)
-        sample, known = points[chosen], None if known is None else known[chosen]
-    starts = _merged_clusters(sample, k, restarts, seed)
-    best: GaussianMixture | None = None
-    for given in starts if known is None else chain([known], starts):
-        start = _described(sample, given, k)
-        if start is None:
-            continue
-        model = _mixture(k, start).fit(sample)
-        smallest = np.bincount(model.predict(sample), minlength=k).min()
-        if smallest < _LEAST_SHARE * len(sample) / k:
-            continue
-        if best is None or model.lower_bound_ > best.lower_bound_:
-            best = model
-    if best is None:  # fewer distinct points than clusters, or nothing but tiny ones
-        return _mixture(k, {"random_state": seed}).fit(points)
-    if sample is points:
+    rows: Tensor, k: int, restarts: int, seed: int, labels: Tensor | None
+) -> Mixtures | None:
+    """The most likely mixture that a start leads to; None if no start has K clusters."""
+    sample, known = rows, None if labels is None else labels.cpu()
+    if len(rows) > _SAMPLE_POINTS:
+        drawn = np.random.default_rng(seed).choice(len(rows), _SAMPLE_POINTS, replace=False)
+        chosen = torch.from_numpy(drawn)
+        sample, known = rows[chosen], None if known is None else known[chosen]
+    with warnings.catch_warnings():
+        # Fewer distinct points than clusters are allowed.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        starts = list(_merged_clusters(sample.numpy(), k, restarts, seed))
+    if known is not None:
+        starts.append(known)
+    fits = _fits(TiedPoints(sample, _VARIANCE_FLOOR), starts, k)
+    if fits is None:
+        return None
+    best = _good(fits, sample)
+    if best is None:  # nothing but tiny clusters
+        best = fits.pick(torch.tensor([0]))
+    if sample is rows:
         return best
-    found = (best.means_, best.weights_, best.precisions_)
-    names = ("means_init", "weights_init", "precisions_init")
-    return _mixture(k, dict(zip(names, found, strict=True))).fit(points)
+    return TiedPoints(rows, _VARIANCE_FLOOR).fit(best.logits(rows).softmax(1))
 
 
-def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> Iterator[np.ndarray]:
+def _fits(points: TiedPoints, starts: list[Tensor], k: int) -> Mixtures | None:
+    """A mixture for each different start that has a member of every cluster, in their order."""
+    found: dict[bytes, Tensor] = {}
+    for labels in starts:
+        if len(torch.unique(labels[labels >= 0])) == k:
+            whole = _completed(points.x, labels, k)
+            found.setdefault(_numbered_as_met(whole), whole)
+    if not found:
+        return None
+    distinct = torch.stack(list(found.values()))[:, None]
+    return points.fit((distinct == torch.arange(k)[:, None]).to(points.x.dtype))
+
+
+def _good(fits: Mixtures, points: Tensor) -> Mixtures | None:
+    """The most likely of those without tiny clusters; None if there is none."""
+    k = fits.means.shape[1]
+    labels = _clusters(fits, points)
+    sizes = (labels[:, None] == torch.arange(k)[:, None]).sum(2)
+    tiny = sizes.min(1).values < _LEAST_SHARE * len(points) / k
+    value = fits.likelihood.nan_to_num(-torch.inf).masked_fill(tiny, -torch.inf)
+    best = value.argmax()
+    return fits.pick(best[None]) if bool(value[best] > -torch.inf) else None
+
+
+def _clusters(fits: Mixtures, points: Tensor) -> Tensor:
+    """(R, N) the likeliest cluster of every point."""
+    return fits.logits(points).argmax(1)
+
+
+def _completed(points: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Labels (N,) with the nearest mean's in place of −1."""
+    if bool((labels >= 0).all()):
+        return labels
+    centres = torch.stack([points[labels == cluster].mean(0) for cluster in range(k)])
+    return torch.where(labels < 0, torch.cdist(points, centres).argmin(1), labels)
+
+
+def _numbered_as_met(labels: Tensor) -> bytes:
+    """The partition as bytes, the same whatever its clusters' numbers."""
+    _, first, number = np.unique(labels.numpy(), return_index=True, return_inverse=True)
+    return first.argsort().argsort()[number].astype(np.int16).tobytes()
+
+
+def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> Iterator[Tensor]:
     """Labels (N,) by K-means, and by K-means with more centres that are merged until K are left."""
-    yield KMeans(k, n_init=restarts, random_state=seed).fit(points).labels_
+    first = KMeans(k, n_init=restarts, random_state=seed).fit(points)
+    yield torch.from_numpy(first.labels_).long()
     for again in range(restarts):
         for centres in (2 * k, 4 * k):
             if centres > len(points):
@@ -119,24 +173,4 @@ def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> It
             found = KMeans(centres, n_init=1, random_state=(seed + again) % 2**32).fit(points)
             for linkage in ("ward", "average", "single"):
                 merged = AgglomerativeClustering(k, linkage=linkage).fit(found.cluster_centers_)
-                yield merged.labels_[found.labels_]
-
-
-def _mixture(k: int, start: dict[str, Any]) -> GaussianMixture:
-    return GaussianMixture(k, covariance_type="tied", reg_covar=_VARIANCE_FLOOR, **start)
-
-
-def _described(points: np.ndarray, labels: np.ndarray, k: int) -> dict[str, np.ndarray] | None:
-    """The mixture that labels describe; None if a cluster has no member."""
-    sizes = np.bincount(labels[labels >= 0], minlength=k)
-    if not sizes.all():
-        return None
-    known, labels = points[labels >= 0], labels[labels >= 0]
-    means = np.stack([known[labels == cluster].mean(0) for cluster in range(k)])
-    residual = known - means[labels]
-    covariance = residual.T @ residual / len(known) + _VARIANCE_FLOOR * np.eye(points.shape[1])
-    return {
-        "means_init": means,
-        "weights_init": sizes / sizes.sum(),
-        "precisions_init": np.linalg.inv(covariance),
-    }
+                yield torch.from_numpy(merged.labels_[found.labels_]).long()

@@ -22,6 +22,7 @@ def find_partition(
     seed: int = 0,
     centres: Tensor | None = None,
     labels: Tensor | None = None,
+    search: bool = True,
 ) -> KMeansResult:
     """Partition points (N, D) into K clusters.
 
@@ -34,12 +35,13 @@ def find_partition(
         seed: of a fresh start.
         centres: (K, D) that K-means goes on from.
         labels: (N,) that the mixture starts from as well, −1 where there is none.
+        search: whether the mixture starts from others than those.
 
     Raises:
         DivdrError, ValueError: see :func:`kmeans` and :func:`gaussian_mixture`.
     """
     if partition == "mixture":
-        return gaussian_mixture(x, k, restarts=restarts, labels=labels, seed=seed)
+        return gaussian_mixture(x, k, restarts=restarts, labels=labels, search=search, seed=seed)
     return kmeans(x, k, restarts=restarts, init=centres, seed=seed, backend=backend)
 
 

@@ -1,5 +1,6 @@
 """Detectron2 glue: registered backbones, necks and heads, and routing losses for any model."""
 
+from ..image_keys import image_keys
 from .attach import (
     attach_routing,
     attach_routing_from_config,
@@ -16,7 +17,7 @@ from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
 from .static import StaticBackbone, static_model
-from .supervision import ClusteringLossSettings, RoutingSupervision, image_keys
+from .supervision import ClusteringLossSettings, RoutingSupervision
 
 __all__ = [
     "CLASSIFIER_REGISTRY",

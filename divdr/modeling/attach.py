@@ -20,6 +20,8 @@ from .supervision import ClusteringLossSettings, RoutingSupervision
 
 _ATTRIBUTE = "_divdr_routing"
 
+BANKS = ("latest", "recent", "subset", "exact")
+
 
 def attach_routing(
     model: nn.Module,
@@ -30,12 +32,13 @@ def attach_routing(
     budget_target: float = 0.1,
     periods: Periods | None = None,
     cost_target: CostTarget | None = None,
+    save_bank: bool = True,
     **expert_options: Any,
 ) -> RoutingSupervision:
     """Attach routing losses and records to a built model (before it is wrapped for DDP).
 
     With ``periods`` that is all: the model's training forwards cluster the bank when it is due.
-    Without, ``divdr.engine.ClusteringHook`` does, which can also cluster an exact bank.
+    Without, ``divdr.engine.ClusteringHook`` does, which can also fill the bank anew before.
 
     Args:
         model: a Detectron2 model with one ``DynamicRouting`` backbone, wherever it sits.
@@ -45,8 +48,9 @@ def attach_routing(
         budget_target: μ.
         periods: when to cluster the bank; None: never from here.
         cost_target: what the real cost of training images is driven to, in place of ``budget``.
+        save_bank: whether the attached object's state holds the bank.
         expert_options: more arguments of ``LocalExperts`` (restarts, warm_start, backend, seed,
-            sigma2_floor, labels, scaling).
+            sigma2_floor, labels, scaling, partition, stability, bank_iterations).
 
     Returns:
         The attached object; its state belongs into the checkpointer.
@@ -71,10 +75,11 @@ def attach_routing(
         budget_target,
         periods,
         CostController(cost_target) if cost_target is not None else None,
+        save_bank,
     )
     setattr(model, _ATTRIBUTE, supervision)
-    model.register_forward_pre_hook(supervision.before_forward)
-    model.register_forward_hook(supervision.after_forward)
+    model.register_forward_pre_hook(supervision.before_forward, with_kwargs=True)
+    model.register_forward_hook(supervision.after_forward, with_kwargs=True)
     return supervision
 
 
@@ -114,7 +119,7 @@ def attach_routing_from_config(
             nothing of ``divdr.engine.ClusteringHook``.
 
     Raises:
-        ConfigError: a setting is out of its range, or needs that hook (``BANK: exact``).
+        ConfigError: a setting is out of its range, or needs that hook (``BANK``: subset, exact).
     """
     if not any(isinstance(m, DynamicRouting) for m in model.modules()):
         return None
@@ -124,15 +129,7 @@ def attach_routing_from_config(
         raise ConfigError(
             f'MODEL.ROUTING.CLUSTERING.GATES must be "after" or "before", not {settings.GATES!r}'
         )
-    if settings.BANK not in ("latest", "exact"):
-        raise ConfigError(
-            f'MODEL.ROUTING.CLUSTERING.BANK must be "latest" or "exact", not {settings.BANK!r}'
-        )
-    if cluster and settings.BANK == "exact":
-        raise ConfigError(
-            'MODEL.ROUTING.CLUSTERING.BANK "exact" passes over the training set, which a model '
-            "cannot do from its forward; use divdr.engine.ClusteringHook"
-        )
+    _check_bank(cfg, cluster)
     max_iter = cfg.SOLVER.MAX_ITER
     budget = routing.BUDGET
     return attach_routing(
@@ -143,7 +140,7 @@ def attach_routing_from_config(
             margin=settings.MARGIN,
             squared=settings.SQUARED,
             gates=settings.GATES,
-            update_bank=settings.BANK == "latest",
+            update_bank=settings.BANK in ("latest", "recent"),
         ),
         budget=Ramp(
             budget.WEIGHT,
@@ -153,6 +150,9 @@ def attach_routing_from_config(
         budget_target=budget.TARGET,
         cost_target=cost_target_from_config(cfg),
         periods=periods_from_config(cfg) if cluster else None,
+        # A run that stops to be continued, as those that studies fork, hands its bank on.
+        save_bank=settings.WEIGHT > 0 or 0 < cfg.SOLVER.STOP_ITER < max_iter,
+        bank_iterations=settings.BANK_ITERATIONS if settings.BANK == "recent" else 0,
         restarts=settings.KMEANS.RESTARTS,
         warm_start=settings.KMEANS.WARM_START,
         backend=settings.KMEANS.BACKEND,
@@ -163,6 +163,31 @@ def attach_routing_from_config(
         stability=settings.STABILITY,
         labels=KnownLabels.from_file(settings.LABELS) if settings.LABELS else None,
     )
+
+
+def _check_bank(cfg: CfgNode, cluster: bool) -> None:
+    settings = cfg.MODEL.ROUTING.CLUSTERING
+    bank, experts = settings.BANK, settings.NUM_EXPERTS
+    if bank not in BANKS:
+        raise ConfigError(
+            f"MODEL.ROUTING.CLUSTERING.BANK must be one of {', '.join(BANKS)}, not {bank!r}"
+        )
+    if cluster and bank in ("subset", "exact"):
+        raise ConfigError(
+            f'MODEL.ROUTING.CLUSTERING.BANK "{bank}" passes over training images, which a model '
+            "cannot do from its forward; use divdr.engine.ClusteringHook"
+        )
+    seen = settings.BANK_ITERATIONS * cfg.SOLVER.IMS_PER_BATCH
+    if bank == "recent" and (settings.BANK_ITERATIONS < 1 or seen < experts):
+        raise ConfigError(
+            f"MODEL.ROUTING.CLUSTERING.BANK_ITERATIONS must be 1 or more and see {experts} images, "
+            f"one for each expert, but {settings.BANK_ITERATIONS} iterations see {max(0, seen)}"
+        )
+    if bank == "subset" and max(1, experts) > settings.BANK_IMAGES:
+        raise ConfigError(
+            f"MODEL.ROUTING.CLUSTERING.BANK_IMAGES must be at least the number of experts, "
+            f"{experts}, not {settings.BANK_IMAGES}"
+        )
 
 
 def cost_target_from_config(cfg: CfgNode) -> CostTarget | None:

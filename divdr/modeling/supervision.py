@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..experts import LocalExperts
+from ..image_keys import former_key, image_keys, recognise
 from ..routing import CostController, Periods, Ramp, Routing, budget_loss
 from .backbone import DynamicRouting
 from .clustering import cluster_and_log
 from .cost_control import cost_target_loss
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class RoutingSupervision:
         cost: drives the real cost to a target, in place of the budget loss; None does not.
         periods: when training forwards cluster the bank by themselves; None leaves that to
             ``divdr.engine.ClusteringHook``.
+        save_bank: whether the state holds the activations. Where clustering only measures, a
+            resumed run can do without: until it has seen all images again, its figures are of
+            those it has.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class RoutingSupervision:
         budget_target: float,
         periods: Periods | None = None,
         cost: CostController | None = None,
+        save_bank: bool = True,
     ) -> None:
         self.backbone = backbone
         self.experts = experts
@@ -68,6 +76,7 @@ class RoutingSupervision:
         self.budget_target = budget_target
         self.periods = periods
         self.cost = cost
+        self.save_bank = save_bank
         self._steps = 0
         self._clustered = -1  # the iteration of the last clustering from here
 
@@ -75,7 +84,7 @@ class RoutingSupervision:
         """Bank, centres, σ², cost control and step count: tensors, numbers, strings and lists."""
         state: dict[str, Any] = {"steps": self._steps}
         if self.experts is not None:
-            state["experts"] = self.experts.state_dict()
+            state["experts"] = self.experts.state_dict(bank=self.save_bank)
         if self.cost is not None:
             state["cost"] = self.cost.state_dict()
         return state
@@ -91,6 +100,32 @@ class RoutingSupervision:
             self.experts.load_state_dict(state["experts"])
         if self.cost is not None and "cost" in state:
             self.cost.load_state_dict(state["cost"])
+
+    def keep_images(self, keys: Sequence[str]) -> None:
+        """Forget images that a loaded state remembers and that are not there, with a line.
+
+        Paths, by which checkpoints of before know images, become the keys of the images that they
+        mean. On several processes, call it on all of them.
+
+        Args:
+            keys: of all training images.
+        """
+        if self.experts is None:
+            return
+        bank = self.experts.bank
+        had = bank.keys
+        remembered = {*had, *self.experts.members.keys}
+        names = recognise(remembered, keys) if bank.former_keys else {}
+        names.update({key: key for key in keys if key in remembered})
+        if bank.former_keys or len(names) < len(remembered):
+            self.experts.rename(names)
+        if len(bank) < len(had):
+            logger.info(
+                "Of the checkpoint's %d activations %d are of no image of the training set, or it "
+                "cannot be told of which, and are forgotten",
+                len(had),
+                len(had) - len(bank),
+            )
 
     def clustered_values(self, routing: Routing) -> Tensor:
         """(N, D) what is clustered: gates after or before their non-linearity."""
@@ -130,19 +165,26 @@ class RoutingSupervision:
             losses["loss_clustering"] = loss.mean() * self.clustering.weight
         return losses
 
-    def before_forward(self, model: nn.Module, args: tuple) -> None:
+    def before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Forget the last record, so that it is never taken for this forward's."""
         self.backbone.forget()
 
-    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> Any:
-        """Add losses or records to what the model returns."""
+    def after_forward(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Add losses or records to what the model returns.
+
+        Raises:
+            DataError: in training, no argument of the model is a list of dicts, or an image
+                cannot be told from others.
+        """
         routing = self.backbone.routing
         if routing is None:
             return output
         if self.experts is not None:
             self.experts.to(routing.activations.device)
         if model.training and isinstance(output, dict):
-            return self._train(args[0], routing, output)
+            return self._train(_inputs_of(args, kwargs), routing, output)
         if isinstance(output, list) and len(output) == len(routing):
             detached = routing.detach()
             for index, result in enumerate(output):
@@ -159,8 +201,10 @@ class RoutingSupervision:
         if torch.is_grad_enabled():
             self._steps = iteration + 1
             if self.experts is not None and self.clustering.update_bank:
-                rows = self.clustered_values(routing).detach()
-                self.experts.bank.update(keys, rows, iteration)
+                bank = self.experts.bank
+                if bank.former_keys:
+                    bank.discard([former_key(item) for item in inputs])
+                bank.update(keys, self.clustered_values(routing).detach(), iteration)
             if storage is not None:
                 _log_costs(storage, routing)
             self._cluster_if_due(iteration, storage)
@@ -189,19 +233,9 @@ def _log_costs(storage: EventStorage, routing: Routing) -> None:
     storage.put_scalar("train/real_gflops", real_gflops)
 
 
-def image_keys(inputs: list[dict]) -> list[str]:
-    """Keys of a batch's images in the activation bank: their file names, else their ids.
-
-    Raises:
-        DataError: an image has neither.
-    """
-    keys = []
-    for item in inputs:
-        key = item.get("file_name", item.get("image_id"))
-        if key is None:
-            raise DataError(
-                "gate clustering keeps one activation per training image and needs "
-                "'file_name' or 'image_id' in every input dict"
-            )
-        keys.append(str(key))
-    return keys
+def _inputs_of(args: tuple, kwargs: Mapping[str, Any]) -> list[dict]:
+    """The batch among a model's arguments, whether it was given by name or not."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
+            return list(value)
+    raise DataError("routing losses need a batch as Detectron2 has it, a list of dicts")

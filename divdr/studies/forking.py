@@ -46,7 +46,8 @@ def _suited(state: dict[str, Any], trunk: Run, run: Run) -> dict[str, Any]:
         partition=after.PARTITION,
         scaling=after.SCALING,
     )
-    if before.GATES == after.GATES:
+    # A run that ended by itself and only measured has no bank to hand on.
+    if before.GATES == after.GATES and state["bank"] is not None:
         experts.bank.load_state_dict(state["bank"])
         if state["centres"] is not None:
             experts.cluster(trunk.cfg.SOLVER.STOP_ITER)

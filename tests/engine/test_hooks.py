@@ -83,18 +83,51 @@ def test_refill_is_the_evaluation_of_every_image():
         def __init__(self):
             super().__init__()
             self.inner = network
+            self.frozen = torch.nn.Identity().eval()
 
         def forward(self, items):
             last["values"] = self.inner(torch.stack([images[i["file_name"]] for i in items]))
+            raise AssertionError("the backbone is enough")
 
     model = Model().train()
+    model.frozen.eval()
     loader = [[{"file_name": str(i)} for i in part] for part in ((0, 1), (2,), (3,), (4,))]
     keys = lambda items: [i["file_name"] for i in items]  # noqa: E731
-    refill_bank(model, experts, loader, lambda: last["values"], keys, 7)
+    network.register_forward_hook(lambda module, args, out: last.update(values=out))
+    refill_bank(model, network, experts, loader, lambda: last["values"], keys, 7)
     assert model.training
+    assert network[0].training
+    assert not model.frozen.training
+    with pytest.raises(AssertionError, match="the backbone is enough"):
+        model(loader[0])
     assert experts.bank.keys == ["0", "1", "2", "3", "4"]
     wanted = torch.stack([(images[k] - 0.5) / (1 + 1e-5) ** 0.5 for k in experts.bank.keys])
-    assert experts.bank.rows.allclose(wanted, atol=1e-6)
+    assert experts.bank.rows.allclose(wanted, atol=1e-3)  # half precision
+    assert experts.bank.steps.tolist() == [7] * 5
+
+
+def test_a_refill_that_fails_leaves_the_model_as_it_was():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2)).train()
+    with pytest.raises(TypeError):
+        refill_bank(model, model[0], LocalExperts(2, 2), [[{}]], lambda: None, lambda i: ["a"], 0)
+    assert model.training
+    assert model(torch.zeros(1, 2)).shape == (1, 2)
+
+
+def test_the_bank_is_complete_before_every_checkpoint():
+    calls = []
+    experts = LocalExperts(2, 6)
+    experts.bank.synchronise = lambda: calls.append(loop.iter)
+    loop = _Loop(ClusteringHook(experts, Periods(100, 100), checkpoint_period=3))
+    loop.train(0, 8)
+    assert calls == [2, 5, 7]  # after iterations 3 and 6, and at the end
+    calls.clear()
+    _Loop.train(loop, 0, 4)
+    assert calls == [2, 3]
+    loop = _Loop(ClusteringHook(experts, Periods(100, 100)))
+    calls.clear()
+    loop.train(0, 4)
+    assert calls == [3]
 
 
 def test_seeds_depend_on_the_iteration_alone():

@@ -72,22 +72,89 @@ def test_against_a_dictionary(calls):
 
 def test_rows_are_detached_float32_and_copies():
     bank = ActivationBank(2)
-    given_rows = torch.rand(1, 2, dtype=torch.float64, requires_grad=True)
+    given_rows = torch.tensor([[0.5, 0.25]], dtype=torch.float64, requires_grad=True)
     bank.update(["a"], given_rows, 0)
+    with torch.no_grad():
+        given_rows.zero_()  # what the giver does later is no matter
     rows = bank.rows
     assert rows.dtype == torch.float32
     assert not rows.requires_grad
     rows.zero_()
-    torch.testing.assert_close(bank.rows, given_rows.detach().float())
+    assert bank.rows.tolist() == [[0.5, 0.25]]
+
+
+def test_rows_are_rounded_as_they_arrive():
+    bank = ActivationBank(3)
+    # Between 0.5 and 1 half precision steps by 2^-11, and to the even one from the middle.
+    bank.update(["a"], torch.tensor([[0.5 + 2**-12, 0.5 + 3 * 2**-12, 1e6]]), 0)
+    assert bank.rows.tolist() == [[0.5, 0.5 + 2**-10, 65504.0]]
+    state = bank.state_dict()
+    assert state["rows"].dtype == torch.float16
+    other = ActivationBank(3)
+    other.load_state_dict(state)
+    assert other.rows.equal(bank.rows)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_not_finite_stay_out(bad, caplog):
+    bank = ActivationBank(2)
+    bank.update(["a", "b"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0)
+    broken = torch.tensor([[5.0, bad], [6.0, 7.0], [bad, bad]])
+    bank.update(["a", "b", "c"], broken, 1)
+    assert content(bank) == {"a": ([1.0, 2.0], 0), "b": ([6.0, 7.0], 1)}
+    assert "Step 1: 2 of 3 activations are not finite" in caplog.text
+    # Of a key that occurs twice the last whole row counts.
+    bank.update(["d", "d"], torch.tensor([[8.0, 9.0], [bad, 0.0]]), 2)
+    assert content(bank)["d"] == ([8.0, 9.0], 2)
+
+
+def test_rows_wait_until_somebody_asks(monkeypatch):
+    seen = []
+    looked = torch.Tensor.isfinite
+    monkeypatch.setattr(torch.Tensor, "isfinite", lambda t: seen.append(len(t)) or looked(t))
+    bank = ActivationBank(1)
+    for step in range(63):
+        bank.update([f"{step:02}"], torch.zeros(1, 1), step)
+    assert not seen
+    bank.update(["63"], torch.zeros(1, 1), 63)  # so many do not wait for ever
+    assert len(seen) == 64
+    assert len(bank) == 64
+
+
+def test_what_training_needs_is_no_tensor_of_inference_mode():
+    bank = ActivationBank(1)
+    with torch.inference_mode():
+        bank.update(["a"], torch.ones(1, 1), 0)
+        assert len(bank) == 1
+        bank.clear()
+        bank.update([f"{i:03}" for i in range(300)], torch.ones(300, 1), 1)
+        assert len(bank) == 300
+    bank.update(["000"], torch.zeros(1, 1), 2)
+    assert bank.rows.sum() == 299
+    assert not bank.rows.is_inference()
+
+
+def test_renamed_rows_and_dropped_ones():
+    bank = ActivationBank(1)
+    bank.update(["x", "y", "z"], torch.tensor([[1.0], [2.0], [3.0]]), 0)
+    bank.update(["y"], torch.tensor([[4.0]]), 5)
+    bank.rename({"x": "new", "y": "new", "z": "b"})
+    assert content(bank) == {"b": ([3.0], 0), "new": ([4.0], 5)}
+    bank.discard(["b", "nobody"])
+    assert content(bank) == {"new": ([4.0], 5)}
+    bank.update(["b"], torch.tensor([[6.0]]), 4)
+    bank.forget_before(5)
+    assert content(bank) == {"new": ([4.0], 5)}
 
 
 def test_growth_keeps_rows_and_rarely_allocates(monkeypatch):
     bank = ActivationBank(3)
     storages = set()
     for i in range(3000):
-        bank.update([f"{i:05d}"], torch.full((1, 3), float(i)), i)
+        bank.update([f"{i:05d}"], torch.full((1, 3), i / 4096), i)
+        assert len(bank) == i + 1
         storages.add(len(bank._storage))
-    assert bank.rows[:, 1].tolist() == [float(i) for i in range(3000)]
+    assert bank.rows[:, 1].tolist() == [(torch.tensor(i) / 4096).half() for i in range(3000)]
     # 256, 512, 1024, 2048, 4096.
     assert len(storages) <= 5
 
@@ -146,9 +213,32 @@ def test_state_that_is_damaged():
     bank.update(["a"], torch.zeros(1, 2), 0)
     state = bank.state_dict()
     state["keys"] = ["a", "b"]
+    other_rows = {**bank.state_dict(), "rows": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match="damaged"):
+        bank.load_state_dict(other_rows)
     with pytest.raises(CheckpointError, match="damaged"):
         bank.load_state_dict(state)
     assert len(bank) == 1
+
+
+def test_state_of_before():
+    """Rows of full precision, some of which were broken, and paths as keys."""
+    state = {
+        "dim": 1,
+        "keys": ["/data/a.png", "/data/b.png"],
+        "rows": torch.tensor([[0.5 + 2**-12], [float("nan")]]),
+        "steps": torch.tensor([3, 4]),
+    }
+    bank = ActivationBank(1)
+    bank.load_state_dict(state)
+    assert content(bank) == {"/data/a.png": ([0.5], 3)}
+    assert bank.former_keys
+    again = ActivationBank(1)
+    again.load_state_dict(bank.state_dict())  # as a study hands it on
+    assert again.former_keys
+    again.rename({"/data/a.png": "set/a.png"})
+    assert not again.former_keys
+    assert not ActivationBank(1).former_keys
 
 
 def _bank_worker(rank: int, folder: str) -> None:

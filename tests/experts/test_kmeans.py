@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from divdr.errors import ConfigError
+from divdr.errors import ConfigError, DivdrError
 from divdr.experts import kmeans
 from divdr.experts._hartigan import hartigan
 from divdr.experts._lloyd import inertia_of, lloyd
@@ -284,9 +284,9 @@ def test_more_centres_than_points():
 def test_values_that_are_not_finite(bad):
     x = torch.rand(5, 2)
     x[3, 1] = bad
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(DivdrError, match="not a number"):
         kmeans(x, 2)
-    with pytest.raises(ValueError, match="initial centres"):
+    with pytest.raises(DivdrError, match="initial centres"):
         kmeans(torch.rand(5, 2), 5, init=x)
 
 

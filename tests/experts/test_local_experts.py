@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from two_processes import join
 
 from divdr.errors import CheckpointError, ConfigError, DivdrError
-from divdr.experts import LocalExperts, clustering_loss
+from divdr.experts import KnownLabels, LocalExperts, clustering_loss, gaussian_mixture, partition
 
 # Two groups on a line: {0, 2} and {10, 12, 14}, centres 1 and 12.
 KEYS = ["a", "b", "c", "d", "e"]
@@ -204,13 +204,69 @@ def test_settings_that_cannot_be():
         LocalExperts(2, 3, backend="numpy")
 
 
+def test_rows_older_than_asked_for_are_forgotten():
+    experts = LocalExperts(2, 1, bank_iterations=3)
+    for step, (key, row) in enumerate(zip(KEYS, ROWS, strict=True)):
+        experts.bank.update([key], row[None], step)
+    # Iterations 2, 3 and 4: 10, 12 and 14.
+    report = experts.cluster(4)
+    assert experts.bank.keys == ["c", "d", "e"]
+    assert sum(report.sizes) == 3
+    assert experts.cluster(6) is None  # one image is too few for two experts
+    assert experts.bank.keys == ["e"]
+    with pytest.raises(ConfigError, match="-1 iterations"):
+        LocalExperts(2, 1, bank_iterations=-1)
+
+
+def test_renamed_images_keep_rows_and_members():
+    experts = experts_on_a_line()
+    experts.cluster(0)
+    own = experts.members.of(KEYS)
+    experts.rename({"a": "A", "c": "C"})
+    assert experts.bank.keys == ["A", "C"]
+    assert experts.bank.rows.tolist() == [[0.0], [10.0]]
+    assert experts.members.of(["A", "b", "C"]).tolist() == [int(own[0]), -1, int(own[2])]
+
+
+def test_the_mixture_goes_on_and_looks_around_now_and_then(monkeypatch):
+    searched = []
+
+    def spy(x, k, *, labels, search, **options):
+        searched.append(search)
+        return gaussian_mixture(x, k, labels=labels, search=search, **options)
+
+    monkeypatch.setattr("divdr.experts.partition.gaussian_mixture", spy)
+    rows = torch.tensor([[0.0], [2.0]]).repeat_interleave(20, 0)
+    rows = rows + torch.rand(40, 1, generator=torch.Generator().manual_seed(0)) * 0.1
+    keys = [f"{i:02}" for i in range(40)]
+    experts = LocalExperts(2, 1, partition="mixture")
+    for step in range(14):
+        if step == 7:  # resumed
+            other = LocalExperts(2, 1, partition="mixture")
+            other.load_state_dict(experts.state_dict())
+            experts = other
+        experts.bank.update(keys, rows, step)
+        experts.cluster(step)
+    # Nothing to go on from, then nothing to compare with, then every tenth.
+    assert searched == [True, True] + [False] * 9 + [True] + [False] * 2
+    experts.bank.update(keys, rows.flip(0)[torch.randperm(40)], 14)
+    assert experts.cluster(14).agreement < 0.9
+    experts.cluster(15)
+    assert searched[-2:] == [False, True]
+
+
 def test_assign_needs_centres():
     with pytest.raises(DivdrError, match="no local experts yet"):
         LocalExperts(2, 3).assign(torch.zeros(1, 3))
 
 
-def _cluster_worker(rank: int, folder: str) -> None:
+def _worker(rank: int, folder: str) -> None:
     join(rank, folder)
+    torch.save((_cluster_differently(rank), _cluster_alone(rank)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _cluster_differently(rank: int):
     # A different seed on each rank stands for devices that round differently.
     experts = LocalExperts(5, 6, seed=rank, restarts=2)
     reports = []
@@ -221,15 +277,53 @@ def _cluster_worker(rank: int, folder: str) -> None:
         experts.bank.update(keys, rows, step)
         experts.warm_start = step != 2
         reports.append(vars(experts.cluster(step)))
-    torch.save((experts.state_dict(), reports), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return experts.state_dict(), reports
 
 
-def test_two_processes_have_the_same_experts(tmp_path):
-    mp.spawn(_cluster_worker, args=(str(tmp_path),), nprocs=2)
-    (one, reports), (two, other_reports) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
-    )
+def _cluster_alone(rank: int):
+    calls = []
+    for name, options in (("kmeans", {}), ("gaussian_mixture", {"partition": "mixture"})):
+        real = getattr(partition, name)
+        setattr(partition, name, lambda *a, real=real, **o: calls.append(1) or real(*a, **o))
+        experts = LocalExperts(2, 1, **options)
+        experts.bank.update(KEYS, ROWS, 0)
+        assert experts.cluster(0) is not None
+        setattr(partition, name, real)
+    told = []
+    labels = KnownLabels(dict.fromkeys("abcd", 0))
+    for broken in (LocalExperts(2, 1, labels=labels), LocalExperts(2, 1)):
+        broken.bank.update(KEYS, ROWS, 0)
+        if broken.labels is None and rank == 0:
+            broken.backend = "nothing"
+        try:
+            broken.cluster(0)
+        except DivdrError as error:
+            told.append((type(error).__name__, str(error)))
+    waiting = LocalExperts(2, 1, labels=KnownLabels(dict.fromkeys("abcde", 0)))
+    waiting.bank.update(KEYS, ROWS, 0)
+    return len(calls), told, waiting.cluster(0)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What both parts of the worker return on ranks 0 and 1."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(_worker, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_rank_0_clusters_alone_and_its_errors_are_everybodys(two_ranks):
+    (first, told, nothing), (second, heard, none) = (alone for _, alone in two_ranks)
+    assert (first, second) == (2, 0)
+    assert told == heard
+    assert told[0] == ("DataError", "image e has no label among the known subsets")
+    assert told[1][0] == "ConfigError"
+    assert nothing is None
+    assert none is None
+
+
+def test_two_processes_have_the_same_experts(two_ranks):
+    (one, reports), (two, other_reports) = (together for together, _ in two_ranks)
     assert torch.equal(one["centres"], two["centres"])
     assert torch.equal(one["sigma2"], two["sigma2"])
     assert len(one["bank"]["keys"]) == 60

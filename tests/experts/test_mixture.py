@@ -1,10 +1,17 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
 
-from divdr.errors import ConfigError
+from divdr.errors import ConfigError, DivdrError
 from divdr.experts import LocalExperts, Membership, clustering_loss, gaussian_mixture, kmeans
+from divdr.experts._tied import TiedPoints
+from divdr.experts.membership import adjusted_rand
 
 
 def uneven(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,12 +99,112 @@ def test_same_seed_same_result():
 def test_bad_input():
     with pytest.raises(ConfigError, match="K = 4 clusters is more than the data set's 3 points"):
         gaussian_mixture(torch.rand(3, 2), 4)
-    with pytest.raises(ValueError, match="infinite or not a number"):
+    with pytest.raises(DivdrError, match="infinite or not a number"):
         gaussian_mixture(torch.full((5, 2), float("nan")), 2)
     with pytest.raises(ConfigError, match="PARTITION must be one of kmeans, mixture, not 'ward'"):
         LocalExperts(2, 2, partition="ward")
     with pytest.raises(ConfigError, match="STABILITY must be between 0 and 1, not 2"):
         LocalExperts(2, 2, stability=2.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), k=st.integers(1, 4), dim=st.integers(1, 9), n=st.integers(30, 90))
+def test_fits_as_scikit_learn_does(seed, k, dim, n):
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % k
+    x = rng.normal(size=(n, dim)) * rng.uniform(0, 2, dim) + rng.normal(0, 2, (k, dim))[label]
+    if dim > 2:
+        x[:, 1] = 0.3  # a gate that never moves
+    start = rng.permutation(label)
+    means = np.stack([x[start == c].mean(0) for c in range(k)])
+    residual = x - means[start]
+    precision = np.linalg.inv(residual.T @ residual / n + 1e-3 * np.eye(dim))
+    steps = int(rng.integers(1, 30))
+    model = GaussianMixture(
+        k,
+        covariance_type="tied",
+        reg_covar=1e-3,
+        tol=0.0,
+        max_iter=steps,
+        means_init=means,
+        weights_init=np.bincount(start) / n,
+        precisions_init=precision,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(x)
+    points = TiedPoints(torch.from_numpy(x), 1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("divdr.experts._tied._TOLERANCE", 0.0)
+        both = torch.from_numpy(np.stack([start, label])[:, None] == np.arange(k)[:, None])
+        found = points.fit(both.double(), steps)
+    np.testing.assert_allclose(found.means[0].numpy(), model.means_, atol=1e-6)
+    assert float(found.likelihood[0]) == pytest.approx(model.score(x), abs=1e-7)
+    shares = found.logits(points.x)[0].softmax(0).T.numpy()
+    np.testing.assert_allclose(shares, model.predict_proba(x), atol=1e-6)
+
+
+def test_equal_points_have_equal_centres():
+    x = torch.full((40, 5), 0.9)
+    found = gaussian_mixture(x, 3)
+    torch.testing.assert_close(found.centres, x[:3])
+    assert found.inertia == pytest.approx(0.0, abs=1e-9)
+    experts = LocalExperts(3, 5, partition="mixture")
+    experts.bank.update([f"{i:02}" for i in range(40)], x, 0)
+    assert experts.cluster(0).inter == pytest.approx(0.0, abs=1e-6)
+    assert experts.cluster(1).inter == pytest.approx(0.0, abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), distinct=st.integers(1, 4), k=st.integers(1, 5))
+def test_centres_lie_among_the_points(seed, distinct, k):
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.random((distinct, 3))[rng.integers(0, distinct, 25)] + 5.0)
+    found = gaussian_mixture(x, k, restarts=2, seed=seed)
+    assert (found.centres >= x.min(0).values - 1e-9).all()
+    assert (found.centres <= x.max(0).values + 1e-9).all()
+    assert found.inertia == pytest.approx(
+        float((x - found.centres[found.assignment]).square().sum()), abs=1e-9
+    )
+
+
+def test_many_points_are_searched_by_a_sample():
+    """The fit to all goes on from there: points that were not in the sample count."""
+    x, label = uneven(0)
+    x, label = x.repeat(20, 1), label.repeat(20)
+    x = x + torch.randn(x.shape, generator=torch.manual_seed(0)) * 0.01
+    found = gaussian_mixture(x, 3)
+    assert adjusted_rand_score(label, found.assignment) > 0.99
+    for cluster in range(3):
+        members = x[found.assignment == cluster].double()
+        torch.testing.assert_close(found.centres[cluster], members.mean(0).float())
+    labels = torch.where(torch.arange(len(x)) % 3 == 0, -1, label)
+    again = gaussian_mixture(x, 3, labels=labels, search=False)
+    assert adjusted_rand_score(found.assignment, again.assignment) > 0.99
+
+
+def test_labels_alone_are_left_where_they_lead_nowhere():
+    x, label = uneven(2)
+    # The optimum next to these labels gives two odd points a Gaussian of their own.
+    x[:2] = torch.tensor([[0.0, -3.0, 3.0], [0.02, -3.0, 3.0]])
+    odd = torch.zeros(500, dtype=torch.long)
+    odd[:2] = 1
+    odd[465:] = 2
+    found = gaussian_mixture(x, 3, labels=odd, search=False).assignment
+    assert adjusted_rand_score(label[2:], found[2:]) > 0.99
+    # Where they lead to clusters nothing else is tried.
+    halves = (x[:, 0] > 0).long() + 1
+    halves[465:] = 0
+    kept = gaussian_mixture(x, 3, labels=halves, search=False).assignment
+    best = gaussian_mixture(x, 3, labels=halves).assignment
+    assert adjusted_rand_score(label[2:], kept[2:]) < adjusted_rand_score(label[2:], best[2:])
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_adjusted_rand_index(data):
+    one, other = (torch.tensor(column) for column in zip(*data, strict=True))
+    assert adjusted_rand(one, other) == pytest.approx(adjusted_rand_score(one, other), abs=1e-12)
 
 
 def test_membership_agreement():

@@ -135,7 +135,7 @@ def test_bank_notes_every_image_once_and_only_while_training():
     assert sorted(routing.experts.bank.keys) == ["0.png", "1.png", "2.png"]
     latest = routing.backbone.routing.activations.detach()
     order = [routing.experts.bank.keys.index(f"{i}.png") for i in range(3)]
-    assert routing.experts.bank.rows[order].equal(latest)
+    assert routing.experts.bank.rows[order].equal(latest.half().float())
     with torch.no_grad():
         model(inputs(4))
     model.eval()(inputs(5))
@@ -150,7 +150,8 @@ def test_gates_before_the_non_linearity():
     model(inputs())
     record = routing.backbone.routing
     assert not record.logits.equal(record.activations)
-    assert sorted(routing.experts.bank.rows.tolist()) == sorted(record.logits.detach().tolist())
+    kept = record.logits.detach().half().float()
+    assert sorted(routing.experts.bank.rows.tolist()) == sorted(kept.tolist())
     shown = record.activations > 0
     assert torch.tanh(record.logits[shown]).allclose(record.activations[shown])
 
@@ -215,6 +216,145 @@ def test_autocast_keeps_decisions_in_full_precision():
     assert record.expected_cost.dtype == torch.float32
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("make", [segmentor, retinanet])
+def test_a_batch_may_be_given_by_name(make):
+    model = make().train()
+    attach_routing(model, num_experts=2, budget=ALWAYS)
+    with EventStorage():
+        losses = model(batched_inputs=inputs())
+    assert {"loss_budget", "loss_clustering"} <= set(losses)
+    assert attached_routing(model).experts.bank.keys == ["0.png", "1.png"]
+    with torch.no_grad():
+        outputs = model.eval()(batched_inputs=inputs(3))
+    assert all(len(output["routing"]) == 1 for output in outputs)
+
+
+class _Loss(torch.nn.Module):
+    """A model whose argument is no list of dicts."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = DynamicRouting(layers=2, scales=2, channels=4)
+
+    def forward(self, image):
+        return {"loss": self.backbone(image)["res2"].mean()}
+
+
+def test_what_is_no_batch_is_told():
+    model = _Loss().train()
+    attach_routing(model, num_experts=2)
+    with pytest.raises(DataError, match="a list of dicts"):
+        model(image=torch.randn(1, 3, 32, 32))
+
+
+def test_evaluation_in_inference_mode_does_not_stop_training():
+    model = segmentor()
+    experts = attach_routing(model, num_experts=2).experts
+    # On a machine without other devices, stand-ins for a bank that moves: a copy each time.
+    for step in range(3):
+        model.train()(inputs(4))
+        experts.cluster(step)
+    with torch.inference_mode():
+        model.eval()(inputs(2))
+        experts.cluster(3)
+        experts.load_state_dict(experts.state_dict())
+        experts.to("meta")  # another device than the loss's
+    kept = (experts.centres, experts.sigma2, experts.bank._storage)
+    assert not any(tensor.is_inference() for tensor in kept)
+
+
+def test_experts_of_inference_mode_train():
+    model = segmentor().train()
+    experts = attach_routing(model, num_experts=2).experts
+    with EventStorage():
+        model(inputs(4))
+        with torch.inference_mode():
+            experts.cluster(0)
+        losses = model(inputs(2))
+        sum(losses.values()).backward()
+        model(inputs(4))
+    assert len(experts.bank) == 4
+
+
+def test_activations_that_are_not_finite_never_enter_the_bank():
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2)
+    model(inputs())
+    rows = routing.experts.bank.rows
+    with torch.no_grad():
+        for cell in routing.backbone.network.cells():
+            if cell.gate is not None:
+                cell.gate.predict.bias.fill_(float("nan"))
+    batch = inputs(3)
+    model(batch)
+    assert not routing.backbone.routing.activations.isfinite().all()
+    assert routing.experts.bank.keys == ["0.png", "1.png"]
+    assert routing.experts.bank.rows.equal(rows)
+
+
+def test_a_bank_that_only_measures_may_stay_out_of_checkpoints():
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2, save_bank=False)
+    model(inputs(4))
+    routing.experts.cluster(0)
+    state = routing.state_dict()
+    assert state["experts"]["bank"] is None
+    assert state["experts"]["members"] is None
+    other = attach_routing(segmentor().train(), num_experts=2)
+    other.load_state_dict(state)
+    assert other.experts.centres.equal(routing.experts.centres)
+    assert len(other.experts.bank) == 0
+    other.keep_images(["0.png"])
+    other.experts.bank.update(["x", "y"], routing.experts.bank.rows[:2], 1)
+    report = other.experts.cluster(1)
+    assert sum(report.sizes) == 2
+    assert report.agreement == 0.0
+
+
+def test_images_that_are_gone_are_forgotten_with_a_line(caplog):
+    routing = attach_routing(segmentor(), num_experts=2)
+    experts = routing.experts
+    rows = torch.rand(4, experts.dim)
+    experts.bank.update(["s/a.png", "s/b.png", "s/c.png", "s/d.png"], rows, 0)
+    experts.cluster(0)
+    caplog.set_level("INFO")
+    routing.keep_images(["s/a.png", "s/b.png", "s/c.png", "s/d.png", "s/e.png"])
+    assert not caplog.records
+    routing.keep_images(["t/d.png", "s/a.png", "s/c.png"])
+    assert experts.bank.keys == ["s/a.png", "s/c.png"]
+    assert experts.members.keys == ["s/a.png", "s/c.png"]
+    assert "Of the checkpoint's 4 activations 2 are of no image" in caplog.text
+    attach_routing(segmentor()).keep_images(["a"])  # nothing is remembered without experts
+
+
+def test_paths_of_checkpoints_of_before_become_keys(caplog):
+    model = segmentor().train()
+    routing = attach_routing(model, num_experts=2)
+    experts = routing.experts
+    rows = torch.rand(3, experts.dim).half()
+    files = ["/old/s/a.png", "/old/s/b.png", "/old/s/gone.png"]
+    experts.bank.update(files, rows, 0)
+    experts.cluster(0)
+    own = experts.members.of(files)
+    state = routing.state_dict()
+    del state["experts"]["bank"]["former_keys"]  # as it was
+    other = attach_routing(segmentor().train(), num_experts=2)
+    other.load_state_dict(state)
+    other.keep_images(["s/b.png", "s/a.png", "s/c.png"])
+    assert other.experts.bank.keys == ["s/a.png", "s/b.png"]
+    assert other.experts.bank.rows.equal(rows[:2].float())
+    assert other.experts.members.of(["s/a.png", "s/b.png"]).tolist() == own[:2].tolist()
+    # A script that knows no training set swaps them as images come by.
+    third = segmentor().train()
+    attach_routing(third, num_experts=2).load_state_dict(state)
+    batch = inputs(1)
+    batch[0].update(file_name="/old/s/a.png", image_id=4)
+    third(batch)
+    kept = attached_routing(third).experts.bank.keys
+    assert [key for key in kept if "a.png" in key] == ["#4/old/s/a.png"]
+    assert len(kept) == 3
 
 
 class _Sometimes(torch.nn.Module):
