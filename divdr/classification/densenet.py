@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..routing.layers import BatchNorm
+from ..routing import BatchNorm
 from .layers import Part, convolution, scaled
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..routing.layers import BatchNorm
+from ..routing import BatchNorm
 from .cost import part_macs
 from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels

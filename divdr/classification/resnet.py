@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..routing.layers import BatchNorm
+from ..routing import BatchNorm
 from .layers import Part, convolution, scaled
 
 
