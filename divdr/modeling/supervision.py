@@ -175,8 +175,8 @@ class RoutingSupervision:
         """Add losses or records to what the model returns.
 
         Raises:
-            DataError: in training, no argument of the model is a list of dicts, or an image
-                cannot be told from others.
+            DataError: in training with clustering, no argument of the model is a list of dicts,
+                or an image cannot be told from others.
         """
         routing = self.backbone.routing
         if routing is None:
@@ -184,7 +184,8 @@ class RoutingSupervision:
         if self.experts is not None:
             self.experts.to(routing.activations.device)
         if model.training and isinstance(output, dict):
-            return self._train(_inputs_of(args, kwargs), routing, output)
+            inputs = _inputs_of(args, kwargs) if self._needs_keys else []
+            return self._train(inputs, routing, output)
         if isinstance(output, list) and len(output) == len(routing):
             detached = routing.detach()
             for index, result in enumerate(output):
@@ -238,4 +239,4 @@ def _inputs_of(args: tuple, kwargs: Mapping[str, Any]) -> list[dict]:
     for value in (*args, *kwargs.values()):
         if isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
             return list(value)
-    raise DataError("routing losses need a batch as Detectron2 has it, a list of dicts")
+    raise DataError("clustering needs a batch as Detectron2 has it, a list of dicts")
