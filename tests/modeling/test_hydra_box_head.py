@@ -19,6 +19,7 @@ from boxes import (
     sampled,
     touched,
 )
+from detectron2.layers import ShapeSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixed_precision import DTYPES, assert_close_gradients, gradients, half
@@ -26,6 +27,7 @@ from torch import nn
 
 from divdr.errors import CheckpointError, ConfigError
 from divdr.modeling.roi_heads import HydraBoxHead
+from divdr.modeling.roi_heads.layers import BoxLayers
 
 BRANCHES = 3
 
@@ -299,3 +301,11 @@ def test_labels_cover_every_branch():
         1,
         2,
     }
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN_N"])
+def test_normalisation_that_waits_for_other_processes_is_refused(norm):
+    shape = ShapeSpec(channels=4, height=3, width=3)
+    BoxLayers(shape, [8], norm="BN")
+    with pytest.raises(ConfigError, match='use "BN" or "GN"'):
+        BoxLayers(shape, [8], norm=norm)

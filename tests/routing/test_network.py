@@ -268,3 +268,58 @@ def test_cuda_equals_cpu():
     for one, other in zip(on_gpu, maps, strict=True):
         close(one.cpu(), other.float(), 1e-3)
     close(record.activations.cpu(), routing.activations.float(), 1e-3)
+
+
+def test_drop_path_acts_in_training_alone():
+    network = DynamicRoutingNetwork(RoutingSpace.build(1, 2), channels=4, drop_path=0.5).double()
+    network.drop_path.progress = 1.0
+    cell = network.layers[0][0]
+    x = images(64, 9, 9)[:, :1].repeat(1, 4, 1, 1)
+    freeze_statistics(network.train())
+    opened = torch.ones(len(x), 3, dtype=torch.float64)
+    with torch.no_grad():
+        trained = cell(x, None, opened).departures[0].maps
+        operation = cell.ops["sep_conv_3x3"](x)
+        kept, dropped = torch.relu(x + 2 * operation), torch.relu(x)
+        survived = [m.allclose(k) for m, k in zip(trained, kept, strict=True)]
+        for image, alive in enumerate(survived):
+            close(trained[image], kept[image] if alive else dropped[image])
+        close(cell.eval()(x, None, opened).departures[0].maps, torch.relu(x + operation))
+    assert 16 < sum(survived) < 48  # a half of 64
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (5, 4), (3, 9), (1, 1)])
+def test_small_gates_see_a_quarter_of_the_map(size):
+    gate = DynamicRoutingNetwork(RoutingSpace.build(1, 1), channels=4).layers[0][0].gate
+    seen = []
+    gate.reduce.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(1, 4, *size)
+    gate.eval()(x)
+    rows, columns = (max(1, length // 4) for length in size)
+    assert seen[0].shape[-2:] == (rows, columns) == gate.map_size(*size)
+    if min(size) < 4:
+        return
+    # Pixel i of the small map lies between pixels 4 i + 1 and 4 i + 2 of the large one.
+    at = [[4 * i + 1 for i in range(count)] for count in (rows, columns)]
+    wanted = torch.zeros(1, 4, rows, columns)
+    for r in range(rows):
+        for c in range(columns):
+            wanted[..., r, c] = x[..., at[0][r] : at[0][r] + 2, at[1][c] : at[1][c] + 2].mean(
+                (2, 3)
+            )
+    close(seen[0], wanted, 1e-6)
+
+
+def test_the_cost_of_a_size_is_counted_once(monkeypatch):
+    from divdr.routing import network as module
+
+    counted = []
+    count = module.cost_table
+    monkeypatch.setattr(
+        module, "cost_table", lambda *args: counted.append(args[1:]) or count(*args)
+    )
+    network = mixed_network(2, 2)
+    with torch.no_grad():
+        for height in (32, 48, 32, 48):
+            network(images(1, height, 32))
+    assert counted == [(32, 32), (48, 32)]

@@ -8,6 +8,8 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+
 
 class BoxLayers(nn.Module):
     """Convolutions that keep the size, then linear layers, each followed by ReLU.
@@ -18,6 +20,10 @@ class BoxLayers(nn.Module):
         fc_dims: numbers that each linear layer returns.
         kernel: of the convolutions, odd.
         norm: of the convolutions, by Detectron2's names; "" is none.
+
+    Raises:
+        ConfigError: a normalisation that waits for other processes, in which a branch or expert
+            may have no proposal and not run.
 
     Attributes:
         output_shape: (D,) after a linear layer, else (C', H, W).
@@ -33,6 +39,11 @@ class BoxLayers(nn.Module):
         norm: str = "",
     ) -> None:
         super().__init__()
+        if "SyncBN" in norm:
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.NORM {norm!r} waits for processes whose proposals do not run "
+                'this branch or expert; use "BN" or "GN"'
+            )
         channels = shape.channels
         self.convs = nn.Sequential()
         for width in conv_dims:
