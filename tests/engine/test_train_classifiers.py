@@ -6,10 +6,19 @@ from classifier_runs import CONFIGS, learning_rates, options, refused, results, 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_classification import draw_published
 
+from divdr.classification import class_means, cluster_partition
 from divdr.config import get_divdr_config
+from divdr.data import ClassificationMapper
 from divdr.data.classification import register_published
-from divdr.engine import build_lr_scheduler, build_optimizer, launch, load_config
+from divdr.engine import (
+    build_lr_scheduler,
+    build_optimizer,
+    classifier_analysis,
+    launch,
+    load_config,
+)
 from divdr.engine.classifier_analysis import curve_table, line_table, partition_by_model
+from divdr.engine.trained import load_trained
 from divdr.errors import ConfigError
 
 
@@ -65,19 +74,45 @@ def test_a_resumed_run_keeps_its_partition_and_sees_the_same(tmp_path, few_digit
     assert all(v.equal(again["model"][k]) for k, v in whole["model"].items())
 
 
-def test_a_partition_by_a_trained_network(tmp_path, few_digits, capsys):
+def test_a_partition_by_a_trained_network(tmp_path, few_digits, capsys, monkeypatch):
     run("digits_single.yaml", options(tmp_path / "base", few_digits, "SOLVER.MAX_ITER", "5"))
     weights = ("MODEL.WEIGHTS", str(tmp_path / "base" / "model_final.pth"))
     cfg = load_config(CONFIGS + "digits_single.yaml", options(tmp_path, few_digits, *weights))
     path = str(tmp_path / "partition.json")
+    found = []
+
+    def means_of(*args):
+        found.append(class_means(*args))
+        return found[0]
+
+    monkeypatch.setattr(classifier_analysis, "class_means", means_of)
     partition = partition_by_model(cfg, 5, path)
     assert partition.bincount().tolist() == [2] * 5
+    (means,) = found
+    torch.testing.assert_close(means, _mean_embeddings(cfg, few_digits[0]), rtol=1e-4, atol=1e-5)
+    assert partition.equal(cluster_partition(means, 5))
     by_file = ("MODEL.CLASSIFIER.HYDRA.PARTITION", "file")
     by_file += ("MODEL.CLASSIFIER.HYDRA.PARTITION_FILE", path, "SOLVER.MAX_ITER", "1")
     run("digits_dynk.yaml", options(tmp_path / "dynk", few_digits, *by_file))
     saved = torch.load(tmp_path / "dynk" / "model_final.pth", weights_only=True)
     assert saved["model"]["system.partition"].equal(partition)
     _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys)
+
+
+@torch.no_grad()
+def _mean_embeddings(cfg, name):
+    """Image by image, in the order of the data set."""
+    model = load_trained(cfg)
+    network = model.system.members[0].eval()
+    mapper = ClassificationMapper(cfg, is_train=False)
+    width = network.classify.in_features
+    sums, counts = torch.zeros(10, width, dtype=torch.float64), torch.zeros(10)
+    for record in DatasetCatalog.get(name):
+        image = model.normalise(mapper(record)["image"][None])
+        maps = network.branch(network.stem(image))
+        sums[record["label"]] += maps.mean((2, 3))[0].double()
+        counts[record["label"]] += 1
+    return sums / counts[:, None]
 
 
 def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):

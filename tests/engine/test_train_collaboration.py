@@ -1,16 +1,19 @@
 """Collaboration of Experts through tools/train_net.py's own program, from the configs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from drawn_classification import draw_published
 
-from divdr.classification import CondConv2d
+from divdr.classification import PWLU, CondConv2d
 from divdr.classification.densenet import DenseLayer
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
 from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
+from divdr.engine.collaboration_hook import CollaborationHook
 from divdr.errors import ConfigError
 
 COE = "MODEL.CLASSIFIER.COE."
@@ -244,6 +247,23 @@ def test_experts_can_mix_kernels():
     model = launch.Trainer.build_model(cfg)
     assert any(isinstance(m, CondConv2d) for m in model.system.experts[3].modules())
     assert not any(isinstance(m, CondConv2d) for m in model.system.delegator.modules())
+
+
+def test_pwlus_are_placed_after_a_share_of_the_second_stage():
+    keys = [COE + "PWLU", "4", COE + "PWLU_STATISTICS", "0.5", COE + "DELEGATOR_STAGE", "0.25"]
+    keys += ["SOLVER.MAX_ITER", "40", "MODEL.DEVICE", "cpu"]
+    cfg = load_config(CONFIGS + "digits_coe.yaml", keys)
+    model = launch.Trainer.build_model(cfg)
+    hook = CollaborationHook(cfg, model)
+    placed, stages = [], []
+    for step in range(40):
+        hook.trainer = SimpleNamespace(iter=step)
+        hook.before_step()
+        stages.append(model.system.trains_delegator)
+        functions = [m for m in model.modules() if isinstance(m, PWLU)]
+        placed.append(all(bool(f.aligned) for f in functions))
+    assert stages == [True] * 10 + [False] * 30
+    assert placed == [False] * 25 + [True] * 15  # 10 and half of 30
 
 
 def test_a_cosine_that_starts_anew():

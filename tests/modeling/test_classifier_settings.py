@@ -1,0 +1,119 @@
+"""Every key of ``MODEL.CLASSIFIER`` reaches what it is for."""
+
+import pytest
+import torch
+
+from divdr.classification import (
+    CollaborationSettings,
+    DenseNetParts,
+    HydraSettings,
+    NamedStem,
+    Part,
+    ResNetParts,
+    TeachingSettings,
+    named_classifier,
+)
+from divdr.classification.resnet import BasicBlock
+from divdr.config import get_divdr_config
+from divdr.modeling.classification import build_classifier
+from divdr.modeling.classification.networks import network, network_parts, network_stem
+from divdr.modeling.classification.teacher import build_teacher
+
+
+def config(name="single", coe=(), hydra=(), **keys):
+    cfg = get_divdr_config()
+    cfg.MODEL.PIXEL_MEAN, cfg.SOLVER.MAX_ITER = [0.0], 50
+    classifier = cfg.MODEL.CLASSIFIER
+    classifier.NAME, classifier.NUM_CLASSES = f"build_{name}_classifier", 8
+    classifier.COE.EXPERTS, classifier.HYDRA.BRANCHES = 3, 4
+    for node, values in ((classifier, keys), (classifier.COE, coe), (classifier.HYDRA, hydra)):
+        for key, value in dict(values).items():
+            setattr(node, key, value)
+    return cfg
+
+
+WIDTHS = {"STEM_WIDTH": 2.0, "BRANCH_WIDTH": 3.0, "GATER_WIDTH": 4.0}
+
+
+def test_parts():
+    common = {
+        "depth": 2,
+        "in_channels": 1,
+        "stem_width": 2.0,
+        "branch_width": 3.0,
+        "gater_width": 4.0,
+        "separable": True,
+    }
+    keys = {"DEPTH": 2, "SEPARABLE": True, **WIDTHS}
+    found = network_parts(config(CHANNELS=5, ENTRY="large", **keys))
+    assert found == ResNetParts(channels=5, entry="large", **common)
+    keys |= {"ARCHITECTURE": "densenet", "GROWTH": 7, "DENSE_LAYERS": [1, 2, 4]}
+    found = network_parts(config(**keys))
+    assert found == DenseNetParts(growth=7, layers=(1, 2, 4), **common)
+
+
+def test_members():
+    made = build_classifier(config("ensemble", MEMBERS=3))
+    assert len(made.members) == 3
+    assert len(build_classifier(config(MEMBERS=3)).members) == 1
+
+
+def test_hydra():
+    keys = {"TOP_K": 3, "THRESHOLD": 0.3, "TRAIN_THRESHOLD": 0.1}
+    keys |= {"ENSEMBLE_WEIGHT": 2.0, "GATER_WEIGHT": 0.7, "BRANCH_WEIGHT": 0.2}
+    made = build_classifier(config("hydra", hydra=keys, CHANNELS=2))
+    assert made.settings == HydraSettings(3, 0.3, 0.1, 2.0, 0.7, 0.2)
+    assert len(made.branches) == 4
+
+
+def test_collaboration():
+    keys = {"THRESHOLD": 0.6, "DELEGATOR_STAGE": 20.0, "SELECTION_WEIGHT": 0.3}
+    keys |= {"WGM": "labels", "ALPHA": [0.1, 0.5], "LGM": "free", "SRM": False}
+    keys |= {"DEPTHS": [1, 2, 3], "DELEGATOR_DEPTH": 4}
+    made = build_classifier(config("coe", coe=keys, CHANNELS=2))
+    teaching = TeachingSettings(wgm="labels", alpha=(0.1, 0.5), lgm="free", srm=False)
+    assert made.settings == CollaborationSettings(0.6, 20 / 50, 0.3, teaching)
+    depths = [
+        sum(isinstance(m, BasicBlock) for m in part.modules()) // 3
+        for part in (made.delegator.extractor, *made.experts)
+    ]
+    assert depths == [4, 1, 2, 3]
+
+
+def test_a_stem_of_a_library_is_the_experts_and_not_the_delegator_s():
+    made = build_classifier(config("coe", STEM="torchvision:resnet18.layer1", CHANNELS=2))
+    assert all(isinstance(expert.stem, NamedStem) for expert in made.experts)
+    assert isinstance(made.delegator.extractor.stem, Part)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weights_of_a_library_are_asked_for(pretrained, monkeypatch):
+    asked = []
+    for name in ("named_classifier", "named_stem"):
+        monkeypatch.setattr(
+            f"divdr.modeling.classification.networks.{name}",
+            lambda *args, name=name, **keys: asked.append((name, *args, keys)),
+        )
+    cfg = config(PRETRAINED=pretrained, ARCHITECTURE="timm:whole", STEM="timm:stem.1")
+    cfg.INPUT.CLASSIFICATION.SIZE = 24
+    network(cfg)
+    network_stem(cfg, ResNetParts())
+    keys = {"in_channels": 1, "pretrained": pretrained, "image_size": 24}
+    assert asked == [
+        ("named_classifier", "timm:whole", 8, keys),
+        ("named_stem", "timm:stem.1", keys),
+    ]
+
+
+def test_a_teacher(tmp_path):
+    name = "torchvision:mobilenet_v3_small"
+    trained = named_classifier(name, 8, in_channels=1)
+    torch.save({"model": trained.state_dict()}, tmp_path / "teacher.pth")
+    keys = {"TEACHER": name, "TEACHER_WEIGHTS": str(tmp_path / "teacher.pth")}
+    keys |= {"DISTILLATION_WEIGHT": 0.7, "TEMPERATURE": 3.0}
+    made = build_teacher(config("coe", coe=keys))
+    assert (made.weight, made.temperature) == (0.7, 3.0)
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        expected = (trained.eval()(x) / 3).softmax(1)
+    torch.testing.assert_close(made.targets(x), expected)
