@@ -58,6 +58,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     routing.BUDGET = CfgNode()
     routing.BUDGET.WEIGHT = 0.0  # λ1; 0 is off ("Raw")
     routing.BUDGET.TARGET = 0.1  # μ, share of the all-open cost
+    # What is squared: the distance of each "image" from TARGET (DivDR, Eq. 3), or that of a
+    # process's mean over its "batch" (DR's code), which lets images differ in cost.
+    routing.BUDGET.PER = "image"
     # When the loss switches on: an iteration, or a share of training if below 1.
     routing.BUDGET.START = 0.4
     # Over how long its weight grows to WEIGHT, likewise.
@@ -169,6 +172,9 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
     # "classification" divdr.data.ClassificationMapper, "" Detectron2's.
     cfg.INPUT.DATASET_MAPPER_NAME = ""
+    # "semantic_crop": what images smaller than the crop are filled up with. "mean" pixel, 0 after
+    # normalisation, as Detectron2 fills up batches; or "black", 0 before it (DR's code).
+    cfg.INPUT.CROP_PADDING = "mean"
     # Also in Detectron2's mapper, after resize and flip: "vertical_flip", "quarter_turns" (for
     # images from above), "colour" (brightness and contrast ×0.7 to 1.3, saturation ×0.5 to 1.5).
     cfg.INPUT.EXTRA_AUGMENTATIONS = []

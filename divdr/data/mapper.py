@@ -11,22 +11,26 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 
 class SemanticCropMapper:
     """Resize, crop, flip; pad to the crop size (DR's Cityscapes recipe).
 
-    What is padded is the mean pixel in the image, which normalisation turns to 0, and the ignored
-    value in the labels.
+    What is padded is the mean pixel in the image, which normalisation turns to 0, or black; and the
+    ignored value in the labels.
 
     Args:
         augmentations: applied to image and labels together.
         image_format: as Detectron2 names it ("RGB", "BGR").
         crop_size: (rows, columns) that every image comes out with; None leaves its size.
-        pixel_mean: value of padded pixels, one per channel.
+        pixel_mean: of the model, one number a channel.
         num_classes: labels must be below it.
         ignore_value: label of pixels without a class.
+        padding: what padded pixels are, the "mean" pixel or "black".
+
+    Raises:
+        ConfigError: ``padding`` is neither.
     """
 
     @configurable
@@ -39,11 +43,15 @@ class SemanticCropMapper:
         pixel_mean: list[float],
         num_classes: int,
         ignore_value: int,
+        padding: str = "mean",
     ) -> None:
+        if padding not in ("mean", "black"):
+            raise ConfigError(f'INPUT.CROP_PADDING must be "mean" or "black", not {padding!r}')
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.crop_size = crop_size
-        self.pixel_mean = torch.tensor(pixel_mean).view(-1, 1, 1)
+        mean = torch.tensor(pixel_mean).view(-1, 1, 1)
+        self.padding = mean if padding == "mean" else torch.zeros_like(mean)
         self.num_classes = num_classes
         self.ignore_value = ignore_value
 
@@ -70,6 +78,7 @@ class SemanticCropMapper:
             "image_format": cfg.INPUT.FORMAT,
             "crop_size": crop_size,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "padding": cfg.INPUT.CROP_PADDING,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
@@ -117,7 +126,7 @@ class SemanticCropMapper:
             return image, labels
         rows, columns = self.crop_size
         height, width = labels.shape
-        padded = self.pixel_mean.expand(-1, rows, columns).clone()
+        padded = self.padding.expand(-1, rows, columns).clone()
         padded[:, :height, :width] = image
         padded_labels = torch.full((rows, columns), self.ignore_value, dtype=labels.dtype)
         padded_labels[:height, :width] = labels

@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..experts import KnownLabels, LocalExperts
 from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
+from ..routing.budget import check_per
 from .backbone import DynamicRouting, find_backbone
 from .supervision import ClusteringLossSettings, RoutingSupervision
 
@@ -30,6 +31,7 @@ def attach_routing(
     clustering: ClusteringLossSettings | None = None,
     budget: Ramp | None = None,
     budget_target: float = 0.1,
+    budget_per: str = "image",
     periods: Periods | None = None,
     cost_target: CostTarget | None = None,
     save_bank: bool = True,
@@ -46,6 +48,7 @@ def attach_routing(
         clustering: settings of the clustering loss.
         budget: weight of the budget loss over training; None is off.
         budget_target: μ.
+        budget_per: "image" or "batch", see ``divdr.routing.budget_loss``.
         periods: when to cluster the bank; None: never from here.
         cost_target: what the real cost of training images is driven to, in place of ``budget``.
         save_bank: whether the attached object's state holds the bank.
@@ -57,8 +60,10 @@ def attach_routing(
 
     Raises:
         ValueError: the model has no such backbone, or several, or routing is attached already.
-        ConfigError: a cost target beside a budget loss, or for a network without gates.
+        ConfigError: a cost target beside a budget loss, or for a network without gates; or
+            ``budget_per`` is unknown.
     """
+    check_per(budget_per)
     if cost_target is not None:
         _check_cost_target(model, budget)
     if getattr(model, _ATTRIBUTE, None) is not None:
@@ -76,6 +81,7 @@ def attach_routing(
         periods,
         CostController(cost_target) if cost_target is not None else None,
         save_bank,
+        budget_per,
     )
     setattr(model, _ATTRIBUTE, supervision)
     model.register_forward_pre_hook(supervision.before_forward, with_kwargs=True)
@@ -148,6 +154,7 @@ def attach_routing_from_config(
             to_iterations(budget.RAMP, max_iter),
         ),
         budget_target=budget.TARGET,
+        budget_per=budget.PER,
         cost_target=cost_target_from_config(cfg),
         periods=periods_from_config(cfg) if cluster else None,
         # A run that stops to be continued, as those that studies fork, hands its bank on.

@@ -113,11 +113,11 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
     def compare(name: str, reference: np.ndarray, select) -> Comparison:
         wanted = torch.from_numpy(np.asarray(reference)).double()
         scale = wanted.abs().max().clamp(min=1e-12)
-        given, free, doubled = (
-            float((select(*run).double() - wanted).abs().max() / scale)
-            for run in (on_route, own, exact)
-        )
-        return Comparison(name, given, free, doubled, chaotic)
+
+        def error(run: Run) -> float:
+            return float((select(*run).double() - wanted).abs().max() / scale)
+
+        return Comparison(name, error(on_route), error(own), error(exact), chaotic)
 
     comparisons = [compare("gates", gates.numpy(), lambda maps, r: _decisions(r, gates))]
     for scale in range(network.space.out_scales):

@@ -50,6 +50,7 @@ class RoutingSupervision:
         clustering: settings of the clustering loss.
         budget: weight of the budget loss over training.
         budget_target: μ.
+        budget_per: "image" or "batch", see ``budget_loss``.
         cost: drives the real cost to a target, in place of the budget loss; None does not.
         periods: when training forwards cluster the bank by themselves; None leaves that to
             ``divdr.engine.ClusteringHook``.
@@ -68,12 +69,14 @@ class RoutingSupervision:
         periods: Periods | None = None,
         cost: CostController | None = None,
         save_bank: bool = True,
+        budget_per: str = "image",
     ) -> None:
         self.backbone = backbone
         self.experts = experts
         self.clustering = clustering
         self.budget = budget
         self.budget_target = budget_target
+        self.budget_per = budget_per
         self.periods = periods
         self.cost = cost
         self.save_bank = save_bank
@@ -152,7 +155,7 @@ class RoutingSupervision:
                 self.cost, self.backbone.network, routing, iteration, storage
             )
         elif self.budget.weight > 0:
-            value = budget_loss(routing, self.budget_target).mean()
+            value = budget_loss(routing, self.budget_target, self.budget_per).mean()
             losses["loss_budget"] = value * self.budget.at(iteration)
         if self.experts is not None and self.clustering.weight > 0:
             values = self.clustered_values(routing)

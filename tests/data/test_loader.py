@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 
 from divdr import get_divdr_config
 from divdr.data import build_train_loader
@@ -61,6 +62,18 @@ def test_the_start_is_read_with_the_first_batch(dataset, workers):
     iterator = iter(loader)
     loader.batch_sampler.start = 4
     assert list(itertools.islice(iterator, 3)) == whole[4:]
+
+
+def test_two_processes_share_one_stream(dataset, monkeypatch):
+    # What one process would see, images and draws, dealt out one by one.
+    cfg = config(dataset, ASPECT_RATIO_GROUPING=False)
+    alone = [item for batch in batches(cfg, 5) for item in batch]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        own = batches(cfg, 5)
+        assert [len(batch) for batch in own] == [2] * 5
+        assert [item for batch in own for item in batch] == alone[rank::2]
 
 
 def test_draws_differ_between_passes_and_seeds(dataset):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from divdr import get_divdr_config
 from divdr.data import SemanticCropMapper
-from divdr.errors import DataError
+from divdr.errors import ConfigError, DataError
 
 
 def mapper(**crop) -> SemanticCropMapper:
@@ -16,6 +16,7 @@ def mapper(**crop) -> SemanticCropMapper:
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = crop.get("size", [16, 24])
+    cfg.INPUT.CROP_PADDING = crop.get("padding", "mean")
     cfg.MODEL.PIXEL_MEAN = [10.0, 20.0, 30.0]
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
     return SemanticCropMapper(cfg)
@@ -54,6 +55,15 @@ def test_small_images_are_padded_by_mean_and_ignored_label(pair):
     assert item["sem_seg"][20:].eq(255).all()
     assert item["sem_seg"][:, 30:].eq(255).all()
     assert item["image"][:, 25, 35].tolist() == [10.0, 20.0, 30.0]
+
+
+def test_small_images_can_be_padded_with_black(pair):
+    item = mapper(size=[32, 40], padding="black")(pair)
+    assert item["image"][:, 20:].eq(0).all()
+    assert item["image"][:, :, 30:].eq(0).all()
+    assert item["image"][:, :20, :30].equal(mapper(size=[32, 40])(pair)["image"][:, :20, :30])
+    with pytest.raises(ConfigError, match=r"CROP_PADDING must be .* not 'grey'"):
+        mapper(padding="grey")
 
 
 def test_flip_turns_both(pair):

@@ -32,6 +32,9 @@ def test_full_scale_configs_say_what_the_papers_say(
     assert (solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (0.05, 0.9, 1e-4)
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.POLY_LR_POWER) == (8, 180000, 0.9)
     assert solver.CLIP_GRADIENTS.CLIP_VALUE == 5.0
+    assert solver.WEIGHT_DECAY_NORM == 0.0
+    assert cfg.INPUT.CROP_PADDING == "black"
+    assert routing.BUDGET.PER == "image"
     assert tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (512, 768, 1024, 1280, 1536, 2048)
     assert tuple(cfg.INPUT.CROP.SIZE) == (768, 768)
     assert cfg.TEST.PRECISE_BN.ENABLED

@@ -21,6 +21,18 @@ def test_gates_have_their_own_learning_rate():
         assert rate[id(parameter)] == pytest.approx(wanted), name
 
 
+def test_normalisation_decays_as_its_own_key_says():
+    cfg = load_config("", ["SOLVER.WEIGHT_DECAY", "0.3", "SOLVER.WEIGHT_DECAY_NORM", "0.02"])
+    model = small()
+    optimizer = build_optimizer(cfg, model)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    of_norms = {id(p) for m in norms for p in m.parameters()}
+    assert len(of_norms) == 2 * len(norms) > 10
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.02 if id(parameter) in of_norms else 0.3), name
+
+
 def test_the_norm_of_all_gradients_is_clipped():
     cfg = load_config()
     cfg.SOLVER.BASE_LR = 1.0

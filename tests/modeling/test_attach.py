@@ -12,12 +12,14 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from divdr.errors import DataError
+from divdr import get_divdr_config
+from divdr.errors import ConfigError, DataError
 from divdr.modeling import (
     ClusteringLossSettings,
     DynamicRouting,
     DynamicRoutingDecoder,
     attach_routing,
+    attach_routing_from_config,
     attached_routing,
     with_routing,
 )
@@ -154,6 +156,28 @@ def test_gates_before_the_non_linearity():
     assert sorted(routing.experts.bank.rows.tolist()) == sorted(kept.tolist())
     shown = record.activations > 0
     assert torch.tanh(record.logits[shown]).allclose(record.activations[shown])
+
+
+@pytest.mark.parametrize("per", ["image", "batch"])
+def test_the_budget_is_squared_per_image_or_per_batch(per):
+    cfg = get_divdr_config()
+    budget = cfg.MODEL.ROUTING.BUDGET
+    budget.WEIGHT, budget.TARGET, budget.START, budget.RAMP, budget.PER = 0.5, 0.2, 0.0, 0.0, per
+    model = segmentor().train()
+    for cell in model.backbone.network.cells():
+        torch.nn.init.normal_(cell.gate.predict.weight, std=2.0)
+    routing = attach_routing_from_config(model, cfg)
+    loss = float(model(inputs(4))["loss_budget"].detach())
+    shares = (routing.backbone.routing.expected_cost / routing.backbone.routing.full_cost).tolist()
+    wanted = {
+        "image": 0.5 * sum((s - 0.2) ** 2 for s in shares) / 4,
+        "batch": 0.5 * (sum(shares) / 4 - 0.2) ** 2,
+    }
+    assert loss == pytest.approx(wanted[per], rel=1e-5)
+    assert wanted["image"] > wanted["batch"] * 1.001
+    budget.PER = "epoch"
+    with pytest.raises(ConfigError, match=r"BUDGET\.PER"):
+        attach_routing_from_config(segmentor(), cfg)
 
 
 def test_budget_switches_on_by_the_iteration_of_the_trainer():

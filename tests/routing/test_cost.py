@@ -6,6 +6,7 @@ import pytest
 import torch
 from routed import images, mixed_network
 
+from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.routing import (
     CostTensors,
@@ -77,6 +78,10 @@ def test_budget_loss_by_hand():
     routing.expected_cost = torch.tensor([0.3, 0.1]) * routing.full_cost
     # (0.3 - 0.1)² and (0.1 - 0.1)²
     assert budget_loss(routing, 0.1).tolist() == pytest.approx([0.04, 0.0], abs=1e-7)
+    # (0.2 - 0.1)²; the mean over images, 0.02, is larger by the variance of 0.3 and 0.1.
+    assert budget_loss(routing, 0.1, per="batch").tolist() == pytest.approx([0.01])
+    with pytest.raises(ConfigError, match=r"BUDGET\.PER must be .* not 'epoch'"):
+        budget_loss(routing, 0.1, per="epoch")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -17,7 +17,9 @@ def test_ramp_switches_on_and_grows():
     assert [ramp.at(i) for i in (99, 100, 101, 103, 104, 500)] == pytest.approx(
         [0, 0.2, 0.4, 0.8, 0.8, 0.8]
     )
+    assert all(ramp.at(i) == 0.0 for i in range(100))
     assert Ramp(0.5, 10, 0).at(10) == 0.5
+    assert Ramp(0.5, 10, 0).at(9) == 0.0
 
 
 def test_constant_period():
