@@ -1,12 +1,8 @@
 """Statistics of the second stage over the batch of all processes."""
 
-import os
-from datetime import timedelta
-
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from two_processes import in_two_processes
 
 from divdr.classification import (
     Collaboration,
@@ -40,32 +36,18 @@ def gradients(made, x, labels):
     return [value.detach() for value in losses.values()] + found
 
 
-def as_process(rank, folder):
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    try:
-        x, labels = batch()
-        rows = slice(*SPLITS[rank])
-        torch.save(gradients(make(), x[rows], labels[rows]), os.path.join(folder, f"{rank}.pt"))
-        every, own = gather_rows(x[:0] if rank else x)
-        assert every.equal(x)
-        assert (own.start, own.stop) == ((10, 10) if rank else (0, 10))
-    finally:
-        dist.destroy_process_group()
+def _own_gradients(rank):
+    x, labels = batch()
+    rows = slice(*SPLITS[rank])
+    found = gradients(make(), x[rows], labels[rows])
+    every, own = gather_rows(x[:0] if rank else x)
+    assert every.equal(x)
+    assert (own.start, own.stop) == ((10, 10) if rank else (0, 10))
+    return found
 
 
 def test_two_processes_learn_what_one_would(tmp_path):
-    other = mp.get_context("spawn").Process(target=as_process, args=(1, str(tmp_path)))
-    other.start()
-    as_process(0, str(tmp_path))
-    other.join()
-    assert other.exitcode == 0
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = in_two_processes(_own_gradients, tmp_path)
     whole = gradients(make(), *batch())
     assert any(value.any() for value in whole[2:])
     for one, other, together in zip(*parts, whole, strict=True):  # DDP takes the mean

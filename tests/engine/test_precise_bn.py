@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import TrainerBase
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import join
+from two_processes import in_two_processes
 
 from divdr.engine import PreciseBNHook, update_precise_bn
 from divdr.engine.precise_bn import CommonBNHook
@@ -138,8 +136,7 @@ def _batches(rank):
     ]
 
 
-def _run(rank, folder):
-    join(rank, folder)
+def _run(rank):
     found = {}
     for kind in (BatchNorm, SynchronisedBatchNorm):
         model = _Branches(kind).train()
@@ -163,15 +160,12 @@ def _run(rank, folder):
     loop.train(0, 5)
     found["seen"] = torch.stack([torch.stack(one)[:, 0] for one in seen])
     found["var"] = model[0].running_var
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(_run, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(_run, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("kind", ["BatchNorm", "SynchronisedBatchNorm"])

@@ -14,6 +14,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import CityscapesSemSegEvaluator, SemSegEvaluator
 from detectron2.utils import comm
 from PIL import Image
+from two_processes import join
 
 from divdr import get_divdr_config
 from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config
@@ -29,14 +30,7 @@ def test_in_two_processes(tmp_path):
 
 
 def _process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     _a_checkpoint_missing_on_one_machine_stops_all(rank, folder)
     _what_fails_on_one_process_fails_on_all(rank)
     _data_missing_on_one_machine_stop_all(rank)

@@ -1,15 +1,11 @@
 """Losses over parts of a batch: two processes with half of it each learn what one would."""
 
-import os
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from boxes import make, pooled, sampled
 from detectron2.utils.events import EventStorage
 from torch import nn
+from two_processes import in_two_processes
 
 from divdr.classification import Gater, Hydra, HydraSettings, ResNetParts
 
@@ -59,31 +55,13 @@ def without_batches(model):
     return model
 
 
-def as_process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    try:
-        found = {name: gradients(name, rank) for name in SYSTEMS}
-        torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    finally:
-        dist.destroy_process_group()
+def _of_all_systems(rank):
+    return {name: gradients(name, rank) for name in SYSTEMS}
 
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("halves"))
-    other = mp.get_context("spawn").Process(target=as_process, args=(1, folder))
-    other.start()
-    as_process(0, folder)
-    other.join()
-    assert other.exitcode == 0
-    return [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(2)]
+    return in_two_processes(_of_all_systems, tmp_path_factory.mktemp("halves"))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

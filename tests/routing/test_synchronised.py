@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from routed import images, mixed_network
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import join
+from two_processes import in_two_processes
 
 from divdr.routing import BatchNorm, DynamicRoutingNetwork, RoutingSpace, SynchronisedBatchNorm
 
@@ -238,23 +237,18 @@ def test_half_precision_with_images_on_one_process_alone(processes):
         assert other["empty"] == {torch.float32}
 
 
-def _run(rank, folder):
-    join(rank, folder)
-    found = {
+def _run(rank):
+    return {
         "norm": _normalise(rank),
         "network": _train_network(rank),
         "half": _train_in_half_precision(rank),
     }
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What each of two processes found, in one start of both."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(_run, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return in_two_processes(_run, tmp_path_factory.mktemp("processes"))
 
 
 def test_one_process_alone_is_plain_batch_norm():
@@ -265,8 +259,7 @@ def test_one_process_alone_is_plain_batch_norm():
     assert one.running_var.equal(other.running_var)
 
 
-def _on_gpu(rank, folder):
-    join(rank, folder)
+def _on_gpu(rank):
     found = {}
     for dtype in (torch.float32, torch.float16):
         norm = layer(SynchronisedBatchNorm).float().cuda()
@@ -274,14 +267,12 @@ def _on_gpu(rank, folder):
         y = norm(x)
         (y * weights_of(maps_of(1, dtype))[rank].cuda()).sum().backward()
         found[dtype] = y.detach().cpu().double(), x.grad.cpu().double(), norm.running_var.cpu()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.cuda
 def test_two_processes_on_a_gpu_normalise_like_one(tmp_path):
-    mp.spawn(_on_gpu, args=(str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = in_two_processes(_on_gpu, tmp_path)
     for dtype, bound in ((torch.float32, 1e-4), (torch.float16, 2e-2)):
         norm = layer(BatchNorm)
         x = in_a_row(maps_of(1, dtype)).double().requires_grad_()
