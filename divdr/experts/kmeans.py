@@ -22,6 +22,8 @@ from divdr.experts.assignment import nearest_centre
 
 # Largest number of float64 entries in one (restarts, K, N) temporary; 2^23 entries are 64 MiB.
 _TEMPORARY_ENTRIES = 2**23
+# Rows whose distances to their own centres are in memory at once.
+_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,23 @@ def kmeans(
     _check(x, k, restarts, init, backend)
     points = x.detach()
     out_dtype = torch.promote_types(points.dtype, torch.float32)
-    points = points.double()
+    points = points.to(torch.double, copy=True)
     offset = points.mean(0)
-    points = points - offset
+    points -= offset
     start = None if init is None else init.detach().to(points) - offset
     if backend == "sklearn":
         centres, assignment = _sklearn(points, k, restarts, start, seed, max_iterations)
     else:
         centres, assignment = _torch(points, k, restarts, start, seed, max_iterations)
-    inertia = (points - centres[assignment]).square().sum()
-    return KMeansResult((centres + offset).to(out_dtype), assignment, float(inertia))
+    return KMeansResult(
+        (centres + offset).to(out_dtype), assignment, inertia_to(points, centres, assignment)
+    )
+
+
+def inertia_to(points: Tensor, centres: Tensor, assignment: Tensor) -> float:
+    """Sum of squared distances of points (N, D) to their centres, with little memory."""
+    parts = zip(points.split(_ROWS), assignment.split(_ROWS), strict=True)
+    return float(sum((rows - centres[own]).square().sum() for rows, own in parts))
 
 
 def _torch(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from divdr.errors import ConfigError, DivdrError
 from divdr.experts._tied import Mixtures, TiedPoints
-from divdr.experts.kmeans import KMeansResult, kmeans
+from divdr.experts.kmeans import KMeansResult, inertia_to, kmeans
 
 # Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
 # 0.03 within a cluster should not decide.
@@ -25,6 +25,9 @@ _LEAST_SHARE = 0.1
 
 # Starts are compared on this many points; the best is then fitted to all.
 _SAMPLE_POINTS = 4096
+# Steps of K-means at most: where clusters are not clear it goes on for hundreds, and a start
+# gains nothing by them.
+_START_STEPS = 20
 
 
 @torch.no_grad()
@@ -88,7 +91,7 @@ def gaussian_mixture(
             centres[cluster] = members.mean(0)
         else:
             centres[cluster] = rows[(rows - means[cluster]).square().sum(1).argmin()]
-    inertia = float((rows - centres[assignment]).square().sum())
+    inertia = inertia_to(rows, centres, assignment)
     out_dtype = torch.promote_types(x.dtype, torch.float32)
     return KMeansResult(centres.to(x.device, out_dtype), assignment.to(x.device), inertia)
 
@@ -164,13 +167,15 @@ def _numbered_as_met(labels: Tensor) -> bytes:
 
 def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> Iterator[Tensor]:
     """Labels (N,) by K-means, and by K-means with more centres that are merged until K are left."""
-    first = KMeans(k, n_init=restarts, random_state=seed).fit(points)
+    first = KMeans(k, n_init=restarts, max_iter=_START_STEPS, random_state=seed).fit(points)
     yield torch.from_numpy(first.labels_).long()
     for again in range(restarts):
         for centres in (2 * k, 4 * k):
             if centres > len(points):
                 return
-            found = KMeans(centres, n_init=1, random_state=(seed + again) % 2**32).fit(points)
+            found = KMeans(
+                centres, n_init=1, max_iter=_START_STEPS, random_state=(seed + again) % 2**32
+            ).fit(points)
             for linkage in ("ward", "average", "single"):
                 merged = AgglomerativeClustering(k, linkage=linkage).fit(found.cluster_centers_)
                 yield torch.from_numpy(merged.labels_[found.labels_]).long()

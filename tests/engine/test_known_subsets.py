@@ -38,7 +38,7 @@ def test_the_oracle_takes_the_subsets_in_place_of_clusters(
     stems = [key.rsplit("/", 1)[1].removesuffix(".png") for key in experts["bank"]["keys"]]
     assert len(stems) == 12
     subset = np.array([known[stem] for stem in stems])
-    rows = experts["bank"]["rows"].numpy()
+    rows = experts["bank"]["rows"].float().numpy()
     means = np.stack([rows[subset == k].mean(0) for k in range(3)])
     np.testing.assert_allclose(experts["centres"].numpy(), means, atol=1e-5)
 

@@ -66,7 +66,7 @@ def test_routes_on_the_training_set_are_those_of_evaluation(run):
     for index, inputs in enumerate(build_test_loader(run, "halves")):
         with torch.no_grad():
             record = model(inputs)[0]["routing"]
-        assert found.keys[index] == inputs[0]["file_name"]
+        assert found.keys[index] == inputs[0]["image_key"] == f"halves/{index}.png"
         assert found.activations[index].equal(record.activations[0])
         distances = (routing.experts.centres - record.activations).norm(dim=1)
         assert int(found.expert[index]) == int(distances.argmin())
@@ -114,7 +114,7 @@ def test_statistics_come_from_the_experts_own_images(run, monkeypatch):
 
     def watch(copy, batches, count):
         taken = [next(iter(batches)) for _ in range(1)]
-        seen.append({item["file_name"] for batch in taken for item in batch})
+        seen.append({item["image_key"] for batch in taken for item in batch})
         estimate(copy, batches, count)
 
     monkeypatch.setattr(static_experts, "update_precise_bn", watch)
