@@ -107,7 +107,7 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # Which activations are clustered. "latest": of every training image, from when it was last
     # trained on, on average 7/12 of an epoch ago: 220 iterations on Cityscapes at batch 8, but
     # 4,300 on COCO at batch 16, where the first 7,300 iterations cluster a part besides. "recent":
-    # likewise, but of the last BANK_ITERATIONS iterations alone (COCO's configs). "subset": of
+    # likewise, but of the last BANK_ITERATIONS iterations alone. "subset" (COCO's configs): of
     # BANK_IMAGES training images, evaluated anew before every clustering; "exact": of all of them.
     # These two run the backbone alone, in evaluation mode. docs/ablations.md compares them.
     clustering.BANK = "latest"
@@ -116,7 +116,7 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # at batch 16 they hold 1,600 images.
     clustering.BANK_ITERATIONS = 100
     # Training images of "subset", drawn once by SEED, the same ones each time. 500 forwards every
-    # 50 iterations of 16 images make training about a quarter longer.
+    # 50 iterations of 16 images are a fifth of the backbone's multiply-adds in training.
     clustering.BANK_IMAGES = 500
     # Distances between activations, in K-means and the loss: "none" takes A as it is; "std" divides
     # each gate by its spread, so that those that open and close fully do not decide alone

@@ -11,11 +11,9 @@ MAX_ITER = 90000
 
 bottom_up = L(DynamicRouting)(layers=17, scales_per_layer=LAYER17, channels=64, gate="small")
 
-# Keyword arguments of divdr.with_routing: K, K-means every 50 iterations over activations of the
-# last 100, budget A.
+# Keyword arguments of divdr.with_routing: K, K-means every 50 iterations, budget A.
 routing = {
     "num_experts": 3,
-    "bank_iterations": 100,
     "periods": L(Periods)(start=0, period=50),
     "budget": L(Ramp)(weight=0.8, start=int(0.4 * MAX_ITER), length=int(0.02 * MAX_ITER)),
     "budget_target": 0.1,

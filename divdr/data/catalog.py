@@ -180,11 +180,15 @@ def build_bank_loader(cfg: CfgNode, images: int | None = None, seed: int = 0) ->
         drawn = np.random.default_rng(seed).choice(len(dicts), images, replace=False)
         dicts = [dicts[index] for index in sorted(drawn.tolist())]
     return build_detection_test_loader(
-        [{k: v for k, v in d.items() if k != "annotations"} for d in dicts],
+        [{k: v for k, v in d.items() if k not in _LABELS} for d in dicts],
         mapper=CheckedMapper(_evaluation_mapper(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         **_evaluation_batch(cfg),
     )
+
+
+# What a pass for the bank does not read.
+_LABELS = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info")
 
 
 @contextmanager

@@ -62,8 +62,8 @@ def gaussian_mixture(
         seed: any integer.
 
     Returns:
-        Centres (K, D) are the means of the members, and the inertia is to them. The centre of a
-        cluster without members is the point nearest to the mean of its Gaussian.
+        Centres (K, D) are the means of the members, and the inertia is to them. With fewer distinct
+        points than K the surplus ones lie on points.
 
     Raises:
         ConfigError: k is larger than N.
@@ -83,14 +83,9 @@ def gaussian_mixture(
     if found is None:
         return kmeans(x, k, restarts=restarts, seed=seed)
     assignment = _clusters(found, rows)[0]
-    means = found.means[0]
-    centres = torch.empty_like(means)
-    for cluster in range(k):
-        members = rows[assignment == cluster]
-        if len(members):
-            centres[cluster] = members.mean(0)
-        else:
-            centres[cluster] = rows[(rows - means[cluster]).square().sum(1).argmin()]
+    centres = found.means[0]
+    for cluster in assignment.unique().tolist():
+        centres[cluster] = rows[assignment == cluster].mean(0)
     inertia = inertia_to(rows, centres, assignment)
     out_dtype = torch.promote_types(x.dtype, torch.float32)
     return KMeansResult(centres.to(x.device, out_dtype), assignment.to(x.device), inertia)
@@ -99,7 +94,7 @@ def gaussian_mixture(
 def _most_likely(
     rows: Tensor, k: int, restarts: int, seed: int, labels: Tensor | None
 ) -> Mixtures | None:
-    """The most likely mixture that a start leads to; None if no start has K clusters."""
+    """The most likely mixture that a start leads to; None if all have tiny clusters, or fewer."""
     sample, known = rows, None if labels is None else labels.cpu()
     if len(rows) > _SAMPLE_POINTS:
         drawn = np.random.default_rng(seed).choice(len(rows), _SAMPLE_POINTS, replace=False)
@@ -115,9 +110,7 @@ def _most_likely(
     if fits is None:
         return None
     best = _good(fits, sample)
-    if best is None:  # nothing but tiny clusters
-        best = fits.pick(torch.tensor([0]))
-    if sample is rows:
+    if best is None or sample is rows:
         return best
     return TiedPoints(rows, _VARIANCE_FLOOR).fit(best.logits(rows).softmax(1))
 

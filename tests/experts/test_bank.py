@@ -140,6 +140,10 @@ def test_renamed_rows_and_dropped_ones():
     bank.update(["y"], torch.tensor([[4.0]]), 5)
     bank.rename({"x": "new", "y": "new", "z": "b"})
     assert content(bank) == {"b": ([3.0], 0), "new": ([4.0], 5)}
+    bank.update(["b"], torch.tensor([[3.0]]), 6)
+    bank.rename({"b": "b", "new": "b"})
+    assert content(bank) == {"b": ([3.0], 6)}
+    bank.replace(["b", "new"], torch.tensor([[3.0], [4.0]]), 5)
     bank.discard(["b", "nobody"])
     assert content(bank) == {"new": ([4.0], 5)}
     bank.update(["b"], torch.tensor([[6.0]]), 4)
@@ -236,6 +240,10 @@ def test_state_of_before():
     again = ActivationBank(1)
     again.load_state_dict(bank.state_dict())  # as a study hands it on
     assert again.former_keys
+    again.update(["/data/c.png"], torch.zeros(1, 1), 5)
+    again.discard(["/data/c.png"])
+    assert again.former_keys
+    assert len(again) == 1
     again.rename({"/data/a.png": "set/a.png"})
     assert not again.former_keys
     assert not ActivationBank(1).former_keys
@@ -266,7 +274,10 @@ def _bank_worker(rank: int, folder: str) -> None:
         bank.update(["one"], torch.tensor([[30.0]]), 12)
     bank.synchronise()
     second = content(bank)
-    bank.replace([f"part{rank}"], torch.tensor([[float(rank)]]), 20)
+    bank.replace([f"part{rank}", "gone"], torch.tensor([[float(rank)], [7.0]]), 20)
+    bank.discard(["gone"])
+    bank.synchronise()
+    bank.load_state_dict(bank.state_dict())
     bank.synchronise()
     torch.save((first, second, content(bank), sent), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -287,8 +298,8 @@ def test_two_processes_merge(tmp_path):
         assert second == {**merged, "one": ([30.0], 12)}
         assert third == {"part0": ([0.0], 20), "part1": ([1.0], 20)}
     # Only what changed travels.
-    assert results[0][3] == [["new", "old", "tie", "zero"], [], ["part0"]]
-    assert results[1][3] == [["new", "old", "one", "tie"], ["one"], ["part1"]]
+    assert results[0][3] == [["new", "old", "tie", "zero"], [], ["part0"], []]
+    assert results[1][3] == [["new", "old", "one", "tie"], ["one"], ["part1"], []]
 
 
 @pytest.mark.cuda

@@ -8,7 +8,15 @@ import torch.multiprocessing as mp
 from two_processes import join
 
 from divdr.errors import CheckpointError, ConfigError, DivdrError
-from divdr.experts import KnownLabels, LocalExperts, clustering_loss, gaussian_mixture, partition
+from divdr.experts import (
+    KnownLabels,
+    LocalExperts,
+    clustering_loss,
+    gate_weights,
+    gaussian_mixture,
+    kmeans,
+    partition,
+)
 
 # Two groups on a line: {0, 2} and {10, 12, 14}, centres 1 and 12.
 KEYS = ["a", "b", "c", "d", "e"]
@@ -103,6 +111,27 @@ def test_too_few_rows():
     experts.bank.update(["a", "b"], torch.zeros(2, 1), 0)
     assert experts.cluster(0) is None
     assert not experts.ready
+    experts.bank.update(["c"], torch.ones(1, 1), 0)
+    assert experts.cluster(0) is not None  # an image each
+
+
+def test_a_warm_start_is_from_settled_centres_in_the_distances_of_the_clustering(monkeypatch):
+    seen = []
+
+    def spy(x, k, *, init, **options):
+        seen.append(init)
+        return kmeans(x, k, init=init, **options)
+
+    monkeypatch.setattr("divdr.experts.partition.kmeans", spy)
+    experts = LocalExperts(2, 2, warm_start=True, stability=1.0, scaling="std")
+    rows = torch.tensor([[0.0, 0.0], [0.0, 0.5], [8.0, 0.0], [8.0, 0.5]])
+    experts.bank.update(list("abcd"), rows, 0)
+    for step in range(3):
+        experts.cluster(step)
+    # The second clustering agrees with the first, so that the third goes on from it.
+    assert seen[:2] == [None, None]
+    assert experts.settled
+    torch.testing.assert_close(seen[2], experts.centres * gate_weights(rows, "std"))
 
 
 def test_loss_before_and_after():

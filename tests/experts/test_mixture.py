@@ -12,6 +12,7 @@ from divdr.errors import ConfigError, DivdrError
 from divdr.experts import LocalExperts, Membership, clustering_loss, gaussian_mixture, kmeans
 from divdr.experts._tied import TiedPoints
 from divdr.experts.membership import adjusted_rand
+from divdr.experts.mixture import _completed, _fits
 
 
 def uneven(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +116,8 @@ def test_fits_as_scikit_learn_does(seed, k, dim, n):
     x = rng.normal(size=(n, dim)) * rng.uniform(0, 2, dim) + rng.normal(0, 2, (k, dim))[label]
     if dim > 2:
         x[:, 1] = 0.3  # a gate that never moves
+    if dim > 3:
+        x[:, 2] = label * 0.02  # one that hardly does, and tells clusters apart
     start = rng.permutation(label)
     means = np.stack([x[start == c].mean(0) for c in range(k)])
     residual = x - means[start]
@@ -142,6 +145,25 @@ def test_fits_as_scikit_learn_does(seed, k, dim, n):
     assert float(found.likelihood[0]) == pytest.approx(model.score(x), abs=1e-7)
     shares = found.logits(points.x)[0].softmax(0).T.numpy()
     np.testing.assert_allclose(shares, model.predict_proba(x), atol=1e-6)
+
+
+def test_starts_keep_their_order_and_count_once():
+    x, label = uneven(0)
+    points = TiedPoints(x.double(), 1e-3)
+    starts = [torch.arange(500) % 3, label, (x[:, 0] > 0).long() + (x[:, 0] > 1).long()]
+    alone = [_fits(points, [start], 3) for start in starts]
+    assert len({int(fit.likelihood * 1e6) for fit in alone}) > 1
+    together = _fits(points, [*starts, 2 - label], 3)
+    assert len(together.likelihood) == 3  # other numbers for the same clusters are no other start
+    expected = torch.cat([fit.likelihood for fit in alone])
+    torch.testing.assert_close(together.likelihood, expected)
+    assert _fits(points, [torch.zeros(500, dtype=torch.long)], 3) is None
+
+
+def test_unlabelled_points_join_the_nearest_mean():
+    x = torch.tensor([[0.0], [1.0], [9.0], [10.0], [6.0], [4.0]]).double()
+    labels = torch.tensor([1, 1, 0, 0, -1, -1])
+    assert _completed(x, labels, 2).tolist() == [1, 1, 0, 0, 0, 1]
 
 
 def test_equal_points_have_equal_centres():
