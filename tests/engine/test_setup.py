@@ -41,6 +41,13 @@ def test_full_scale_configs_say_what_the_papers_say(
     assert routing.COST_SIZES == [[1024, 2048]]
 
 
+@pytest.mark.parametrize("name", ["demo/divdr", "studies/controlled/divdr"])
+def test_studies_keep_the_settings_that_their_numbers_were_measured_with(repository, name):
+    cfg = load_config(str(repository / "configs" / f"{name}.yaml"))
+    assert (cfg.INPUT.CROP_PADDING, cfg.SOLVER.WEIGHT_DECAY_NORM) == ("mean", 1e-4)
+    assert cfg.MODEL.ROUTING.BUDGET.PER == "image"
+
+
 def test_unknown_key_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"key MODEL\.ROUTING\.LAYRES; did you mean .*\.LAYERS\?"):
         load_config("", ["MODEL.ROUTING.LAYRES", "3"])
