@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from detectron2.utils import comm
 
-from divdr.engine import calibrate_cost
+from divdr.engine import calibrate_cost, calibration
 from divdr.modeling import DynamicRouting, attach_routing
 
 
@@ -85,6 +88,51 @@ def test_it_goes_beyond_half_a_logit_only_where_it_must(routed, away, least, mos
     assert mean_share(model, data) == pytest.approx(wanted, rel=0.01)
     for bias, value in zip(biases, start, strict=True):
         torch.testing.assert_close(bias.detach(), value + by)
+
+
+def test_two_per_cent_off_is_not_near_enough(routed):
+    model, routing = routed
+    data = batches(0)
+    wanted = mean_share(model, data) * 0.98
+    steps = []
+
+    # Half a logit closes a hundredth of what is needed; only a whole one gets there.
+    def share(model, routing, batches):
+        bias = float(next(iter(routing.backbone.network.cells())).gate.predict.bias[0].detach())
+        steps.append(bias)
+        return wanted * (1.02 if bias > start - 0.5 else 1.0)
+
+    start = float(next(iter(model.backbone.network.cells())).gate.predict.bias[0].detach())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_mean_share", share)
+        by = calibrate_cost(model, routing, wanted, data)
+    assert by < -0.5
+
+
+def test_the_mean_is_over_the_images_of_all_processes(routed, monkeypatch):
+    model, routing = routed
+    own = batches(0, count=3)
+    # Another process with twice as many images, which run nothing.
+    monkeypatch.setattr(comm, "all_gather", lambda pair: [pair, (0.0, 24)])
+    model.eval()
+    with torch.no_grad():
+        found = calibration._mean_share(model, routing, own)
+    assert found == pytest.approx(mean_share(model, own) / 3)
+
+
+@pytest.mark.parametrize(("max_iter", "stop", "at"), [(None, 4, 3), (6, 4, None), (4, 4, 3)])
+def test_it_comes_once_with_the_last_step_of_the_whole_training(
+    routed, monkeypatch, max_iter, stop, at
+):
+    model, routing = routed
+    routing.cost = SimpleNamespace(share=0.5)
+    seen = []
+    monkeypatch.setattr(calibration, "calibrate_cost", lambda *args: seen.append(hook.trainer.iter))
+    hook = calibration.CalibrationHook(model, routing, list, max_iter)
+    for iteration in range(stop):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=stop)
+        hook.after_step()
+    assert seen == ([] if at is None else [at])
 
 
 def test_a_model_that_hits_is_left_alone(routed):

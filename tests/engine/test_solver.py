@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from divdr.engine import build_lr_scheduler, build_optimizer, load_config
+from divdr.engine.solver import is_gate_parameter
 from divdr.errors import ConfigError
 from divdr.modeling import DynamicRouting
 
@@ -31,6 +32,59 @@ def test_normalisation_decays_as_its_own_key_says():
     assert len(of_norms) == 2 * len(norms) > 10
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.02 if id(parameter) in of_norms else 0.3), name
+
+
+def test_steps_of_sgd_by_hand():
+    cfg = load_config("", ["SOLVER.BASE_LR", "0.1", "SOLVER.MOMENTUM", "0.5"])
+    cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.01, 0.2
+    cfg.SOLVER.BIAS_LR_FACTOR = 3.0
+    for nesterov in (False, True):
+        cfg.SOLVER.NESTEROV = nesterov
+        model = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(model.weight, 2.0)
+        torch.nn.init.constant_(model.bias, 1.0)
+        optimizer = build_optimizer(cfg, model)
+        wanted = []
+        for value, rate, decay in ((2.0, 0.1, 0.01), (1.0, 0.3, 0.2)):
+            speed = 0.0
+            for slope in (4.0, -1.0):
+                pull = slope + decay * value
+                speed = 0.5 * speed + pull
+                value -= rate * (pull + 0.5 * speed if nesterov else speed)
+            wanted.append(value)
+        for slope in (4.0, -1.0):
+            model.weight.grad, model.bias.grad = torch.tensor([[slope]]), torch.tensor([slope])
+            optimizer.step()
+        assert [float(p.detach()) for p in model.parameters()] == pytest.approx(wanted)
+
+
+def rates(cfg, count):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    found = []
+    for _ in range(count):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_warm_up_and_steps_by_hand():
+    cfg = load_config("", ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepFactorsLR"])
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 2.0, 10
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 4, 0.2
+    # The last step would come after the end.
+    cfg.SOLVER.STEPS, cfg.SOLVER.STEP_FACTORS = (6, 8, 12), [0.5, 0.25, 9.0]
+    warm = [2.0 * (0.2 + 0.8 * i / 4) for i in range(4)]
+    assert rates(cfg, 10) == pytest.approx([*warm, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5])
+
+
+def test_gates_are_those_of_a_routed_network():
+    assert is_gate_parameter("backbone.network.layers.0.1.gate.predict.bias")
+    assert is_gate_parameter("backbone.bottom_up.network.initial.gate.reduce.0.weight")
+    # A squeeze-and-excitation gate of somebody's head is none.
+    assert not is_gate_parameter("roi_heads.gate.fc.weight")
+    assert not is_gate_parameter("backbone.network.layers.0.1.ops.skip.weight")
 
 
 def test_the_norm_of_all_gradients_is_clipped():

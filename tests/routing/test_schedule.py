@@ -31,6 +31,9 @@ def test_growing_period():
     # 4, 8, 16 iterations after the start: moments 4, 12, 28.
     periods = Periods(start=0, period=4, growth=2.0)
     assert [i + 1 for i in range(40) if periods.due(i)] == [4, 12, 28]
+    # Likewise after a start: nothing is due where it is reached.
+    later = Periods(start=10, period=4, growth=2.0)
+    assert [i + 1 for i in range(40) if later.due(i)] == [14, 22, 38]
 
 
 @pytest.mark.parametrize(("period", "growth"), [(0, 1.0), (5, 0.5)])
