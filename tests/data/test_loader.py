@@ -1,4 +1,5 @@
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def config(dataset, **dataloader):
 
 def draw(item):
     """A mapper that draws from every generator that augmentations use."""
-    return item["number"], float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+    numbers = float(np.random.rand()), float(torch.rand(())), random.random()  # noqa: NPY002
+    return item["number"], *numbers
 
 
 def batches(cfg, count, start=0):
@@ -79,7 +81,8 @@ def test_two_processes_share_one_stream(dataset, monkeypatch):
 def test_draws_differ_between_passes_and_seeds(dataset):
     cfg = config(dataset)
     items = [item for batch in batches(cfg, 8) for item in batch]
-    assert len({item[1] for item in items}) == len(items)
+    for generator in (1, 2, 3):
+        assert len({item[generator] for item in items}) == len(items)
     other = config(dataset)
     other.SEED = 4
     assert batches(other, 2) != batches(cfg, 2)
@@ -103,7 +106,35 @@ def test_grouped_batches_by_hand():
     assert list(sampler) == [[(0, 0), (2, 2)], [(1, 1), (4, 4)]]
 
 
-def test_settings_and_data_are_checked(dataset):
+def numbers(loader, count):
+    return [item[0] for batch in itertools.islice(loader, count) for item in batch]
+
+
+def test_a_drawn_subset_is_the_same_in_every_run(dataset):
+    cfg = config(dataset, SAMPLER_TRAIN="RandomSubsetTrainingSampler", RANDOM_SUBSET_RATIO=0.5)
+    drawn = numbers(build_train_loader(cfg, draw), 10)
+    assert len(set(drawn)) == 5
+    torch.manual_seed(99)  # whatever was drawn before
+    assert numbers(build_train_loader(cfg, draw), 10) == drawn
+    cfg.SEED = 5
+    assert set(numbers(build_train_loader(cfg, draw), 10)) != set(drawn)
+
+
+def test_images_can_be_selected(dataset):
+    loader = build_train_loader(config(dataset), draw, select=lambda d: d["number"] % 2 == 0)
+    assert set(numbers(loader, 8)) == {0, 2, 4, 6, 8, 10}
+
+
+def test_rare_classes_are_repeated(dataset):
+    for item in DatasetCatalog.get(dataset):
+        item["annotations"] = [{"category_id": int(item["number"] == 7)}]
+    cfg = config(dataset, SAMPLER_TRAIN="RepeatFactorTrainingSampler", REPEAT_THRESHOLD=0.5)
+    drawn = numbers(build_train_loader(cfg, draw), 100)
+    # One image of eleven has the class: √(0.5 · 11) = 2.3 times as often as each other one.
+    assert drawn.count(7) / (len(drawn) - drawn.count(7)) * 10 == pytest.approx(2.35, abs=0.25)
+
+
+def test_settings_and_data_are_checked(dataset, monkeypatch):
     with pytest.raises(ConfigError, match="SAMPLER_TRAIN 'Nothing'"):
         build_train_loader(config(dataset, SAMPLER_TRAIN="Nothing"), draw)
     cfg = config(dataset)
@@ -111,6 +142,10 @@ def test_settings_and_data_are_checked(dataset):
     with pytest.raises(DataError, match="names no data set"):
         build_train_loader(cfg, draw)
     cfg = config(dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr(comm, "get_world_size", lambda: 3)
+        with pytest.raises(ConfigError, match="4 does not divide by the 3 processes"):
+            build_train_loader(cfg, draw)
     cfg.INPUT.DATASET_MAPPER_NAME = "other"
     with pytest.raises(ConfigError, match="semantic_crop"):
         build_train_loader(cfg)

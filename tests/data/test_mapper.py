@@ -16,6 +16,9 @@ def mapper(**crop) -> SemanticCropMapper:
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = crop.get("size", [16, 24])
+    for name, value in crop.get("more", {}).items():
+        cfg.INPUT[name] = value
+    cfg.INPUT.CROP.TYPE = crop.get("type", "absolute")
     cfg.INPUT.CROP_PADDING = crop.get("padding", "mean")
     cfg.MODEL.PIXEL_MEAN = [10.0, 20.0, 30.0]
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
@@ -64,6 +67,32 @@ def test_small_images_can_be_padded_with_black(pair):
     assert item["image"][:, :20, :30].equal(mapper(size=[32, 40])(pair)["image"][:, :20, :30])
     with pytest.raises(ConfigError, match=r"CROP_PADDING must be .* not 'grey'"):
         mapper(padding="grey")
+
+
+def test_settings_of_size_and_colour(pair):
+    # Shorter edge 20 of 20×30; the longer one must stay within 24: 16×24.
+    bounded = mapper(size=[20, 30], more={"MAX_SIZE_TRAIN": 24})(pair)
+    assert int(bounded["sem_seg"].ne(255).sum()) <= 16 * 24
+    assert bounded["sem_seg"][16:].eq(255).all()
+    assert bounded["sem_seg"][:, 24:].eq(255).all()
+    between = {"MIN_SIZE_TRAIN": (20, 40), "MIN_SIZE_TRAIN_SAMPLING": "range"}
+    grown = mapper(size=[1.0, 1.0], type="relative", more=between)
+    heights = {grown(pair)["sem_seg"].shape[0] for _ in range(20)}
+    assert len(heights) > 2  # and none of them padded
+    assert all(20 <= height <= 40 for height in heights)
+    blue = mapper(size=[20, 30], more={"FORMAT": "BGR"})(pair)["image"]
+    assert blue.flip(0).equal(mapper(size=[20, 30])(pair)["image"])
+
+
+@pytest.mark.parametrize(("kind", "dims"), [("vertical", [0]), ("horizontal", [1]), ("none", [])])
+def test_flips_are_as_the_config_says(pair, kind, dims):
+    plain = mapper(size=[20, 30])(pair)["sem_seg"]
+    flipping = mapper(size=[20, 30], more={"RANDOM_FLIP": kind})
+    seen = [flipping(pair)["sem_seg"] for _ in range(20)]
+    allowed = [plain, plain.flip(dims)] if dims else [plain]
+    for which in allowed:
+        assert any(labels.equal(which) for labels in seen)
+    assert all(any(labels.equal(which) for which in allowed) for labels in seen)
 
 
 def test_flip_turns_both(pair):

@@ -90,6 +90,18 @@ def test_it_goes_beyond_half_a_logit_only_where_it_must(routed, away, least, mos
         torch.testing.assert_close(bias.detach(), value + by)
 
 
+def test_the_shift_is_found_to_a_thousandth(routed, monkeypatch):
+    model, routing = routed
+    bias = next(iter(model.backbone.network.cells())).gate.predict.bias
+    start = float(bias[0].detach())
+
+    def share(*args):  # falls evenly, and is right at -0.3137
+        return 0.4 * (1 + float(bias[0].detach()) - start + 0.3137)
+
+    monkeypatch.setattr(calibration, "_mean_share", share)
+    assert calibrate_cost(model, routing, 0.4, []) == pytest.approx(-0.3137, abs=1.1e-3)
+
+
 def test_two_per_cent_off_is_not_near_enough(routed):
     model, routing = routed
     data = batches(0)

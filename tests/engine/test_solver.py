@@ -106,6 +106,18 @@ def test_the_norm_of_all_gradients_is_clipped():
     assert moved.allclose(wanted, atol=1e-4)
 
 
+def test_other_clipping_is_detectron2s():
+    cfg = load_config("", ["SOLVER.BASE_LR", "1.0", "SOLVER.MOMENTUM", "0.0"])
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "value", 2.0
+    model = torch.nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.tensor([[7.0, -1.0]])
+    build_optimizer(cfg, model).step()
+    assert (before - model.weight).detach().flatten().tolist() == pytest.approx([2.0, -1.0])
+
+
 def test_poly_schedule_by_hand():
     cfg = load_config(
         "",
@@ -143,6 +155,8 @@ def test_adam_by_name():
     optimizer = build_optimizer(cfg, small())
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == 0.003
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    assert type(build_optimizer(cfg, small())) is torch.optim.AdamW
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ConfigError, match="LION"):
         build_optimizer(cfg, small())
