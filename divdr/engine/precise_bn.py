@@ -55,7 +55,7 @@ class PreciseBNHook(HookBase):
         loader: makes the loader of the batches.
         num_iter: batches to look at.
         max_iter: iterations of the whole training. A run that stops before does not end there:
-            resumed, it must find the statistics that it had.
+            resumed, it must find the statistics that it had. None: the trainer's own.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PreciseBNHook(HookBase):
         model: nn.Module,
         loader: Callable[[], Iterable],
         num_iter: int,
-        max_iter: int,
+        max_iter: int | None = None,
     ) -> None:
         self.period = period
         self.model = model
@@ -75,7 +75,8 @@ class PreciseBNHook(HookBase):
     def after_step(self) -> None:
         """Update the statistics if an evaluation follows."""
         done = self.trainer.iter + 1
-        if done == self.max_iter or (self.period > 0 and done % self.period == 0):
+        end = self.trainer.max_iter if self.max_iter is None else self.max_iter
+        if done == end or (self.period > 0 and done % self.period == 0):
             with EventStorage():  # the passes are no training; nothing of them is logged
                 update_precise_bn(self.model, self.loader(), self.num_iter)
 

@@ -107,6 +107,9 @@ def test_a_run_that_stops_before_its_end_keeps_its_statistics():
     hook = PreciseBNHook(0, model, lambda: [torch.randn(4, 2, 3, 3)], 1, max_iter=10)
     _Loop(hook).train(0, 6)
     assert model.runs == 0
+    hook.max_iter = None  # a trainer that knows of no other end
+    _Loop(hook).train(0, 6)
+    assert model.runs == 1
 
 
 class _Branches(nn.Module):
