@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.cluster import KMeans
 from divdr.errors import ConfigError, DivdrError
 from divdr.experts import kmeans
 from divdr.experts._hartigan import hartigan
-from divdr.experts._lloyd import inertia_of, lloyd
+from divdr.experts._lloyd import inertia_of, lloyd, smallest
 from divdr.experts._seeding import kmeans_plus_plus
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -203,8 +204,8 @@ def test_far_from_the_origin():
 
 def test_same_seed_same_result_and_negative_seeds():
     x = dataset("uniform", 120, 6, 0)
-    for seed in (0, 5, -3, 2**70):
-        one, two = kmeans(x, 4, seed=seed), kmeans(x, 4, seed=seed)
+    for seed, backend in itertools.product((0, 5, -3, 2**70), ("torch", "sklearn")):
+        one, two = (kmeans(x, 4, seed=seed, backend=backend) for _ in range(2))
         assert torch.equal(one.centres, two.centres)
         assert torch.equal(one.assignment, two.assignment)
 
@@ -227,6 +228,15 @@ def test_fewer_distinct_points_than_centres(backend):
     assert one.inertia == pytest.approx(0.0, abs=1e-10)
     assert len(set(one.assignment[:5].tolist())) == 1
     assert one.assignment[0] != one.assignment[5]
+    assert all((x == centre).all(1).any() for centre in one.centres)
+
+
+def test_ties_go_to_the_lowest():
+    values = torch.tensor([[[2.0, 1.0], [1.0, 1.0], [1.0, 0.0]]])
+    index, value = smallest(values)
+    assert index.tolist() == [[1, 2]]
+    assert value.tolist() == [[1.0, 0.0]]
+    assert smallest(torch.zeros(1, 3, 2))[0].tolist() == [[0, 0]]
 
 
 def test_all_points_alike():

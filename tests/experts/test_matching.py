@@ -22,6 +22,13 @@ def test_least_total_and_not_greedy():
     assert match_centres(old, new).tolist() == [1, 0]
 
 
+def test_close_centres_far_from_the_origin():
+    # As products their distances, of 1 and 2 thousandths, would drown in squares of 10^12.
+    old = torch.tensor([[1e6], [1e6 + 1e-3]], dtype=torch.double)
+    new = torch.tensor([[1e6 + 2e-3], [1e6 - 1e-3]], dtype=torch.double)
+    assert match_centres(old, new).tolist() == [1, 0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(k=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_no_permutation_is_better(k, seed):
