@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from torch.utils.data import get_worker_info
 
 from divdr import get_divdr_config
 from divdr.data import build_train_loader
@@ -54,6 +55,8 @@ def test_stream_goes_on_where_it_stopped(dataset):
 def test_workers_do_not_change_the_stream(dataset):
     alone = batches(config(dataset), 5)
     assert batches(config(dataset, NUM_WORKERS=2), 5) == alone
+    where = build_train_loader(config(dataset, NUM_WORKERS=2), lambda item: get_worker_info().id)
+    assert [set(batch) for batch in itertools.islice(where, 2)] == [{0}, {1}]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,3 +1,4 @@
+import os
 import pickle
 import time
 
@@ -60,6 +61,32 @@ def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
         assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_1.pth")
     (tmp_path / "model_1.pth").write_bytes(b"")
     assert not checkpointer.has_checkpoint()
+
+
+def test_the_newest_whole_checkpoint_takes_the_place_of_a_cut_one(tmp_path):
+    checkpointer = RoutingCheckpointer(model(), str(tmp_path))
+    for number, age in ((3, 30), (1, 10), (2, 20)):
+        checkpointer.save(f"model_{number}")
+        moment = time.time() - age
+        os.utime(tmp_path / f"model_{number}.pth", (moment, moment))
+    (tmp_path / "last_checkpoint").write_text("model_4.pth")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_1.pth")
+    (tmp_path / "last_checkpoint").write_text("model_3.pth\n")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_3.pth")
+
+
+def test_files_of_weights_alone_and_of_detectron_are_read(tmp_path):
+    saved, bare = model(), model()
+    torch.save(saved.state_dict(), tmp_path / "bare.pth")
+    RoutingCheckpointer(bare).load(str(tmp_path / "bare.pth"))
+    for a, b in zip(saved.state_dict().values(), bare.state_dict().values(), strict=True):
+        assert a.equal(b)
+    with (tmp_path / "zoo.pkl").open("wb") as file:
+        pickle.dump({"blobs": {"conv1_w": np.ones(2), "conv1_w_momentum": np.ones(2)}}, file)
+    content = RoutingCheckpointer(model())._load_file(str(tmp_path / "zoo.pkl"))
+    assert list(content["model"]) == ["conv1_w"]
+    assert content["__author__"] == "Caffe2"
+    assert content["matching_heuristics"]
 
 
 def test_an_interrupted_write_leaves_the_file_before(tmp_path, monkeypatch):
