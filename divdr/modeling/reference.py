@@ -29,7 +29,7 @@ BOUND = 1e-4
 """Largest error, relative to the largest reference value."""
 
 _FREE_RUN_FACTOR = 10.0
-_CHAOTIC = 2e-3  # of a gate, by rounding alone; three times what the 16 layers of the tests show
+_CHAOTIC = 2e-3  # of a gate, by rounding alone; twice what the published 16 layers show
 
 
 @dataclass(frozen=True)
