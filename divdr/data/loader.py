@@ -200,6 +200,9 @@ def build_train_loader(
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
+        # As it starts, a loader draws a number: not from the generator that the model draws from,
+        # where a resumed run would go on from another place than one that began earlier.
+        generator=torch.Generator().manual_seed(seed % 2**63),
     )
 
 

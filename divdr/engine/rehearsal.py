@@ -36,6 +36,7 @@ _COMMON: Mapping[str, Any] = {
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.MAX_SIZE_TEST": 128,
     "MODEL.ROUTING.COST_SIZES": "[[64, 128]]",
+    "MODEL.ROUTING.DROP_PATH": 0.1,  # numbers that a resumed run has to draw again
     # Near their threshold, gates send images of a batch different ways from the start.
     "MODEL.ROUTING.GATE_BIAS": 0.2,
     "MODEL.ROUTING.BUDGET.START": 0.4,

@@ -69,6 +69,16 @@ def test_the_start_is_read_with_the_first_batch(dataset, workers):
     assert list(itertools.islice(iterator, 3)) == whole[4:]
 
 
+def test_starting_to_load_draws_nothing_that_the_model_would(dataset):
+    cfg = config(dataset)
+    cfg.DATALOADER.NUM_WORKERS = 1
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    next(iter(build_train_loader(cfg, draw)))
+    assert torch.rand(4).equal(wanted)
+
+
 def test_two_processes_share_one_stream(dataset, monkeypatch):
     # What one process would see, images and draws, dealt out one by one.
     cfg = config(dataset, ASPECT_RATIO_GROUPING=False)

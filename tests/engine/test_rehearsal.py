@@ -15,7 +15,6 @@ SMALL = {
     "MODEL.ROUTING.CHANNELS": 4,
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4"],
     "TEST.PRECISE_BN.NUM_ITER": 1,
-    "DATALOADER.NUM_WORKERS": 0,
 }
 
 
