@@ -139,6 +139,19 @@ def test_recent_rows_alone(cfg):
     assert experts.members.keys == experts.bank.keys
 
 
+def test_the_latest_rows_of_all_images_stay_however_old(cfg):
+    clustering = cfg.MODEL.ROUTING.CLUSTERING
+    clustering.BANK, clustering.BANK_ITERATIONS = "latest", 1
+    steps = experts_of(run(cfg, 4)).bank.steps
+    assert sorted(steps.tolist()) == [2] * 4 + [3] * 4
+
+
+def test_recent_rows_may_be_as_many_as_experts(cfg):
+    clustering = cfg.MODEL.ROUTING.CLUSTERING
+    clustering.BANK, clustering.BANK_ITERATIONS, clustering.NUM_EXPERTS = "recent", 1, 4
+    assert experts_of(run(cfg, 4)).ready  # batches of four
+
+
 @pytest.mark.parametrize("bank", ["subset", "exact"])
 def test_images_are_evaluated_anew_by_the_backbone_alone(cfg, bank):
     cfg.MODEL.ROUTING.CLUSTERING.BANK = bank
