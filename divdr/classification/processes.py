@@ -6,12 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def process_count() -> int:
-    """Number of processes that train together; 1 without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    return dist.get_world_size()
+from ..routing import process_count
 
 
 @torch.no_grad()

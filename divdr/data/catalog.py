@@ -155,12 +155,7 @@ def build_test_loader(
     dicts = _evaluation_dicts(cfg, [names] if isinstance(names, str) else names)
     if images is not None and images < len(dicts):
         dicts = [dicts[i * len(dicts) // images] for i in range(images)]
-    return build_detection_test_loader(
-        dicts,
-        mapper=CheckedMapper(_evaluation_mapper(cfg)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        **_evaluation_batch(cfg),
-    )
+    return _evaluation_loader(cfg, dicts)
 
 
 def build_bank_loader(cfg: CfgNode, images: int | None = None, seed: int = 0) -> DataLoader:
@@ -179,8 +174,13 @@ def build_bank_loader(cfg: CfgNode, images: int | None = None, seed: int = 0) ->
     if images is not None and images < len(dicts):
         drawn = np.random.default_rng(seed).choice(len(dicts), images, replace=False)
         dicts = [dicts[index] for index in sorted(drawn.tolist())]
+    unlabelled = [{k: v for k, v in d.items() if k not in _LABELS} for d in dicts]
+    return _evaluation_loader(cfg, unlabelled)
+
+
+def _evaluation_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
     return build_detection_test_loader(
-        [{k: v for k, v in d.items() if k not in _LABELS} for d in dicts],
+        dicts,
         mapper=CheckedMapper(_evaluation_mapper(cfg)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         **_evaluation_batch(cfg),

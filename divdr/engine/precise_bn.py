@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..routing import merge_moments, moments
+from ..routing import from_all_processes, merge_moments, moments
 
 
 class CommonBNHook(HookBase):
@@ -114,7 +114,7 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> Non
             layer.momentum = value
             handle.remove()
     own = [found[m] if m in found else _nothing(m) for m in layers]
-    for layer, parts in zip(layers, _from_all_processes(own), strict=True):
+    for layer, parts in zip(layers, _each_from_all(own), strict=True):
         mean, var, count = merge_moments(parts)
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -143,11 +143,9 @@ def _nothing(layer: _BatchNorm) -> Tensor:
     return layer.running_mean.new_zeros(2 * layer.num_features + 1, dtype=dtype)
 
 
-def _from_all_processes(own: list[Tensor]) -> list[Tensor]:
+def _each_from_all(own: list[Tensor]) -> list[Tensor]:
     """Tensors (D,) of any lengths → (P, D) those of all P processes; a collective call."""
-    if comm.get_world_size() == 1 or not own:
-        return [one[None] for one in own]
-    flat = torch.cat(own)  # one message in place of hundreds
-    parts = flat.new_empty(comm.get_world_size(), len(flat))
-    dist.all_gather(list(parts.unbind()), flat)
+    if not own:
+        return []
+    parts = from_all_processes(torch.cat(own))  # one message in place of hundreds
     return list(parts.split([len(one) for one in own], dim=1))

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from divdr.errors import CheckpointError
+from divdr.routing import several_processes
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class ActivationBank:
         latest step wins, and of those with the same step the one of the lowest rank. Without an
         initialised process group of several ranks nothing happens.
         """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if not several_processes():
             return
         self._settle()
         mine = sorted(self._changed)

@@ -22,6 +22,7 @@ from divdr.experts.matching import match_centres
 from divdr.experts.membership import Membership
 from divdr.experts.partition import check_partition, find_partition
 from divdr.experts.scaling import check_scaling, gate_weights, weighted
+from divdr.routing import several_processes
 
 # The mixture goes on from the clusters before, but looks at all its starts once more where they
 # changed a lot (adjusted Rand index) and at every so many clusterings.
@@ -339,7 +340,7 @@ _Found = tuple[Tensor, Tensor, Tensor | None, Tensor, bool, ClusteringReport]
 
 def _from_rank_0(find: Callable[[], _Found | None]) -> _Found | None:
     """What rank 0 finds, on all ranks; an error there ends all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_processes():
         return find()
     box: list[Any] = [None]
     if dist.get_rank() == 0:

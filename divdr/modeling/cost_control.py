@@ -7,7 +7,14 @@ import torch.distributed as dist
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from ..routing import BatchCost, CostController, DynamicRoutingNetwork, Routing
+from ..routing import (
+    BatchCost,
+    CostController,
+    DynamicRoutingNetwork,
+    Routing,
+    process_count,
+    several_processes,
+)
 
 
 def cost_target_loss(
@@ -55,8 +62,8 @@ def cost_target_loss(
 
 
 def _mean_over_processes(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_processes():
         values = values.clone()
         dist.all_reduce(values)
-        values /= dist.get_world_size()
+        values /= process_count()
     return values

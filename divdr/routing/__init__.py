@@ -10,7 +10,7 @@ from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
-from .ties import several_processes, tie
+from .ties import from_all_processes, process_count, several_processes, tie
 
 __all__ = [
     "DEFAULT_OPS",
@@ -36,9 +36,11 @@ __all__ = [
     "build_op",
     "cost_table",
     "count_macs",
+    "from_all_processes",
     "merge_moments",
     "moments",
     "op_names",
+    "process_count",
     "register_op",
     "several_processes",
     "tie",

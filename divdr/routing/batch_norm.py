@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ties import several_processes
+from .ties import from_all_processes, several_processes
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -84,7 +84,7 @@ class _Synchronised(torch.autograd.Function):
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The normalised map, and the mean (C,), biased variance (C,) and count that it took."""
-        mean, var, count = merge_moments(_gather(moments(x)))
+        mean, var, count = merge_moments(from_all_processes(moments(x)))
         usable = count > 1
         mean = torch.where(usable, mean, running_mean.to(mean.dtype))
         var = torch.where(usable, var, running_var.to(var.dtype))
@@ -157,12 +157,6 @@ def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Of deviations from the common mean; a difference of squares would cancel.
     var = (shares * (variances + (means - mean).square())).sum(dim=0)
     return mean, var, count
-
-
-def _gather(own: Tensor) -> Tensor:
-    parts = own.new_empty(dist.get_world_size(), len(own))
-    dist.all_gather(list(parts.unbind()), own)
-    return parts
 
 
 def is_synchronised(module: nn.Module) -> bool:

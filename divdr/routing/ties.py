@@ -1,4 +1,5 @@
-"""Zero-weight ties, for distributed training that waits for a gradient of every parameter."""
+"""What processes that train together share: ties of weight zero, since distributed training waits
+for a gradient of every parameter, and each other's numbers."""
 
 from __future__ import annotations
 
@@ -28,6 +29,22 @@ def tie(outputs: Sequence[Tensor], left_out: Sequence[Tensor] = ()) -> list[Tens
     return [output + nothing.to(output.dtype) for output in outputs]
 
 
+def process_count() -> int:
+    """Number of processes that train together; 1 without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
 def several_processes() -> bool:
     """Whether this process trains together with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return process_count() > 1
+
+
+def from_all_processes(own: Tensor) -> Tensor:
+    """(D,) of this process → (P, D) those of all P, by rank; a collective call of equal lengths."""
+    if not several_processes():
+        return own[None]
+    parts = own.new_empty(process_count(), len(own))
+    dist.all_gather(list(parts.unbind()), own)
+    return parts
