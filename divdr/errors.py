@@ -10,7 +10,26 @@ class ConfigError(DivdrError, ValueError):
 
 
 class DataError(DivdrError):
-    """A file of a data set is missing, unreadable or holds values that cannot be right."""
+    """A file of a data set is missing, unreadable or holds values that cannot be right.
+
+    Args:
+        problems: a sentence for each; the first is the error's first line.
+
+    Attributes:
+        problems: the sentences.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if not self.problems:
+            return ""
+        first, *others = (str(problem) for problem in self.problems)
+        if not others:
+            return first
+        return "\n".join([f"{first}; and {len(others)} more:", *(f"  - {o}" for o in others)])
 
 
 class CheckpointError(DivdrError):

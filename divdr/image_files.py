@@ -52,11 +52,18 @@ def picture_pixels(picture: Image.Image, image_format: str) -> np.ndarray:
         DataError: see there.
     """
     picture = _in_8_bit(ImageOps.exif_transpose(picture))
-    return np.ascontiguousarray(convert_PIL_to_numpy(picture, image_format))
+    # A copy, since transforms may write into it, and Pillow's own array may not be.
+    return np.array(convert_PIL_to_numpy(picture, image_format), order="C")
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """(H, W) whole numbers of a label file: grey levels of any depth, or indices into its palette.
+    """Whole numbers of a label file: grey levels of any depth, or indices into its palette.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (H, W) uint8 where the values fit, else int32.
 
     Raises:
         DataError: the file is missing, damaged, no image, in colours, or holds fractions; the
@@ -66,17 +73,17 @@ def read_labels(path: str | Path) -> np.ndarray:
         labels = np.asarray(ImageOps.exif_transpose(picture))
         if labels.ndim != 2:
             raise DataError(
-                f"it is in colours (mode {picture.mode}), and must have one channel, the numbers of "
-                "the classes"
+                f"it is in colours (mode {picture.mode}), and must have one channel, the numbers "
+                "of the classes"
             )
-    if labels.dtype == bool:
-        return labels.astype(np.uint8)
-    if labels.dtype.kind == "f":
-        whole = labels.astype(np.int32)
-        if not np.array_equal(whole, labels):
-            raise DataError(f"label file {path} holds fractions, and must hold numbers of classes")
-        return whole
-    return labels
+        if labels.dtype.kind == "f":
+            whole = np.nan_to_num(labels, nan=0.5).round().astype(np.int32)
+            if not np.array_equal(whole, labels):
+                raise DataError("it holds fractions, and must hold numbers of classes")
+            labels = whole
+    # Detectron2 resizes labels of 8 bit by Pillow, as it does images, and others by PyTorch.
+    small = labels.size and labels.min() >= 0 and labels.max() <= 255
+    return labels.astype(np.uint8) if small else labels.astype(np.int32)
 
 
 def read_raw(path: str | Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def repository() -> Path:
     """Root of the repository."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _logged():
+    """Let caplog see what Detectron2's loggers say: once set up they keep it to themselves."""
+    for name in ("detectron2", "divdr"):
+        logging.getLogger(name).propagate = True
 
 
 @contextmanager

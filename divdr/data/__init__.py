@@ -7,20 +7,21 @@ from .catalog import (
     build_bank_loader,
     build_test_loader,
     check_datasets,
-    register_segmentation_folder,
+    evaluation_dicts,
+    read_once,
     training_dicts,
 )
 from .classification import (
     ClassificationMapper,
     classification_batches,
     describe,
-    register_class_folders,
     register_published,
 )
-from .coco_json import check_evaluation_file
+from .folders import register_class_folders, register_segmentation_folder
 from .loader import build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
 from .neon_trees import register_neon_trees
+from .preflight import check_data
 from .subsets import register_subsets
 from .supercategories import supercategories
 
@@ -32,10 +33,12 @@ __all__ = [
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
+    "check_data",
     "check_datasets",
-    "check_evaluation_file",
     "classification_batches",
     "describe",
+    "evaluation_dicts",
+    "read_once",
     "register_class_folders",
     "register_neon_trees",
     "register_published",

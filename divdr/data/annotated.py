@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import build_augmentation
 
 from .catalog import training_dicts
-from .checked_mapper import CheckedMapper
+from .checked_mapper import CheckedMapper, DetectionMapper
 
 
 def annotated_images(cfg: CfgNode, part: int = 0, parts: int = 1) -> Iterator[dict]:
@@ -24,7 +23,7 @@ def annotated_images(cfg: CfgNode, part: int = 0, parts: int = 1) -> Iterator[di
         DataError: see :func:`training_dicts`; or an image cannot be used.
     """
     mapper = CheckedMapper(
-        DatasetMapper(
+        DetectionMapper(
             is_train=True,
             augmentations=build_augmentation(cfg, is_train=False),
             image_format=cfg.INPUT.FORMAT,

@@ -1,80 +1,30 @@
-"""Data sets by name: registering one's own, checking that they are there, and loading them."""
+"""Data sets by name: checking that they are there, and loading them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
-    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.datasets import load_sem_seg
 from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..image_keys import name_images
-from .checked_mapper import CheckedMapper
+from .checked_mapper import CheckedMapper, DetectionMapper
 from .checks import check_annotations, check_images
 from .classification.catalog import check_class_labels
 from .classification.mapper import ClassificationMapper
-from .coco_json import reading
-
-
-def register_segmentation_folder(
-    name: str,
-    image_dir: str,
-    label_dir: str,
-    classes: Sequence[str],
-    *,
-    image_ext: str = "png",
-    label_ext: str = "png",
-    ignore_label: int = 255,
-    colors: Sequence[tuple[int, int, int]] | None = None,
-) -> None:
-    """Make a folder of images and label PNGs a Detectron2 data set.
-
-    A label file has the name of its image; its pixels are class numbers from 0.
-
-    Args:
-        name: to use in ``cfg.DATASETS``.
-        image_dir: folder of the images.
-        label_dir: folder of the labels.
-        classes: names, in the order of the numbers.
-        image_ext: ending of image files.
-        label_ext: ending of label files.
-        ignore_label: value of pixels without a class.
-        colors: one (R, G, B) per class for pictures.
-
-    Raises:
-        DataError: a folder is missing, or images are without labels.
-    """
-
-    def load() -> list[dict]:
-        # Checked again when it is used: Detectron2 leaves out images without labels silently.
-        _check_folders(name, image_dir, label_dir, image_ext, label_ext)
-        return load_sem_seg(label_dir, image_dir, label_ext, image_ext)
-
-    _check_folders(name, image_dir, label_dir, image_ext, label_ext)
-    DatasetCatalog.register(name, load)
-    metadata = MetadataCatalog.get(name)
-    metadata.set(
-        stuff_classes=list(classes),
-        image_root=image_dir,
-        sem_seg_root=label_dir,
-        evaluator_type="sem_seg",
-        ignore_label=ignore_label,
-    )
-    if colors is not None:
-        metadata.set(stuff_colors=[tuple(c) for c in colors])
+from .coco_json import check_file, reading
 
 
 def check_datasets(names: Sequence[str]) -> None:
@@ -138,6 +88,40 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     return dicts
 
 
+def evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
+    """Dicts of all images of data sets to evaluate on, with their keys, and checked.
+
+    Raises:
+        DataError: there are none, an annotation file is not as it must be, or an image is missing.
+    """
+    proposals = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        data = cfg.DATASETS
+        files = dict(zip(data.TRAIN, data.PROPOSAL_FILES_TRAIN, strict=False))
+        files.update(zip(data.TEST, data.PROPOSAL_FILES_TEST, strict=False))
+        proposals = [files[name] for name in names]
+    with reading(names), _naming_images(names):
+        dicts = get_detection_dataset_dicts(
+            list(names), filter_empty=False, proposal_files=proposals
+        )
+    if isinstance(dicts, list):
+        check_images(names, dicts)
+        _check_classification(cfg, names, dicts)
+    return dicts
+
+
+@contextmanager
+def read_once(names: Sequence[str]) -> Iterator[None]:
+    """Inside the block each data set is read from its files once, however often it is asked for."""
+    loads = {name: DatasetCatalog[name] for name in {*names} & {*DatasetCatalog.list()}}
+    for name, load in loads.items():
+        DatasetCatalog[name] = cache(load)
+    try:
+        yield
+    finally:
+        DatasetCatalog.update(loads)
+
+
 def build_test_loader(
     cfg: CfgNode, names: str | Sequence[str], images: int | None = None
 ) -> DataLoader:
@@ -152,7 +136,7 @@ def build_test_loader(
         DataError: there are no images, an annotation file is not as it must be, or an image is
             missing; from the loader, once it reads an image that cannot be used.
     """
-    dicts = _evaluation_dicts(cfg, [names] if isinstance(names, str) else names)
+    dicts = evaluation_dicts(cfg, [names] if isinstance(names, str) else names)
     if images is not None and images < len(dicts):
         dicts = [dicts[i * len(dicts) // images] for i in range(images)]
     return _evaluation_loader(cfg, dicts)
@@ -204,6 +188,7 @@ def _naming_images(names: Sequence[str]) -> Iterator[None]:
 
 
 def _named(name: str, load: Callable[[], Any]) -> Any:
+    check_file(name)
     dicts = load()
     # Detectron2 also knows data sets that are no lists; their own items name their images.
     return name_images(name, dicts) if isinstance(dicts, list) else dicts
@@ -216,51 +201,14 @@ _EXPECTED = {
     "sem_seg_root": "its labels",
     "json_file": "its annotations",
     "panoptic_root": "its panoptic labels",
+    "panoptic_json": "its panoptic annotations",
 }
-
-
-def _check_folders(
-    name: str, image_dir: str, label_dir: str, image_ext: str, label_ext: str
-) -> None:
-    for folder, what in ((image_dir, "images"), (label_dir, "labels")):
-        if not os.path.isdir(folder):
-            raise DataError(f"data set {name!r} expects its {what} in {folder}, which is no folder")
-    images = _stems(image_dir, image_ext)
-    if not images:
-        raise DataError(f"data set {name!r}: {image_dir} holds no .{image_ext} images")
-    missing = sorted(images - _stems(label_dir, label_ext))
-    if missing:
-        raise DataError(
-            f"image {missing[0]}.{image_ext} of data set {name!r} has no label in {label_dir}"
-            + (f", nor have {len(missing) - 1} others" if len(missing) > 1 else "")
-        )
-
-
-def _stems(folder: str, ext: str) -> set[str]:
-    return {f[: -len(ext) - 1] for f in os.listdir(folder) if f.endswith("." + ext)}
-
-
-def _evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
-    proposals = None
-    if cfg.MODEL.LOAD_PROPOSALS:
-        data = cfg.DATASETS
-        files = dict(zip(data.TRAIN, data.PROPOSAL_FILES_TRAIN, strict=False))
-        files.update(zip(data.TEST, data.PROPOSAL_FILES_TEST, strict=False))
-        proposals = [files[name] for name in names]
-    with reading(names), _naming_images(names):
-        dicts = get_detection_dataset_dicts(
-            list(names), filter_empty=False, proposal_files=proposals
-        )
-    if isinstance(dicts, list):
-        check_images(names, dicts)
-        _check_classification(cfg, names, dicts)
-    return dicts
 
 
 def _evaluation_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
     if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
         return ClassificationMapper(cfg, is_train=False)
-    return DatasetMapper(cfg, is_train=False)
+    return DetectionMapper(cfg, is_train=False)
 
 
 def _evaluation_batch(cfg: CfgNode) -> dict[str, int]:

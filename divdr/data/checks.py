@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import DataError
-from .coco_json import owners, predicted_classes, source
+from .classes import predicted_things
+from .coco_json import owners, source
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,10 @@ class _Wanted(NamedTuple):
     keypoints: int = 0  # 0: the model learns none
 
 
-def check_annotations(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict]) -> None:
-    """See that Detectron2's mapper and the model can learn from every annotation.
+def annotation_problems(
+    cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict], *, training: bool = True
+) -> Iterator[str]:
+    """What Detectron2's mapper and the model cannot learn from, or evaluation not work with.
 
     Boxes without area are legal: Detectron2 leaves them out; a warning tells how many there are.
 
@@ -43,12 +46,15 @@ def check_annotations(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict])
             is not known, and not checked.
         names: data sets that the dicts are from.
         dicts: of their images.
+        training: whether the model learns from them; else masks may be of either format.
 
-    Raises:
-        DataError: a box, category, segmentation or list of key points is not as it must be; the
-            message names data set, annotation file and image.
+    Yields:
+        Sentences about a box, category, segmentation or list of key points that is not as it must
+        be; they name data set, annotation file and image.
     """
     wanted = _wanted(cfg, names)
+    if not training:
+        wanted = wanted._replace(mask_format="")
     empty, first = 0, None
     for record in dicts:
         for annotation in record.get("annotations", ()):
@@ -56,15 +62,15 @@ def check_annotations(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict])
                 continue
             problem = _problem(record, annotation, wanted)
             if problem:
-                raise DataError(
+                yield (
                     f"{source(owners(names, record))}: an annotation of image "
                     f"{record.get('file_name')} {problem}"
                 )
-            if _is_empty(record, annotation):
+            elif _is_empty(record, annotation):
                 empty += 1
                 first = first or record.get("file_name")
     # With crops Detectron2 makes boxes anew from the masks, whatever the annotation says.
-    if empty and not (wanted.mask_format and cfg.INPUT.CROP.ENABLED):
+    if training and empty and not (wanted.mask_format and cfg.INPUT.CROP.ENABLED):
         logger.warning(
             "%s: %d boxes have no area inside their image and are left out in training, the first "
             "in image %s",
@@ -72,6 +78,16 @@ def check_annotations(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict])
             empty,
             first,
         )
+
+
+def check_annotations(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict]) -> None:
+    """See that there are no :func:`annotation_problems`.
+
+    Raises:
+        DataError: of the first one.
+    """
+    for problem in annotation_problems(cfg, names, dicts):
+        raise DataError(problem)
 
 
 def check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
@@ -115,7 +131,7 @@ def check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
 
 def _wanted(cfg: CfgNode, names: Sequence[str]) -> _Wanted:
     wanted = _Wanted(MetadataCatalog.get(names[0]).get("thing_classes", ()))
-    key, classes = predicted_classes(cfg)
+    key, classes = predicted_things(cfg)
     if not key:
         return wanted
     wanted = wanted._replace(key=key, classes=classes)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import ConfigError
 from ..image_keys import IMAGE_KEY
 from .catalog import training_dicts
-from .checked_mapper import CheckedMapper, DetectionMapper
+from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
 from .classification.mapper import ClassificationMapper
 from .mapper import SemanticCropMapper
 
@@ -150,7 +150,10 @@ def _panoptic_deeplab_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
             'INPUT.DATASET_MAPPER_NAME "panoptic_deeplab" needs the project of that name beside '
             f"Detectron2, and panopticapi ({error})"
         ) from None
-    return PanopticDeeplabDatasetMapper(cfg)
+    theirs = PanopticDeeplabDatasetMapper(cfg)
+    return PanopticTargetMapper(
+        theirs.augmentations, theirs.image_format, theirs.panoptic_target_generator
+    )
 
 
 def build_train_loader(

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
 from ..errors import ConfigError, DataError
+from ..image_files import check_labels, read_image, read_labels
 
 
 class SemanticCropMapper:
@@ -104,21 +104,15 @@ class SemanticCropMapper:
         if "sem_seg_file_name" not in item:
             raise DataError(f"image {name} has no label file")
         label_name = item.pop("sem_seg_file_name")
-        image = _read_file(name, self.image_format)
-        labels = _read_file(label_name, None)
-        if labels.ndim != 2:
-            raise DataError(f"label file {label_name} must have one channel, not {labels.shape}")
-        if labels.shape != image.shape[:2]:
-            raise DataError(
-                f"label file {label_name} is {labels.shape[0]}×{labels.shape[1]} pixels, its image "
-                f"{image.shape[0]}×{image.shape[1]}"
-            )
-        wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_value)])
-        if len(wrong):
-            raise DataError(
-                f"label file {label_name} holds {', '.join(map(str, wrong[:5]))}; classes are 0 to "
-                f"{self.num_classes - 1}, and {self.ignore_value} is ignored"
-            )
+        image = read_image(name, self.image_format)
+        labels = read_labels(label_name)
+        check_labels(
+            labels,
+            label_name,
+            classes=self.num_classes,
+            ignore=self.ignore_value,
+            size=image.shape[:2],
+        )
         return image, labels
 
     def _pad(self, image: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,12 +125,3 @@ class SemanticCropMapper:
         padded_labels = torch.full((rows, columns), self.ignore_value, dtype=labels.dtype)
         padded_labels[:height, :width] = labels
         return padded, padded_labels
-
-
-def _read_file(name: str, image_format: str | None) -> np.ndarray:
-    try:
-        return detection_utils.read_image(name, image_format)
-    except FileNotFoundError:
-        raise DataError(f"file {name} does not exist") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"file {name} cannot be read as an image ({error})") from None

@@ -31,7 +31,7 @@ def together(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         result = function(*args, **kwargs)
     except Exception as caught:
         error = caught
-    own = None if error is None else (_kind(error), one_sentence(error))
+    own = None if error is None else (_kind(error), one_sentence(error).splitlines()[0])
     told = comm.all_gather(own)
     if error is not None:
         raise error
@@ -40,6 +40,16 @@ def together(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
             kind, sentence = other
             raise kind(f"{sentence} (process {rank} of {len(told)})")
     return result
+
+
+def first_on_machine() -> bool:
+    """Whether this process is the first one of its machine."""
+    if comm.get_world_size() == 1:
+        return True
+    try:
+        return comm.get_local_rank() == 0
+    except AssertionError:  # nobody told Detectron2 which processes share a machine
+        return True
 
 
 def _kind(error: Exception) -> type[DivdrError]:

@@ -17,10 +17,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from ..data import check_datasets
+from ..data import read_once
+from .agreement import together
 from .setup import load_config, report_errors
 from .trained import load_trained
-from .trainer import Trainer
+from .trainer import Trainer, check_run_data
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,8 +58,9 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of a run."""
     cfg = configure(args)
     if args.eval_only:
-        check_datasets(cfg.DATASETS.TEST)
-        return Trainer.test(cfg, load_trained(cfg))
+        with read_once(cfg.DATASETS.TEST):
+            together(check_run_data, cfg, training=False)
+            return Trainer.test(cfg, load_trained(cfg))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

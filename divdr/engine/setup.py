@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config import get_divdr_config
-from ..errors import ConfigError, DivdrError
+from ..errors import ConfigError, DataError, DivdrError
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,17 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_sentence(error: BaseException) -> str:
-    """An error's own words; a data loader's worker puts its whole traceback before them."""
+    """An error's own words; a data loader's worker puts its whole traceback before them.
+
+    Of several problems with the data every one is told, on a line of its own.
+    """
     text = str(error).strip()
     marker = f"{type(error).__name__}: "
     if "Original Traceback" in text and marker in text:
-        text = text.rsplit(marker, 1)[1]
-    return text.strip().splitlines()[0] if text else type(error).__name__
+        return text.rsplit(marker, 1)[1].strip().splitlines()[0]
+    if isinstance(error, DataError) and len(error.problems) > 1:
+        return text
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _unknown_key(message: str, cfg: CfgNode) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,19 +22,21 @@ from detectron2.engine import (
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint import write_text_atomically
 from ..data import (
     build_bank_loader,
     build_test_loader,
     build_train_loader,
-    check_datasets,
-    check_evaluation_file,
+    check_data,
+    read_once,
     seed_everything,
 )
-from ..errors import ConfigError, NonFiniteLossError
+from ..errors import ConfigError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
@@ -52,13 +52,14 @@ from ..modeling import (
     unwrap,
 )
 from ..routing import DynamicRoutingNetwork
-from .agreement import together
+from .agreement import first_on_machine, together
 from .amp import MixedPrecisionTrainer
 from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
 from .cost_target_hook import CostTargetHook
+from .finite import MetricsFile, finite_losses, plain_numbers
 from .hooks import ClusteringHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
@@ -86,15 +87,15 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "divdr"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        together(check_datasets, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        check_evaluators(cfg.DATASETS.TEST)
-        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
-        if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
-            seed_everything(self.seed, 0)
-        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        loader = together(self.build_train_loader, cfg)
+        with read_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+            together(check_run_data, cfg)
+            self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+            if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
+                seed_everything(self.seed, 0)
+            self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+            model = self.build_model(cfg)
+            optimizer = self.build_optimizer(cfg, model)
+            loader = together(self.build_train_loader, cfg)
         wrapped = _distributed(model)
         self._trainer = (
             MixedPrecisionTrainer(wrapped, loader, optimizer, cfg.SOLVER.AMP.DTYPE)
@@ -113,7 +114,7 @@ class Trainer(DefaultTrainer):
         """The model of the config, with routing attached."""
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
-        model.register_forward_hook(_check_losses)
+        model.register_forward_hook(finite_losses)
         return model
 
     @classmethod
@@ -141,8 +142,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator that suits the data set; :meth:`test` adds that of the cost."""
-        check_evaluation_file(cfg, dataset_name)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:  # the files of several have the same names
+            folder = os.path.join(folder, dataset_name)
         return build_task_evaluator(dataset_name, folder, cfg)
 
     def build_hooks(self) -> list[HookBase]:
@@ -160,6 +162,16 @@ class Trainer(DefaultTrainer):
         first = next((i for i, h in enumerate(built) if isinstance(h, later)), len(built))
         built[first:first] = self._own_hooks()
         return [hook for hook in built if hook is not None]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, of which ``metrics.json`` has null where a figure is not a number."""
+        writers: list[EventWriter] = []
+        for writer in super().build_writers():
+            if isinstance(writer, JSONWriter):
+                writer.close()
+                writer = MetricsFile(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            writers.append(writer)
+        return writers
 
     def _build_checkpointer(self) -> RoutingCheckpointer:
         routing = attached_routing(self.model)
@@ -278,10 +290,27 @@ class Trainer(DefaultTrainer):
             by_dataset = {names[0]: results} if len(names) == 1 else dict(results)
             folder = os.path.join(cfg.OUTPUT_DIR, "inference")
             os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
-                json.dump(by_dataset, file, indent=2, default=float)
+            # NaN, the IoU of a class that no pixel has, is no JSON.
+            text = json.dumps(plain_numbers(by_dataset), indent=2, allow_nan=False)
+            write_text_atomically(os.path.join(folder, "results.json"), text)
             logger.info("Results\n%s", summary_table(by_dataset))
         return results
+
+
+def check_run_data(cfg: CfgNode, *, training: bool = True) -> None:
+    """See that the data of a run suit config and model, on the first process of each machine.
+
+    Args:
+        cfg: the whole configuration.
+        training: whether ``DATASETS.TRAIN`` will be used.
+
+    Raises:
+        DataError: see ``divdr.data.check_data``.
+        ConfigError: see ``divdr.evaluation.check_evaluators``.
+    """
+    if first_on_machine():  # the others see the same files
+        check_data(cfg, training=training)
+    check_evaluators(cfg.DATASETS.TEST)
 
 
 def _distributed(model: nn.Module) -> nn.Module:
@@ -296,18 +325,3 @@ def _distributed(model: nn.Module) -> nn.Module:
             getattr(m, "leaves_parameters_out", False) for m in model.modules()
         ),
     )
-
-
-def _check_losses(model: nn.Module, args: tuple, output: Any) -> None:
-    """Stop at a loss that is not finite, before it reaches the weights."""
-    if not (model.training and isinstance(output, Mapping)):
-        return
-    losses = {k: v for k, v in output.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
-    if not losses:
-        return
-    values = torch.stack([v.detach().float().flatten()[0] for v in losses.values()]).tolist()
-    broken = [name for name, value in zip(losses, values, strict=True) if not math.isfinite(value)]
-    if broken:
-        raise NonFiniteLossError(
-            f"{', '.join(broken)} is not finite; training stops, the last good checkpoint stays"
-        )

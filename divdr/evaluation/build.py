@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +23,10 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import Backbone
 from detectron2.utils import comm
-from PIL import Image
 from torch import nn
 
 from ..errors import ConfigError
+from ..image_files import check_labels, read_labels
 from ..modeling import attached_routing, unwrap
 from ..modeling.classification import ImageClassifier, collaboration_of
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
@@ -131,7 +133,7 @@ def build_task_evaluator(
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     if kind == "cityscapes_sem_seg":
         if not _on_one_machine():
-            return DatasetEvaluators([_semantic_evaluator(dataset_name, folder)])
+            return DatasetEvaluators([CheckedSemSegEvaluator(dataset_name, folder)])
         return DatasetEvaluators([CityscapesSemSegEvaluator(dataset_name)])
     if kind == "cityscapes_instance":
         return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
@@ -140,7 +142,7 @@ def build_task_evaluator(
         return DatasetEvaluators([ClassificationEvaluator(classes)])
     found: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and _has_semantic_labels(dataset_name):
-        found.append(_semantic_evaluator(dataset_name, folder))
+        found.append(CheckedSemSegEvaluator(dataset_name, folder))
     if kind in ("coco", "coco_panoptic_seg"):
         found.extend(_instance_evaluators(dataset_name, folder, cfg))
     if kind in ("coco_panoptic_seg", "cityscapes_panoptic_seg"):
@@ -173,18 +175,62 @@ def _instance_evaluators(
     options: dict[str, Any] = {}
     if cfg is not None and len(cfg.TEST.KEYPOINT_OKS_SIGMAS):
         options["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    return [COCOEvaluator(name, output_dir=folder, **options)]
+    return [NumberedCOCOEvaluator(name, output_dir=folder, **options)]
 
 
-def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
-    options: dict[str, Any] = {}
-    # Detectron2's own loading function asks NumPy for no copy, which NumPy 2 cannot promise;
-    # Detectron2 0.6 reads labels in a way that works and has no such argument.
-    if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
-        options["sem_seg_loading_fn"] = _read_labels
-    return SemSegEvaluator(dataset_name, distributed=True, output_dir=folder, **options)
+class NumberedCOCOEvaluator(COCOEvaluator):
+    """Detectron2's evaluator, for files whose annotations are numbered in any way.
+
+    pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
+    of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
+
+    Args:
+        dataset_name: name in the catalog.
+        options: of Detectron2's evaluator.
+    """
+
+    def __init__(self, dataset_name: str, **options: Any) -> None:
+        super().__init__(dataset_name, **options)
+        entries = self._coco_api.dataset.get("annotations", [])
+        if all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in entries):
+            return
+        for number, entry in enumerate(entries, 1):
+            entry["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            self._coco_api.createIndex()
 
 
-def _read_labels(path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image, dtype=dtype)
+class CheckedSemSegEvaluator(SemSegEvaluator):
+    """Detectron2's evaluator of classes, with divdr's reader of labels, each of which is checked.
+
+    Detectron2's own counts labels that are no classes as others, or cannot go on.
+
+    Args:
+        dataset_name: name in the catalog.
+        folder: takes the predictions.
+    """
+
+    def __init__(self, dataset_name: str, folder: str) -> None:
+        options: dict[str, Any] = {}
+        # Detectron2 0.6 reads labels itself and has no such argument.
+        if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
+            options["sem_seg_loading_fn"] = self._last_labels
+        super().__init__(dataset_name, distributed=True, output_dir=folder, **options)
+        self._last: np.ndarray = np.zeros((0, 0), np.uint8)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Count what was predicted for the pixels of each class.
+
+        Raises:
+            DataError: labels cannot be read, are of another size than their image, or no classes.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            path = self.input_file_to_gt_file[item["file_name"]]
+            self._last = read_labels(path)
+            size = tuple(output["sem_seg"].shape[-2:])
+            classes, ignore = self._num_classes, self._ignore_label
+            check_labels(self._last, path, classes=classes, ignore=ignore, size=size)
+            super().process([item], [output])
+
+    def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
+        return self._last.astype(dtype)

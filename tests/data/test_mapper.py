@@ -121,7 +121,7 @@ def test_flip_turns_both(pair):
         ),
         (
             lambda d, f: Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(f / "label.png"),
-            r"label\.png must have one channel",
+            r"label\.png cannot be used: it is in colours \(mode RGB\), and must have one",
         ),
     ],
 )

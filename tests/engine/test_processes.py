@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
-from detectron2.evaluation import CityscapesSemSegEvaluator, SemSegEvaluator
+from detectron2.evaluation import CityscapesSemSegEvaluator
 from detectron2.utils import comm
 from PIL import Image
 from two_processes import join
@@ -22,6 +22,7 @@ from divdr.engine import trainer as trainer_module
 from divdr.engine.agreement import together
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
+from divdr.evaluation.build import CheckedSemSegEvaluator
 
 
 def test_in_two_processes(tmp_path):
@@ -109,8 +110,8 @@ def _data_missing_on_one_machine_stop_all(rank):
 
     cfg = get_divdr_config()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
-    for checked in (missing, lambda names: None):
-        trainer_module.check_datasets = checked
+    for checked in (missing, lambda cfg: None):
+        trainer_module.check_run_data = checked
         with pytest.raises(DataError, match="no such file"):
             Small(cfg)
 
@@ -244,7 +245,7 @@ def test_several_machines_evaluate_cityscapes_classes(cityscapes, tmp_path, monk
         patch.setattr(comm, "get_local_size", lambda: 2)
         check_evaluators([semantic])
         evaluator = build_task_evaluator(semantic, str(tmp_path))
-        assert [type(e) for e in evaluator._evaluators] == [SemSegEvaluator]
+        assert [type(e) for e in evaluator._evaluators] == [CheckedSemSegEvaluator]
         for kind in ("instance", "panoptic_seg"):
             with pytest.raises(ConfigError, match=r"on one machine alone: train .* --eval-only"):
                 check_evaluators([semantic, names[kind]])
@@ -275,8 +276,8 @@ def test_an_instance_data_set_is_refused_before_anything_is_trained(
         cfg = load_config(str(repository / "configs/demo/divdr.yaml"), options)
         cfg.DATASETS.TEST = ("cityscapes_fine_instance_seg_val",)
         asked = []
-        monkeypatch.setattr(trainer_module, "check_datasets", lambda names: asked.extend(names))
+        monkeypatch.setattr(trainer_module, "check_data", lambda cfg, training: asked.append(cfg))
         monkeypatch.setattr("divdr.evaluation.build._on_one_machine", lambda: False)
         with pytest.raises(ConfigError, match="cityscapes_fine_instance_seg_val"):
             Trainer(cfg)
-    assert asked == [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    assert asked == [cfg]

@@ -4,13 +4,12 @@ A dataset dict holds "label" (a number from 0), "image_id", and either "file_nam
 array (H, W) or (H, W, 3) in RGB.
 """
 
-from .catalog import classification_batches, describe, register_class_folders, register_published
+from .catalog import classification_batches, describe, register_published
 from .mapper import ClassificationMapper
 
 __all__ = [
     "ClassificationMapper",
     "classification_batches",
     "describe",
-    "register_class_folders",
     "register_published",
 ]

@@ -14,10 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from ...errors import ConfigError, DataError
+from ..folders import register_anew
 from .formats import Images, read_cifar, read_digits, read_fashion_mnist
 from .mapper import ClassificationMapper
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -64,40 +64,6 @@ def register_published(root: str | os.PathLike[str]) -> None:
             ("cifar100", numbers, cifar100, partial(read_cifar, cifar100, split, 100)),
         ):
             _register(f"{name}_{split}", classes, folder, read)
-
-
-def register_class_folders(name: str, root: str, classes: Sequence[str] | None = None) -> None:
-    """Make a folder that holds one folder of images for each class a data set.
-
-    Args:
-        name: to use in ``cfg.DATASETS``.
-        root: of the folders.
-        classes: names of the folders, in the order of the labels; None: all, sorted. Give the same
-            for training and test where one of them lacks a class.
-
-    Raises:
-        DataError: the folder or one of the classes is missing.
-    """
-    folder = Path(root)
-    if not folder.is_dir():
-        raise DataError(f"data set {name!r} expects folders of classes in {root}, which is none")
-    present = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    names = list(classes) if classes is not None else present
-    if not names:
-        raise DataError(f"data set {name!r}: {root} holds no folder of a class")
-    missing = [n for n in names if n not in present]
-    if missing:
-        raise DataError(f"data set {name!r}: {root} holds no folder {missing[0]!r}")
-
-    def load() -> list[dict]:
-        return [
-            {"file_name": str(file), "image_id": str(file.relative_to(folder)), "label": label}
-            for label, class_name in enumerate(names)
-            for file in sorted((folder / class_name).iterdir())
-            if file.suffix.lower() in _ENDINGS
-        ]
-
-    _add(name, names, folder, load)
 
 
 def describe(names: Sequence[str]) -> Description:
@@ -166,20 +132,10 @@ def _register(
             for index, (pixels, label) in enumerate(zip(*images[:2], strict=True))
         ]
 
-    _add(name, classes, folder, load)
-
-
-def _add(
-    name: str, classes: Sequence[str], folder: Path | None, load: Callable[[], list[dict]]
-) -> None:
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, load)
-    metadata = MetadataCatalog.get(name)
-    metadata.set(classes=list(classes), evaluator_type="classification")
+    metadata = {"classes": list(classes), "evaluator_type": "classification"}
     if folder is not None:
-        metadata.set(image_root=str(folder))
+        metadata["image_root"] = str(folder)
+    register_anew(name, load, **metadata)
 
 
 def _first(*folders: Path) -> Path:

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, configurable
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError
+from ...image_files import read_image
 
 _MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
 
@@ -108,15 +109,8 @@ class ClassificationMapper:
         mode = _MODES[self.image_format]
         if "pixels" in record:
             return Image.fromarray(record["pixels"]).convert(mode)
-        try:
-            with Image.open(record["file_name"]) as picture:
-                return picture.convert(mode)
-        except FileNotFoundError:
-            raise DataError(f"file {record['file_name']} does not exist") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"file {record['file_name']} cannot be read as an image ({error})"
-            ) from None
+        pixels = read_image(record["file_name"], mode)
+        return Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels)
 
     def _squared(self, picture: Image.Image) -> Image.Image:
         if not self.size:
