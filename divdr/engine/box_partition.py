@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from ..modeling import unwrap
 from ..modeling.class_partition import PartitionSource
 from ..modeling.roi_heads import box_embeddings, choose_box_partition, hydra_box_head_of
+from .agreement import together
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,7 @@ def roi_class_means(cfg: CfgNode, model: nn.Module, classes: Sequence[str]) -> T
         DataError: a class has no box.
         ConfigError: the model has no single box head.
     """
-    images = annotated_images(cfg, comm.get_rank(), comm.get_world_size())
-    training = model.training
-    model.eval()
-    try:
-        own = class_sums(torch.nn.Identity(), box_embeddings(model, images), len(classes))
-    finally:
-        model.train(training)
-    gathered = comm.all_gather(own)
+    gathered = comm.all_gather(together(_own_sums, cfg, model, len(classes)))
     counts = torch.stack([part[1] for part in gathered]).sum(0)
     missing = (counts == 0).nonzero()[:, 0].tolist()
     if missing:
@@ -108,6 +102,17 @@ def roi_class_means(cfg: CfgNode, model: nn.Module, classes: Sequence[str]) -> T
         )
     sums = torch.stack([part[0] for part in gathered if part[0] is not None]).sum(0)
     return sums / counts[:, None]
+
+
+def _own_sums(cfg: CfgNode, model: nn.Module, classes: int) -> tuple:
+    """Sums of features and numbers of boxes of each class, in this process's images."""
+    images = annotated_images(cfg, comm.get_rank(), comm.get_world_size())
+    training = model.training
+    model.eval()
+    try:
+        return class_sums(torch.nn.Identity(), box_embeddings(model, images), classes)
+    finally:
+        model.train(training)
 
 
 def partition_by_detector(cfg: CfgNode, model: nn.Module, branches: int, path: str) -> Tensor:

@@ -12,6 +12,7 @@ from ..classification import PWLU, align
 from ..modeling import unwrap
 from ..modeling.classification import collaboration_of, first_stage, prepare_collaboration
 from ..routing import to_iterations
+from .agreement import together
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class CollaborationHook(HookBase):
             DivdrError: a setting or a file cannot be used; the message says why.
         """
         if self.system is not None:
-            prepare_collaboration(self.cfg, self.system)
+            together(prepare_collaboration, self.cfg, self.system)
 
     def before_step(self) -> None:
         """Set stage and α by the iteration."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data import classification_batches, describe
 from ..modeling import ImageClassifier, unwrap
 from ..modeling.classification import choose_partition, hydra_of
+from .agreement import together
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,15 @@ class PartitionHook(HookBase):
         Raises:
             DivdrError: the partition cannot be made; the message says why.
         """
-        network = hydra_of(self.model)
-        if not isinstance(self.model, ImageClassifier) or network is None or network.has_partition:
+        model, network = self.model, hydra_of(self.model)
+        if not isinstance(model, ImageClassifier) or network is None or network.has_partition:
             return
-        partition = None
-        if comm.is_main_process():
-            partition = find_partition(self.cfg, self.model)
-        network.set_partition(comm.all_gather(partition)[0])
+
+        def find() -> Tensor | None:
+            return find_partition(self.cfg, model) if comm.is_main_process() else None
+
+        found = together(find)
+        network.set_partition(comm.all_gather(found)[0])
         logger.info("Branches of the classes: %s", network.partition.tolist())
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,22 @@ from PIL import Image
 from two_processes import join
 
 from divdr import get_divdr_config
-from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config
+from divdr.engine import (
+    RoutingCheckpointer,
+    SeedHook,
+    Trainer,
+    box_partition,
+    launch,
+    load_config,
+    partition_hook,
+)
 from divdr.engine import trainer as trainer_module
 from divdr.engine.agreement import together
+from divdr.engine.partition_hook import PartitionHook
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
 from divdr.evaluation.build import CheckedSemSegEvaluator
+from divdr.modeling import ImageClassifier
 
 
 def test_in_two_processes(tmp_path):
@@ -35,6 +46,7 @@ def _process(rank, folder):
     _a_checkpoint_missing_on_one_machine_stops_all(rank, folder)
     _what_fails_on_one_process_fails_on_all(rank)
     _data_missing_on_one_machine_stop_all(rank)
+    _a_partition_that_one_process_cannot_make_stops_all(rank)
     _running_statistics_are_each_process_own(rank)
     _detectron2_knows_which_processes_share_a_machine(rank)
     dist.barrier()
@@ -114,6 +126,30 @@ def _data_missing_on_one_machine_stop_all(rank):
         trainer_module.check_run_data = checked
         with pytest.raises(DataError, match="no such file"):
             Small(cfg)
+
+
+def _a_partition_that_one_process_cannot_make_stops_all(rank):
+    def fails_on(number):
+        def fail(*args):
+            if rank == number:
+                raise DataError("image x cannot be used")
+            return torch.zeros(2, 3), torch.ones(2)
+
+        return fail
+
+    model = ImageClassifier.__new__(ImageClassifier)
+    hook = PartitionHook(get_divdr_config(), torch.nn.Identity())
+    hook.model = model
+    partition_hook.hydra_of = lambda model: SimpleNamespace(has_partition=False)
+    partition_hook.find_partition = fails_on(0)  # the first process alone looks for it
+    with pytest.raises(DataError, match="image x cannot be used"):
+        hook.before_train()
+    box_partition._own_sums = fails_on(1)
+    with pytest.raises(DataError, match="image x cannot be used"):
+        box_partition.roi_class_means(get_divdr_config(), torch.nn.Identity(), ["a", "b"])
+    box_partition._own_sums = fails_on(None)
+    means = box_partition.roi_class_means(get_divdr_config(), torch.nn.Identity(), ["a", "b"])
+    assert means.tolist() == [[0.0] * 3] * 2
 
 
 def _running_statistics_are_each_process_own(rank):
