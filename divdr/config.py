@@ -169,6 +169,10 @@ def add_divdr_config(cfg: CfgNode) -> None:
     # of training if below 1.
     cfg.SOLVER.RESTARTS = []
 
+    # SAMPLER_TRAIN "RandomSubsetTrainingSampler" takes this share of the images. Detectron2 has
+    # no default for it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
     # "semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project's mapper,
     # "classification" divdr.data.ClassificationMapper, "" Detectron2's.
     cfg.INPUT.DATASET_MAPPER_NAME = ""

@@ -13,8 +13,6 @@ groups and with all of them.
 
 import argparse
 
-import torch
-
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import curve_table, line_table
 from divdr.engine.classifier_latency import latency_table
@@ -36,8 +34,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     if options.thresholds:
         print(curve_table(cfg, options.thresholds))
     if options.line:

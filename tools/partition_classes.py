@@ -10,8 +10,6 @@ MODEL.ROI_BOX_HEAD.HYDRA.PARTITION file and PARTITION_FILE.
 
 import argparse
 
-import torch
-
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import partition_by_model
 
@@ -28,8 +26,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     partition = partition_by_model(cfg, options.branches, options.output)
     print(f"{options.output}: branches of the classes {partition.tolist()}")
 

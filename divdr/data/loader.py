@@ -173,16 +173,17 @@ def build_train_loader(
         select: which dataset dicts to keep; None: all.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or an unknown sampler.
+        ConfigError: the batch is empty or does not divide among the processes, or a sampler that
+            is unknown or does not suit the data.
         DataError: the data sets hold no images, or something that cannot be right; from the
             loader, once it reads an image, likewise.
     """
     world = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by the {world} "
-            "processes"
-        )
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch < 1:  # it would never be full
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH must be at least 1, not {batch}")
+    if batch % world:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH {batch} does not divide by the {world} processes")
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # What somebody's own mapper makes of annotations is not known here.
@@ -198,9 +199,7 @@ def build_train_loader(
     dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
     return TrainLoader(
         SeededDataset(dataset, seed, keys),
-        batch_sampler=TicketBatches(
-            _index_stream(cfg, dicts, seed), cfg.SOLVER.IMS_PER_BATCH // world, groups
-        ),
+        batch_sampler=TicketBatches(_index_stream(cfg, dicts, seed), batch // world, groups),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
         # As it starts, a loader draws a number: not from the generator that the model draws from,
@@ -214,9 +213,18 @@ def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
     if name == "TrainingSampler":
         return TrainingSampler(len(dicts), seed=seed)
     if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)  # Detectron2 has no default
+        if int(ratio * len(dicts)) < 1:
+            raise ConfigError(
+                f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} leaves none of {len(dicts)} images"
+            )
         return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
     if name == "RepeatFactorTrainingSampler":
+        if not all("annotations" in d for d in dicts):
+            raise ConfigError(
+                f'DATALOADER.SAMPLER_TRAIN "{name}" counts the categories of boxes, which the data '
+                'of DATASETS.TRAIN do not have; use "TrainingSampler"'
+            )
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD
         )

@@ -103,8 +103,6 @@ def _read(folder: str) -> tuple[CfgNode, dict[str, Any]]:
 
 
 def _load(cfg: CfgNode, folder: str) -> nn.Module:
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     return load_trained(cfg)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections import OrderedDict
@@ -18,8 +17,15 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from ..data import read_once
+from ..errors import ConfigError
 from .agreement import together
-from .setup import load_config, report_errors
+from .setup import (
+    INTERRUPTED,
+    load_config,
+    make_output_folder,
+    on_available_device,
+    report_errors,
+)
 from .trained import load_trained
 from .trainer import Trainer, check_run_data
 
@@ -51,31 +57,38 @@ def run(args: argparse.Namespace) -> None:
         )
     except ProcessExitedException as error:  # the process has told its error already
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # as has, once more, the first process
+        sys.exit(INTERRUPTED)
 
 
 @report_errors
 def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of a run."""
-    cfg = configure(args)
-    if args.eval_only:
-        with read_once(cfg.DATASETS.TEST):
-            together(check_run_data, cfg, training=False)
-            return Trainer.test(cfg, load_trained(cfg))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    try:
+        cfg = configure(args)
+        if args.eval_only:
+            if not cfg.DATASETS.TEST:
+                raise ConfigError("--eval-only evaluates DATASETS.TEST, which names no data set")
+            with read_once(cfg.DATASETS.TEST):
+                together(check_run_data, cfg, training=False)
+                return Trainer.test(cfg, load_trained(cfg))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    except KeyboardInterrupt:
+        if comm.is_main_process():
+            raise
+        sys.exit(INTERRUPTED)  # one of them tells it
 
 
 def configure(args: argparse.Namespace) -> CfgNode:
     """Configuration of the arguments; sets up loggers, output folder and seeds.
 
     Raises:
-        ConfigError: see ``load_config``.
+        ConfigError: see ``load_config``; or nothing can be written in ``OUTPUT_DIR``.
     """
-    cfg = load_config(args.config_file, args.opts)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        logging.getLogger(__name__).warning("No CUDA device; training on the CPU")
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = on_available_device(load_config(args.config_file, args.opts))
+    together(make_output_folder, cfg.OUTPUT_DIR)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
@@ -84,7 +97,23 @@ def configure(args: argparse.Namespace) -> CfgNode:
 
 @report_errors
 def _device(args: argparse.Namespace) -> str:
-    return load_config(args.config_file, args.opts).MODEL.DEVICE
+    """``MODEL.DEVICE``, on which as many processes as the arguments say can run."""
+    device = load_config(args.config_file, args.opts).MODEL.DEVICE
+    processes, there = args.num_gpus, torch.cuda.device_count()
+    if processes < 0 or not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--num-gpus {processes}, --num-machines {args.num_machines} and --machine-rank "
+            f"{args.machine_rank} do not go together"
+        )
+    if device.startswith("cuda") and processes > 1:
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"--num-gpus is {processes}, but there is no GPU here; with MODEL.DEVICE cpu as "
+                "many processes train on the CPU"
+            )
+        if 0 < there < processes:
+            raise ConfigError(f"--num-gpus is {processes}, but {there} GPUs are here")
+    return device
 
 
 def _join_torchrun(device: str) -> None:

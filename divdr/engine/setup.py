@@ -2,86 +2,108 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..config import get_divdr_config
 from ..errors import ConfigError, DataError, DivdrError
+from .config_file import merge_file, merge_pairs
+from .settings_check import check_config
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""Exit code of a program that was stopped by Ctrl-C."""
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and divdr's defaults, then a yaml file, then ``KEY VALUE`` pairs; checked.
 
     Raises:
-        ConfigError: no such file, an unknown key, a value of the wrong type, or settings that
-            contradict each other.
+        ConfigError: the file cannot be used, an unknown key, a value of the wrong type or out of
+            its range, or settings that contradict each other.
     """
     cfg = get_divdr_config()
-    if config_file and not os.path.isfile(config_file):
-        raise ConfigError(f"configuration file {config_file} does not exist")
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, AssertionError, ValueError) as error:
-        message = str(error.args[0]) if error.args else str(error)
-        if message.startswith("Non-existent"):  # yacs' word for an unknown key
-            raise ConfigError(_unknown_key(message, cfg)) from None
-        raise ConfigError(f"configuration: {message}") from None
+    if config_file:
+        if os.path.isdir(config_file):
+            raise ConfigError(f"configuration file {config_file} is a folder")
+        if not os.path.isfile(config_file):
+            raise ConfigError(f"configuration file {config_file} does not exist")
+        merge_file(cfg, config_file)
+    merge_pairs(cfg, overrides)
     check_config(cfg)
     return cfg
 
 
-def check_config(cfg: CfgNode) -> None:
-    """See that divdr's settings make sense together; warn of those that do nothing.
+def on_available_device(cfg: CfgNode) -> CfgNode:
+    """The config, or on a machine without GPUs a copy that uses the CPU for "cuda"; it warns."""
+    if torch.cuda.is_available() or not cfg.MODEL.DEVICE.startswith("cuda"):
+        return cfg
+    logger.warning("MODEL.DEVICE is %s, but there is no GPU here: using the CPU", cfg.MODEL.DEVICE)
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def make_output_folder(path: str, what: str = "OUTPUT_DIR") -> None:
+    """Make a folder, with those above it, if it is not there, and see that files can be written.
+
+    Of several processes the main one does, which is the one that writes.
+
+    Args:
+        path: "" is no folder, and none is made.
+        what: the setting or option that named it.
 
     Raises:
-        ConfigError: a setting is out of its range.
+        ConfigError: it is a file, cannot be made, or nothing can be written in it.
     """
-    clustering, budget = cfg.MODEL.ROUTING.CLUSTERING, cfg.MODEL.ROUTING.BUDGET
-    if clustering.ENABLED and clustering.NUM_EXPERTS < 1:
-        raise ConfigError(
-            f"MODEL.ROUTING.CLUSTERING.NUM_EXPERTS must be at least 1, not {clustering.NUM_EXPERTS}"
-        )
-    for name, value in (
-        ("CLUSTERING.WEIGHT", clustering.WEIGHT),
-        ("CLUSTERING.MARGIN", clustering.MARGIN),
-        ("BUDGET.WEIGHT", budget.WEIGHT),
-        ("BUDGET.TARGET", budget.TARGET),
-    ):
-        if value < 0:
-            raise ConfigError(f"MODEL.ROUTING.{name} cannot be negative: {value}")
-    if cfg.SOLVER.STOP_ITER < 0:
-        raise ConfigError(f"SOLVER.STOP_ITER cannot be negative: {cfg.SOLVER.STOP_ITER}")
-    active = clustering.ENABLED and clustering.WEIGHT > 0
-    if active and clustering.MARGIN == 0 and clustering.NUM_EXPERTS == 2:
-        logger.warning(
-            "MODEL.ROUTING.CLUSTERING: with MARGIN 0 and NUM_EXPERTS 2 the clustering loss is "
-            "identically zero (an activation is never closer to the other centre)"
-        )
+    if not path or "://" in path or not comm.is_main_process():
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise ConfigError(f"{what} {path} is a file, not a folder") from None
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be written: {error.strerror}") from None
 
 
 def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for a tool's ``main``: a user's errors are told in one sentence, exit code 2."""
+    """Decorator for a tool's ``main``: a user's errors are told in one sentence, exit code 2.
 
+    Likewise those of the file system, which name the file. Ctrl-C ends it with exit code 130 and
+    what the interrupted part says of itself.
+    """
+
+    @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return main(*args, **kwargs)
         except DivdrError as error:
-            print(f"error: {one_sentence(error)}", file=sys.stderr, flush=True)
-            sys.exit(2)
+            sentence = one_sentence(error)
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise
+            sentence = f"{os.fspath(error.filename)}: {error.strerror}"
+        except KeyboardInterrupt as stop:
+            print(str(stop) or "stopped", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
-    guarded.__name__ = main.__name__
-    guarded.__qualname__ = main.__qualname__
-    guarded.__module__ = main.__module__
     return guarded
 
 
@@ -97,19 +119,3 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, DataError) and len(error.problems) > 1:
         return text
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _unknown_key(message: str, cfg: CfgNode) -> str:
-    key = message.rsplit(": ", 1)[-1]
-    known = list(_keys(cfg))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown configuration key {key}{hint}"
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

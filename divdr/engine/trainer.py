@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import weakref
 from collections import OrderedDict
 from functools import cached_property, partial
@@ -36,7 +37,7 @@ from ..data import (
     read_once,
     seed_everything,
 )
-from ..errors import ConfigError
+from ..errors import ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
@@ -63,6 +64,8 @@ from .finite import MetricsFile, finite_losses, plain_numbers
 from .hooks import ClusteringHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
+from .settings_check import check_config
+from .setup import make_output_folder, on_available_device, one_sentence
 from .solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -84,11 +87,16 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
         TrainerBase.__init__(self)
+        check_config(cfg)
+        cfg = on_available_device(cfg)
         for name in ("detectron2", "divdr"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         with read_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
             together(check_run_data, cfg)
+            together(make_output_folder, cfg.OUTPUT_DIR)
+            if not cfg.DATASETS.TEST:
+                logger.warning("DATASETS.TEST is empty: nothing will be evaluated")
             self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
             if cfg.SEED >= 0:  # the start weights, also where nobody called default_setup
                 seed_everything(self.seed, 0)
@@ -112,6 +120,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of the config, with routing attached."""
+        cfg = on_available_device(cfg)
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
         model.register_forward_hook(finite_losses)
@@ -267,6 +276,31 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             logger.info("Continuing at iteration %d", self.start_iter)
 
+    def train(self) -> OrderedDict | None:
+        """Train, evaluate, and return the results, if any.
+
+        Raises:
+            DivdrError: what stopped it; its sentence is in the log, without a traceback.
+            KeyboardInterrupt: somebody did; it says where, and where ``--resume`` goes on.
+        """
+        log = logging.getLogger(TrainerBase.__module__)
+        log.addFilter(_in_one_line)
+        try:
+            return super().train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._stopped()) from None
+        finally:
+            log.removeFilter(_in_one_line)
+
+    def _stopped(self) -> str:
+        name = os.path.basename(self.checkpointer.get_checkpoint_file())
+        saved = re.fullmatch(r"model_(\d+)\.pth", name)
+        if saved:
+            rest = f"--resume goes on from {int(saved[1]) + 1}"
+        else:
+            rest = f"--resume goes on from {name}" if name else "no checkpoint is written yet"
+        return f"stopped at iteration {getattr(self, 'iter', self.start_iter)}; {rest}"
+
     @classmethod
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
@@ -313,10 +347,26 @@ def check_run_data(cfg: CfgNode, *, training: bool = True) -> None:
     check_evaluators(cfg.DATASETS.TEST)
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Filter of Detectron2's log: of errors meant for users it notes the sentence alone."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, DivdrError):
+        record.exc_info = None
+        record.msg, record.args = "Training stops: %s", (one_sentence(error),)
+    return True
+
+
 def _distributed(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
+    if not on_gpu:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                raise ConfigError(
+                    f"{name} is normalised by Detectron2's SyncBN, which works on GPUs alone; set "
+                    'that part\'s NORM (MODEL.FPN.NORM, MODEL.RESNETS.NORM, ...) to "BN" or "GN"'
+                )
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if on_gpu else None,

@@ -150,6 +150,15 @@ def test_rare_classes_are_repeated(dataset):
 def test_settings_and_data_are_checked(dataset, monkeypatch):
     with pytest.raises(ConfigError, match="SAMPLER_TRAIN 'Nothing'"):
         build_train_loader(config(dataset, SAMPLER_TRAIN="Nothing"), draw)
+    with pytest.raises(ConfigError, match="categories of boxes, which the data"):
+        build_train_loader(config(dataset, SAMPLER_TRAIN="RepeatFactorTrainingSampler"), draw)
+    few = config(dataset, SAMPLER_TRAIN="RandomSubsetTrainingSampler", RANDOM_SUBSET_RATIO=0.05)
+    with pytest.raises(ConfigError, match=r"RATIO 0\.05 leaves none of 11 images"):
+        build_train_loader(few, draw)
+    none = config(dataset)
+    none.SOLVER.IMS_PER_BATCH = 0
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH must be at least 1"):
+        build_train_loader(none, draw)
     cfg = config(dataset)
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(DataError, match="names no data set"):

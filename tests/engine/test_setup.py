@@ -1,8 +1,11 @@
 import logging
 
 import pytest
+import torch
+from detectron2.config import get_cfg
 
-from divdr.engine import load_config, report_errors
+from divdr.engine import check_config, load_config, report_errors
+from divdr.engine.setup import make_output_folder, on_available_device
 from divdr.errors import ConfigError, DataError
 
 CONFIGS = [
@@ -56,10 +59,35 @@ def test_unknown_key_is_named_with_the_nearest():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "0"], "at least 1"),
-        (["MODEL.ROUTING.BUDGET.WEIGHT", "-1.0"], "cannot be negative"),
-        (["MODEL.ROUTING.LAYERS", "many"], "configuration: .*many"),
-        (["MODEL.ROUTING.LAYERS"], "configuration: "),
+        (["MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "0"], "NUM_EXPERTS must be at least 1, not 0"),
+        (["MODEL.ROUTING.BUDGET.WEIGHT", "-1.0"], "WEIGHT must be at least 0, not -1.0"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH must be at least 1, not 0"),
+        (["SOLVER.MAX_ITER", "-3"], "MAX_ITER must be at least 1, not -3"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "CHECKPOINT_PERIOD must be at least 1"),
+        (["SOLVER.MOMENTUM", "1"], "MOMENTUM must be at least 0 and below 1, not 1.0"),
+        (["SOLVER.BASE_LR", "1e999"], "BASE_LR must be at least 0, not inf"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS must be at least 0"),
+        (["DATALOADER.RANDOM_SUBSET_RATIO", "0.0"], "RATIO must be above 0 and at most 1, not 0.0"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "0"], "NUM_CLASSES must be at least 1"),
+        (["INPUT.MIN_SIZE_TRAIN", "(64, -5)"], "MIN_SIZE_TRAIN must hold whole numbers, at least"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], "MIN_SIZE_TRAIN must hold at least one value"),
+        (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "(0.5, 2)"], "shares of the image"),
+        (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "disc"], "'disc' is not one of abs"),
+        (["DATASETS.TEST", "(3,)"], "DATASETS.TEST must hold texts, not 3"),
+        (["DATASETS.TEST", "mine"], r"DATASETS.TEST must be a list, as \(\), not 'mine'"),
+        (["MODEL.PIXEL_STD", "[1.0]"], "PIXEL_MEAN has 3 channels and MODEL.PIXEL_STD 1"),
+        (["MODEL.PIXEL_STD", "[1.0, 0, 1.0]"], "PIXEL_STD must hold numbers, above 0, not 0"),
+        (["MODEL.DEVICE", "banana"], "DEVICE 'banana' is unknown"),
+        (["SEED", "4000000000"], "SEED must be at most 2147483647"),
+        (["MODEL.ROUTING.LAYERS", "many"], "LAYERS must be a whole number, as 16, not 'many'"),
+        (["MODEL.ROUTING.LAYERS", "2.0"], "LAYERS must be a whole number, as 16, not 2.0"),
+        (["MODEL.ROUTING.LAYERS", "True"], "LAYERS must be a whole number, as 16, not True"),
+        (["SOLVER.BASE_LR", "None"], "BASE_LR must be a number, as 0.001, not None"),
+        (["SOLVER.BASE_LR", "9" * 400], "BASE_LR is too large for a number"),
+        (["MODEL.ROUTING", "3"], "MODEL.ROUTING is a group of keys, not 3"),
+        (["MODEL.DEVICE.NAME", "cpu"], "unknown configuration key MODEL.DEVICE.NAME"),
+        (["MODEL.ROUTING.LAYERS"], "the key MODEL.ROUTING.LAYERS has no value"),
+        (["SEED", "1", "--resume"], "the key --resume has no value; .* after all options"),
     ],
 )
 def test_wrong_values_are_told(overrides, message):
@@ -67,9 +95,103 @@ def test_wrong_values_are_told(overrides, message):
         load_config("", overrides)
 
 
+def test_values_that_the_default_does_not_forbid_are_taken(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("SOLVER: {BASE_LR: 1, STEPS: [3, 5]}\nMODEL: {ROUTING: {GATE_BIAS: '2'}}\n")
+    pairs = ["SOLVER.MOMENTUM", "0", "OUTPUT_DIR", "2024", "MODEL.ROUTING", "{'LAYERS': 3}"]
+    cfg = load_config(str(path), [*pairs, "DATASETS.TEST", "['a']"])
+    solver, routing = cfg.SOLVER, cfg.MODEL.ROUTING
+    for value, wanted in ((solver.BASE_LR, 1.0), (solver.MOMENTUM, 0.0), (routing.GATE_BIAS, 2.0)):
+        assert value == wanted
+        assert type(value) is float
+    assert (solver.STEPS, cfg.DATASETS.TEST, cfg.OUTPUT_DIR) == ((3, 5), ("a",), "2024")
+    assert (routing.LAYERS, routing.SCALES) == (3, 4)  # the group's other keys stay
+
+
 def test_missing_config_file():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
         load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"SOLVER:\n\tMAX_ITER: 3\n", r"own\.yaml, line 2 .*spaces, not by tabs"),
+        (b"SOLVER: [1\nSEED: 2\n", r"own\.yaml, line \d cannot be read as yaml"),
+        (b"\x80\x02\xff", r"own\.yaml is not text"),
+        (b"\0", r"own\.yaml cannot be read as yaml: .*#x0000"),
+        (b"# nothing\n", r"own\.yaml is empty"),
+        (b"just words", r"own\.yaml holds no keys with values but str 'just words'"),
+        (b"SEED: 2001-99-99", r"own\.yaml cannot be read as yaml: month must be in"),
+        (b"_BASE_: nowhere.yaml", r"own\.yaml: its _BASE_ \S*/nowhere\.yaml does not exist"),
+        (b"_BASE_: 7", r"own\.yaml: _BASE_ names files, not 7"),
+        (b"_BASE_: own.yaml", r"own\.yaml is based on itself"),
+        (b"VERSION: 1", r"own\.yaml is of VERSION 1"),
+        (b"SOLVER:\n", r"own\.yaml: SOLVER is a group of keys, not None"),
+        (
+            b"SOLVER: {MAX_ITERS: 2}",
+            r"own\.yaml: unknown .* SOLVER.MAX_ITERS; did you mean SOLVER.M",
+        ),
+        (b"3: 4", r"own\.yaml: unknown configuration key 3"),
+        (b"SEED: [1]", r"own\.yaml: SEED must be a whole number, as -1, not \[1\]"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, content, message):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_folders_and_lazy_configs_are_told(tmp_path, repository):
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_config(str(tmp_path))
+    lazy = str(repository / "configs/lazy/divdr_coco_mask_rcnn.py")
+    with pytest.raises(ConfigError, match=r"mask_rcnn\.py is a LazyConfig, .*lazyconfig_train_net"):
+        load_config(lazy)
+
+
+def test_bases_are_set_first_and_errors_name_theirs(tmp_path):
+    (tmp_path / "low.yaml").write_text("SEED: 3\nSOLVER: {MAX_ITER: 5, BASE_LR: 2}\n")
+    (tmp_path / "high.yaml").write_text("_BASE_: [low.yaml]\nSOLVER: {MAX_ITER: 7}\n")
+    cfg = load_config(str(tmp_path / "high.yaml"))
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (3, 7, 2.0)
+    (tmp_path / "low.yaml").write_text("SEED: none\n")
+    with pytest.raises(ConfigError, match=r"low\.yaml: SEED must be"):
+        load_config(str(tmp_path / "high.yaml"))
+
+
+def test_configs_of_detectron2_alone_are_checked():
+    cfg = get_cfg()
+    check_config(cfg)
+    cfg.SOLVER.IMS_PER_BATCH = 0
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH"):
+        check_config(cfg)
+
+
+def test_cuda_without_a_gpu_is_the_cpu(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda:1"
+    cfg.freeze()
+    found = on_available_device(cfg)
+    assert (found.MODEL.DEVICE, cfg.MODEL.DEVICE) == ("cpu", "cuda:1")
+    assert found.is_frozen()
+    assert "MODEL.DEVICE is cuda:1, but there is no GPU here" in caplog.text
+    assert on_available_device(found) is found
+
+
+def test_output_folders_that_cannot_be(tmp_path):
+    make_output_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR \S*/file is a file, not a folder"):
+        make_output_folder(str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"file/below cannot be written: Not a directory"):
+        make_output_folder(str(tmp_path / "file" / "below"))
+    with pytest.raises(ConfigError, match=r"--output /proc/divdr cannot be written"):
+        make_output_folder("/proc/divdr", "--output")
 
 
 def test_clustering_loss_that_is_always_zero_is_told(caplog):
@@ -81,6 +203,15 @@ def test_clustering_loss_that_is_always_zero_is_told(caplog):
     assert "identically zero" in caplog.text
 
 
+def test_one_expert_with_the_clustering_loss_is_told(caplog):
+    one = ["MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "1"]
+    with caplog.at_level(logging.WARNING):
+        load_config("", [*one, "MODEL.ROUTING.CLUSTERING.WEIGHT", "0"])
+        assert not caplog.text
+        load_config("", one)
+    assert "with NUM_EXPERTS 1 the clustering loss keeps nothing apart" in caplog.text
+
+
 def test_tools_tell_one_sentence_and_exit_with_2(capsys):
     @report_errors
     def tool():
@@ -90,3 +221,26 @@ def test_tools_tell_one_sentence_and_exit_with_2(capsys):
         tool()
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: file x.png is not there\n"
+
+
+def test_errors_of_the_file_system_name_the_file(capsys, tmp_path):
+    @report_errors
+    def tool():
+        (tmp_path / "nowhere" / "x.txt").write_text("")
+
+    with pytest.raises(SystemExit) as exit_info:
+        tool()
+    assert exit_info.value.code == 2
+    told = capsys.readouterr().err
+    assert told == f"error: {tmp_path}/nowhere/x.txt: No such file or directory\n"
+
+
+def test_interrupted_tools_say_one_line_and_exit_with_130(capsys):
+    @report_errors
+    def tool():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_info:
+        tool()
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
