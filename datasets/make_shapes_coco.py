@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.data.shapes_coco import make_shapes_coco
 from divdr.engine import report_errors
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.data.drawn import available_cores
 from divdr.data.streetscapes import make_streetscapes
 from divdr.engine import report_errors

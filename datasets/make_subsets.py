@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.data.drawn import available_cores
 from divdr.data.subsets import KINDS, make_subsets
 from divdr.engine import report_errors

@@ -7,6 +7,8 @@ import argparse
 import logging
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.data.classification.fashion_mnist import prepare_fashion_mnist
 from divdr.engine import report_errors
 

@@ -7,6 +7,8 @@ import argparse
 import logging
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.data.neon_trees import prepare_neon_trees
 from divdr.engine import report_errors
 

@@ -13,6 +13,8 @@ groups and with all of them.
 
 import argparse
 
+import _environment  # noqa: F401
+
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import curve_table, line_table
 from divdr.engine.classifier_latency import latency_table

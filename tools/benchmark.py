@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import _environment  # noqa: F401
 import torch
 
 from divdr.engine import report_errors

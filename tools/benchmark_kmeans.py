@@ -8,9 +8,11 @@ import argparse
 import sys
 import time
 
+import _environment  # noqa: F401
 import torch
 from tabulate import tabulate
 
+from divdr.engine import report_errors
 from divdr.experts import kmeans
 
 
@@ -32,6 +34,7 @@ def timed(device: str, **options) -> tuple:
     return time.perf_counter() - start, result
 
 
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[3000, 20000])

@@ -7,6 +7,7 @@ python tools/check_reference.py tests/data/dynamic_routing_l16_c8_small_gate.npz
 import argparse
 import sys
 
+import _environment  # noqa: F401
 from tabulate import tabulate
 
 from divdr.engine import report_errors

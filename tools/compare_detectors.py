@@ -6,6 +6,8 @@ python tools/compare_detectors.py output/neon_trees/{divdr,dr,resnet18,resnet50}
 
 import argparse
 
+import _environment  # noqa: F401
+
 from divdr.engine import report_errors
 from divdr.engine.compare import compare_runs, comparison_table
 

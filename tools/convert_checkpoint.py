@@ -13,6 +13,7 @@ alone (pretrained, say) converts too; its model's head then starts anew.
 import argparse
 import sys
 
+import _environment  # noqa: F401
 from detectron2.modeling import build_model
 
 from divdr.checkpoint import (

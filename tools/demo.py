@@ -11,10 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import _environment  # noqa: F401
+
+from divdr.engine import report_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"DR": "dr", "DivDR": "divdr"}
 
 
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output/demo", help="folder of runs and report")

@@ -11,6 +11,8 @@ logits of a segmentation model), static_experts.pth (MODEL.ROUTING.STATIC_EXPERT
 import argparse
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.engine import load_config, report_errors
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import ExpertSettings

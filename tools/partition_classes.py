@@ -10,6 +10,8 @@ MODEL.ROI_BOX_HEAD.HYDRA.PARTITION file and PARTITION_FILE.
 
 import argparse
 
+import _environment  # noqa: F401
+
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import partition_by_model
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import _environment  # noqa: F401
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from matplotlib.figure import Figure

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _environment  # noqa: F401
+
 from divdr.engine import report_errors
 from divdr.engine.rehearsal import NAMES, Rehearsal, rehearse
 from divdr.errors import DivdrError

@@ -7,6 +7,8 @@ python tools/report.py --output report.html DR=output/demo/dr DivDR=output/demo/
 import argparse
 import sys
 
+import _environment  # noqa: F401
+
 from divdr.engine import report_errors
 from divdr.errors import ConfigError
 from divdr.visualization.from_runs import report_from_runs

@@ -10,6 +10,8 @@ Finished runs are skipped when it is run again; an interrupted one goes on.
 import sys
 from pathlib import Path
 
+import _environment  # noqa: F401
+
 from divdr.engine import report_errors
 from divdr.studies import main
 

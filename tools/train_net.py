@@ -7,6 +7,7 @@
 Under ``torchrun`` each process is one of the run's; ``--num-gpus`` is then left out.
 """
 
+import _environment  # noqa: F401
 from detectron2.engine import default_argument_parser
 
 from divdr.engine.launch import run

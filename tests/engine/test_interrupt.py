@@ -1,0 +1,42 @@
+"""Ctrl-C during a training: one line, and exit code 130."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_interrupted_training_says_where_it_goes_on(
+    repository, environment, overrides, tmp_path, processes
+):
+    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--num-gpus", processes]
+    command += ["--config-file", "configs/demo/divdr.yaml", "--dist-url", "auto", *overrides]
+    command += ["SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", str(tmp_path)]
+    with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
+        training = subprocess.Popen(
+            command, cwd=repository, env=environment, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.killpg(training.pid, signal.SIGINT)  # as a terminal does
+            code = training.wait(60)
+        finally:
+            if training.poll() is None:
+                os.killpg(training.pid, signal.SIGKILL)
+        err.seek(0)
+        told = [line for line in err.read().splitlines() if "No CUDA runtime" not in line]
+    assert code == 130, told
+    [line] = [line for line in told if not line.startswith("[W")]  # of PyTorch's own threads
+    found = re.fullmatch(r"stopped at iteration (\d+); --resume goes on from (\d+)", line)
+    assert found, line
+    iteration, start = map(int, found.groups())
+    assert 3 <= start <= iteration < start + 4
+    assert start % 3 == 0  # CHECKPOINT_PERIOD
+    assert (tmp_path / f"model_{start - 1:07d}.pth").is_file()
