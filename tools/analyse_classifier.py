@@ -16,6 +16,7 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
+from divdr.engine.arguments import at_least, listed
 from divdr.engine.classifier_analysis import curve_table, line_table
 from divdr.engine.classifier_latency import latency_table
 
@@ -27,12 +28,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--thresholds", type=_floats, default=[], metavar="TAU,TAU,...")
-    parser.add_argument("--line", type=_pair, metavar="BRANCH,BRANCH")
-    parser.add_argument("--steps", type=int, default=11, help="places on the line")
-    parser.add_argument("--latency", type=_ints, default=[], metavar="SIZE,SIZE,...")
-    parser.add_argument("--batches", type=int, default=40, help="batches a size, if there are")
-    parser.add_argument("--rounds", type=int, default=10, help="how often each batch is timed")
+    parser.add_argument(
+        "--thresholds", type=listed(at_least(0, float)), default=[], metavar="TAU,TAU,..."
+    )
+    parser.add_argument("--line", type=listed(at_least(0), 2), metavar="BRANCH,BRANCH")
+    parser.add_argument("--steps", type=at_least(2), default=11, help="places on the line")
+    parser.add_argument("--latency", type=listed(at_least(1)), default=[], metavar="SIZE,SIZE,...")
+    parser.add_argument(
+        "--batches", type=at_least(1), default=40, help="batches a size, if there are"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=10, help="how often each batch is timed"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
@@ -42,19 +49,6 @@ def main() -> None:
         print(line_table(cfg, *options.line, options.steps))
     if options.latency:
         print(latency_table(cfg, options.latency, options.batches, options.rounds))
-
-
-def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _ints(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _pair(text: str) -> tuple[int, int]:
-    first, second = text.split(",")
-    return int(first), int(second)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ import _environment  # noqa: F401
 import torch
 
 from divdr.engine import report_errors
+from divdr.engine.arguments import at_least, device
+from divdr.engine.setup import make_output_folder
 from divdr.inference import benchmark
 from divdr.visualization.benchmark_picture import draw_benchmark
 
+SMALLEST = 3  # pixels; the stem's first convolution needs them
 DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))
 
 
@@ -27,9 +30,9 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--scales", type=int, default=4)
-    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--layers", type=at_least(1), default=16)
+    parser.add_argument("--scales", type=at_least(1), default=4)
+    parser.add_argument("--channels", type=at_least(2), default=64)
     parser.add_argument("--gate", default="small", choices=["small", "full", "none"])
     parser.add_argument(
         "--reach",
@@ -39,25 +42,27 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--case",
-        type=int,
+        type=at_least(1),
         nargs=3,
         action="append",
         metavar=("BATCH", "HEIGHT", "WIDTH"),
         help="repeat for several; default 1 512 1024 and 8 256 512",
     )
     parser.add_argument("--closed", type=float, nargs="+", default=[0.0, 0.3, 0.6, 0.8])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--against", metavar="MODULE:FUNCTION", help="FUNCTION(x[, network])")
     parser.add_argument(
         "--memory",
-        type=int,
+        type=at_least(SMALLEST),
         nargs="*",
         metavar="PIXELS",
         help="peak memory of one image of HEIGHT WIDTH, default 1024 2048, all gates open",
     )
     parser.add_argument("--no-times", action="store_true", help="with --memory: that alone")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE.png")
     args = parser.parse_args()
@@ -65,12 +70,15 @@ def options() -> argparse.Namespace:
         parser.error("--memory takes no number or two: height and width")
     if not all(0 <= share < 1 for share in args.closed):
         parser.error("--closed takes shares of at least 0 and below 1")
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if any(min(size) < SMALLEST for _, *size in args.case or ()):
+        parser.error(f"--case: images have at least {SMALLEST}×{SMALLEST} pixels")
     return args
 
 
 def run(args: argparse.Namespace) -> None:
+    for option, path in (("--json", args.json), ("--picture", args.picture)):
+        if path is not None:  # now, and not after minutes
+            make_output_folder(str(path.parent), f"the folder of {option},")
     against = None if args.against is None else benchmark.Against(args.against)
     machine = benchmark.describe(args.device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -99,11 +107,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json is not None:
         settings = {**vars(args), "json": str(args.json), "picture": str(args.picture)}
         numbers = benchmark.as_numbers(results, memories, peaks)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine, "settings": settings, **numbers}, indent=1)
         args.json.write_text(text + "\n", encoding="utf-8")
     if args.picture is not None and results:
-        args.picture.parent.mkdir(parents=True, exist_ok=True)
         title = f"{machine['cpu'] if args.device == 'cpu' else machine['device']}, "
         title += f"threads: {machine['threads']}, torch {machine['torch']}"
         draw_benchmark(args.picture, benchmark.lines(results), title)

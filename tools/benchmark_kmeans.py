@@ -13,23 +13,24 @@ import torch
 from tabulate import tabulate
 
 from divdr.engine import report_errors
+from divdr.engine.arguments import at_least, device
 from divdr.experts import kmeans
 
 
-def activations(rows: int, columns: int, clusters: int, device: str) -> torch.Tensor:
+def activations(rows: int, columns: int, clusters: int, place: str) -> torch.Tensor:
     """Gate-like rows, half of the gates closed, the others near 0.9; 0 clusters: no structure."""
     generator = torch.Generator().manual_seed(rows + clusters)
     patterns = (torch.rand(max(1, clusters), columns, generator=generator) > 0.5).float() * 1.4
     which = torch.randint(0, len(patterns), (rows,), generator=generator)
     noise = torch.randn(rows, columns, generator=generator) * (0.2 if clusters else 1.0)
-    return torch.relu(torch.tanh(patterns[which] + noise)).to(device)
+    return torch.relu(torch.tanh(patterns[which] + noise)).to(place)
 
 
-def timed(device: str, **options) -> tuple:
+def timed(place: str, **options) -> tuple:
     """(seconds, result) of one call."""
     start = time.perf_counter()
     result = kmeans(**options)
-    if device == "cuda":
+    if place == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
 
@@ -37,12 +38,16 @@ def timed(device: str, **options) -> tuple:
 @report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[3000, 20000])
-    parser.add_argument("--columns", type=int, default=198)
-    parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--restarts", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", type=at_least(1), nargs="+", default=[3000, 20000])
+    parser.add_argument("--columns", type=at_least(1), default=198)
+    parser.add_argument("--experts", type=at_least(1), default=4)
+    parser.add_argument("--restarts", type=at_least(1), default=10)
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     args = parser.parse_args()
+    if min(args.rows) < args.experts:
+        parser.error(f"--rows {min(args.rows)}: fewer than the {args.experts} experts")
     table = []
     for rows in args.rows:
         for clusters in (args.experts, 0):

@@ -9,6 +9,7 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import report_errors
+from divdr.engine.arguments import at_least
 from divdr.engine.compare import compare_runs, comparison_table
 
 
@@ -17,8 +18,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="OUTPUT_DIR of runs of tools/train_net.py")
-    parser.add_argument("--images", type=int, default=12, help="test images to time")
-    parser.add_argument("--rounds", type=int, default=5, help="times each")
+    parser.add_argument("--images", type=at_least(1), default=12, help="test images to time")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="times each")
     args = parser.parse_args()
     print(comparison_table(compare_runs(args.runs, images=args.images, rounds=args.rounds)))
 

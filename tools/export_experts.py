@@ -14,7 +14,9 @@ import sys
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
+from divdr.engine.arguments import at_least
 from divdr.engine.export_experts import export_experts
+from divdr.engine.setup import make_output_folder
 from divdr.engine.static_experts import ExpertSettings
 from divdr.engine.trained import load_trained
 from divdr.inference.export import FORMATS
@@ -31,34 +33,43 @@ def main() -> int:
     parser.add_argument("--output", default="output/experts", help="folder for the files")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=at_least(0, float),
         default=defaults.threshold,
         help="share of a cluster's images that must open a gate",
     )
     parser.add_argument(
         "--dispatch-layers",
-        type=int,
+        type=at_least(1),
         default=defaults.dispatch_layers,
         help="layers whose gates tell the expert of an image",
     )
     parser.add_argument(
         "--bn-batches",
-        type=int,
+        type=at_least(0),
         default=defaults.bn_batches,
         help="batches of each cluster to estimate BatchNorm statistics from",
     )
     parser.add_argument(
-        "--fine-tune", type=int, default=0, metavar="N", help="iterations of fine-tuning each"
+        "--fine-tune",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="iterations of fine-tuning each",
     )
     parser.add_argument(
         "--format", nargs="*", choices=FORMATS, default=list(FORMATS), help="files to export"
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="pixels; that of the first test image"
+        "--size",
+        type=at_least(3),
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels; that of the first test image",
     )
     parser.add_argument("--no-evaluation", action="store_true", help="only make the files")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
+    make_output_folder(args.output, "--output")
     cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
     model = load_trained(cfg)
     settings = ExpertSettings(

@@ -13,6 +13,7 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
+from divdr.engine.arguments import at_least
 from divdr.engine.classifier_analysis import partition_by_model
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--branches", type=int, required=True, metavar="NB")
+    parser.add_argument("--branches", type=at_least(1), required=True, metavar="NB")
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 import _environment  # noqa: F401
 
 from divdr.engine import report_errors
+from divdr.engine.arguments import at_least
 from divdr.engine.rehearsal import NAMES, Rehearsal, rehearse
 from divdr.errors import DivdrError
 
@@ -30,9 +31,12 @@ def main() -> int:
     parser.add_argument(
         "--precisions", nargs="+", choices=["float16", "bfloat16"], default=["float16", "bfloat16"]
     )
-    parser.add_argument("--iterations", type=int, default=30, help="a multiple of 6")
+    parser.add_argument("--iterations", type=at_least(6), default=30, help="a multiple of 6")
     parser.add_argument("--output", type=Path, default=Path("output/rehearsal"))
-    return run(parser.parse_args())
+    args = parser.parse_args()
+    if args.iterations % 6:
+        parser.error(f"--iterations must be a multiple of 6, not {args.iterations}")
+    return run(args)
 
 
 @report_errors

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..checkpoint import write_text_atomically
+from ..engine.arguments import at_least
 from .collecting import Numbers, collect
 from .definition import Study
 from .execution import execute
@@ -135,9 +136,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train, compare and draw what a study names.")
     parser.add_argument("name", nargs="?", help="of configs/studies/NAME.yaml, or a file")
     parser.add_argument("--list", action="store_true", help="tell the studies and what they need")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the study's")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=2, help="trainings at once, a thread each"
+    )
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", help="in place of the study's")
     parser.add_argument("--only", action="append", metavar="VARIANT", help="train these alone")
-    parser.add_argument("--iterations", type=int, help="of each training; goes to another folder")
+    parser.add_argument(
+        "--iterations", type=at_least(1), help="of each training; goes to another folder"
+    )
     parser.add_argument("--output", default="output/studies", help="folder of all studies")
     return parser
