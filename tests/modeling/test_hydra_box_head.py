@@ -303,6 +303,24 @@ def test_labels_cover_every_branch():
     }
 
 
+def test_a_branch_with_one_proposal_of_one_pixel_trains():
+    layers = BoxLayers(ShapeSpec(channels=2, height=1, width=1), [3], kernel=1, norm="BN")
+    convolution = layers.convs[0]
+    assert set(convolution.state_dict()) == {
+        "weight",
+        *(f"norm.{n}" for n in ("weight", "bias", "running_mean", "running_var")),
+        "norm.num_batches_tracked",
+    }
+    convolution.norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x = torch.tensor([0.5, -2.0]).view(1, 2, 1, 1)
+    # No variance exists: the running statistics, whose variance is 1, serve, and stay.
+    wanted = (convolution.weight[:, :, 0, 0] @ x.flatten() - torch.tensor([1.0, 2.0, 3.0])).relu()
+    torch.testing.assert_close(layers(x).flatten(), wanted, rtol=1e-4, atol=1e-5)
+    assert convolution.norm.num_batches_tracked == 0
+    layers(x.expand(2, -1, -1, -1) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+    assert convolution.norm.num_batches_tracked == 1
+
+
 @pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN_N"])
 def test_normalisation_that_waits_for_other_processes_is_refused(norm):
     shape = ShapeSpec(channels=4, height=3, width=3)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..norm import norm_factory
 
 
 class BoxLayers(nn.Module):
@@ -19,10 +20,11 @@ class BoxLayers(nn.Module):
         conv_dims: channels of each convolution.
         fc_dims: numbers that each linear layer returns.
         kernel: of the convolutions, odd.
-        norm: of the convolutions, by Detectron2's names; "" is none.
+        norm: of the convolutions, by Detectron2's names; "" is none. "BN" also trains where a
+            branch or expert gets one proposal alone, whose map is one pixel.
 
     Raises:
-        ConfigError: a normalisation that waits for other processes, in which a branch or expert
+        ConfigError: no such normalisation, or one that waits for other processes, in which a branch or expert
             may have no proposal and not run.
 
     Attributes:
@@ -53,7 +55,7 @@ class BoxLayers(nn.Module):
                 kernel,
                 padding=kernel // 2,
                 bias=not norm,
-                norm=get_norm(norm, width),
+                norm=norm_factory(norm)(width) if norm else None,
             )
             weight_init.c2_msra_fill(convolution)
             self.convs.extend([convolution, nn.ReLU(inplace=True)])
