@@ -1,0 +1,148 @@
+"""Every command that README and documents print: its script, options, settings and data exist."""
+
+import argparse
+import ast
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from printed import Command, blocks, commands
+
+from divdr.engine import load_config
+from divdr.studies.reading import find_study
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_COMMANDS = [page for page in PAGES if blocks(page)]
+# What the documents say that each data set lies in; one's own in the first.
+_OWN = "/path/to/datasets"
+DATA = {
+    "cityscapes": {_OWN, "datasets/streetscapes"},
+    "coco": {_OWN, "datasets/shapes", "datasets/shapes400"},
+    "neon": {"datasets"},
+    "subsets": {"datasets/subsets"},
+    "fashion": {"datasets"},
+    "digits": None,  # of scikit-learn: needs none
+}
+
+
+class _Parsed(Exception):  # noqa: N818  nothing went wrong
+    """What a script's parser makes of its words."""
+
+
+def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
+    """The script's own parser's result; the script ends there."""
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(self, args=None, namespace=None):
+        raise _Parsed(original(self, args, namespace))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [script, *words])
+        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        patch.delitem(sys.modules, "_environment", raising=False)
+        with pytest.raises(_Parsed) as found:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    return found.value.args[0]
+
+
+def check_config(command: Command, args: argparse.Namespace, trained: set[str]) -> None:
+    """Its keys and values are known, its data are where the page said, its weights were made."""
+    pairs = getattr(args, "overrides", None) or args.opts
+    cfg = load_config(args.config_file, pairs)
+    reads = Path(command.words[0]).name not in ("predict.py", "convert_checkpoint.py")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if reads else ():
+        kind = next(k for k in DATA if k in name)
+        if DATA[kind] is not None:
+            assert command.datasets in DATA[kind], f"{command.place}: {name} in {command.datasets}"
+    weights = getattr(args, "weights", "") or cfg.MODEL.WEIGHTS
+    if weights.startswith("output/"):
+        own = load_config(args.config_file).OUTPUT_DIR
+        assert str(Path(weights).parent) in {own, *trained}, command.place
+    if command.words[0] == "tools/train_net.py" and not args.eval_only:
+        trained.add(cfg.OUTPUT_DIR)
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_printed_commands_would_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found, trained = commands(page, tmp_path), set()
+    assert found or page.name == "README.md"
+    for command in found:
+        if command.program == "pip" or command.program.startswith("cs"):
+            continue  # of others
+        if command.program == "make":
+            for target in command.words:
+                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            continue
+        if command.words[0] == "-c" and "import sysconfig" in command.words[1]:
+            continue  # of README's own pip, wherever that is
+        assert command.program == ".venv/bin/python", command.place  # another one has no divdr
+        if command.words[0] == "-c":
+            imports = [s for s in ast.parse(command.words[1]).body if isinstance(s, ast.ImportFrom)]
+            assert imports
+            for statement in imports:
+                exec(ast.unparse(statement), {})
+        elif command.words[0] == "-m":
+            path = command.words[command.words.index("--config-file") + 1]
+            assert (ROOT / path).is_file(), command.place
+        else:
+            script, *words = command.words
+            args = parsed(script, words, monkeypatch)
+            if hasattr(args, "config_file"):
+                check_config(command, args, trained)
+            if script == "tools/study.py" and args.name:
+                study = find_study(ROOT, args.name)
+                assert set(args.only or ()) <= {v.name for v in study.variants}
+
+
+def test_what_is_wrong_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\nfor name in dr divdr; do\n    .venv/bin/python tools/train_net.py \\\n"
+        "        --config-file configs/demo/$name.yaml SOLVER.MAX_ITERS 2  # twice\ndone\n```\n"
+        "- a list\n\n  ```sh\n  export DETECTRON2_DATASETS=a\n"
+        "  .venv/bin/python tools/predict.py --nothing\n  ```\n"
+    )
+    found = commands(page, tmp_path)
+    assert [c.place for c in found] == ["page.md:1", "page.md:1", "page.md:9"]
+    assert [c.datasets for c in found] == [None, None, "a"]
+    assert found[1].words[1:3] == ["--config-file", "configs/demo/divdr.yaml"]
+    with pytest.raises(ValueError, match=r"unknown configuration key SOLVER\.MAX_ITERS"):
+        check_config(found[0], parsed(*_split(found[0]), monkeypatch), set())
+    with pytest.raises(SystemExit):
+        parsed(*_split(found[2]), monkeypatch)
+    wrong = Command("here", ".venv/bin/python", found[0].words[:-2], "datasets/shapes")
+    with pytest.raises(AssertionError, match="cityscapes_fine_sem_seg_train in datasets/shapes"):
+        check_config(wrong, parsed(*_split(wrong), monkeypatch), set())
+
+
+def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
+    """Those that train a Hydra, change its threshold and look at it, and find a partition."""
+    page = ROOT / "docs/classification.md"
+    (tmp_path / "shell").mkdir()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    single = ["tools/train_net.py", "--config-file", "configs/classification/digits_single.yaml"]
+    printed = [c.words for c in commands(page, tmp_path / "shell")]
+    wanted = [single, *(words for words in printed if "digits_dynk" in words[2])]
+    wanted += [words for words in printed if words[0] == "tools/partition_classes.py"]
+    assert len(wanted) >= 5
+    for script, *words in wanted:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *words, "SOLVER.MAX_ITER", "2"])
+            patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    told = capsys.readouterr().out
+    assert (tmp_path / "partition.json").is_file()
+    assert (tmp_path / "output/digits/dynk/inference/results.json").is_file()
+    assert "mean branches" in told
+
+
+def _split(command: Command) -> tuple[str, list[str]]:
+    script, *words = command.words
+    return script, words
