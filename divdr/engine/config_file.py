@@ -91,7 +91,7 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
         _merge(cfg, node, {name: value}, full.removesuffix(name), "")
     if len(pairs) % 2:
         raise ConfigError(
-            f"the key {pairs[-1]} has no value; settings are pairs KEY VALUE, after all options"
+            f"the key {_shown(str(pairs[-1]))} has no value; settings are pairs KEY VALUE, after all options"
         )
 
 
@@ -185,11 +185,15 @@ def _as(value: Any, default: Any, what: str) -> Any:
 
 
 def _unknown_key(key: str, cfg: CfgNode) -> str:
-    key = key if len(key) <= 100 else key[:100] + "…"
-    key = " ".join(key.split()) or repr(key)
     close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown configuration key {key}{hint}"
+    return f"unknown configuration key {_shown(key)}{hint}"
+
+
+def _shown(key: str) -> str:
+    """A key, or what stands for one, on one line."""
+    key = key if len(key) <= 100 else key[:100] + "…"
+    return key if key.isprintable() and key.strip() else repr(key)
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -42,7 +42,7 @@ class Range:
         if type(value) not in ((int,) if self.whole else (int, float)):
             return False
         inside = self.low <= value <= self.high and self.above < value < self.below
-        return inside and math.isfinite(value)
+        return inside and abs(value) != math.inf
 
     def __str__(self) -> str:
         bounds = (
