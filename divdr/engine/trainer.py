@@ -352,7 +352,7 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, DivdrError):
         record.exc_info = None
-        record.msg, record.args = "Training stops: %s", (one_sentence(error),)
+        record.msg, record.args = "Stopped: %s", (one_sentence(error),)
     return True
 
 

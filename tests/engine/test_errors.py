@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.layers import get_norm
+from detectron2.utils import comm
 from PIL import Image
 
 from divdr.data import register_segmentation_folder
-from divdr.engine import launch
+from divdr.engine import Trainer, launch, load_config, trainer
+from divdr.errors import ConfigError
 
 
 @pytest.fixture
@@ -96,6 +100,54 @@ def test_evaluation_without_weights(capsys, folder, overrides):
     assert "set MODEL.WEIGHTS" in run(capsys, folder, overrides, eval_only=True)
 
 
+def test_evaluation_of_nothing(capsys, folder, overrides):
+    told = run(capsys, folder, overrides, "DATASETS.TEST", "()", eval_only=True)
+    assert told == "error: --eval-only evaluates DATASETS.TEST, which names no data set"
+
+
+def test_output_folder_that_is_a_file(capsys, folder, overrides):
+    (folder[0] / "taken").touch()
+    told = run(capsys, folder, overrides, "OUTPUT_DIR", folder[0] / "taken")
+    assert told.endswith("taken is a file, not a folder")
+
+
+def test_a_training_says_once_that_nothing_will_be_evaluated(folder, overrides, caplog):
+    root, name = folder
+    few = [*overrides, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()", "OUTPUT_DIR", str(root / "o")]
+    few += ["DATASETS.TRAIN", f"('{name}',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]
+    Trainer(load_config("configs/demo/divdr.yaml", few)).train()
+    assert caplog.text.count("DATASETS.TEST is empty: nothing will be evaluated") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "message"),
+    [
+        (["--num-gpus", "8", "MODEL.DEVICE", "cuda"], 0, "--num-gpus is 8, but there is no GPU"),
+        (["--num-gpus", "8", "MODEL.DEVICE", "cuda"], 2, "--num-gpus is 8, but 2 GPUs are here"),
+        (["--num-gpus", "-1"], 0, "--num-gpus -1, --num-machines 1 and --machine-rank 0 do not"),
+        (["--machine-rank", "1"], 0, "--machine-rank 1 do not go together"),
+        (["--config-file", "configs/lazy/divdr_coco_fcos.py"], 0, "fcos.py is a LazyConfig"),
+        (["SOLVER.IMS_PER_BATCH", "0"], 0, "SOLVER.IMS_PER_BATCH must be at least 1, not 0"),
+    ],
+)
+def test_before_processes_start(capsys, monkeypatch, words, gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "launch", None)  # is not reached
+    with pytest.raises(SystemExit) as exit_info:
+        launch.run(default_argument_parser().parse_args(words))
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_synchronised_normalisation_of_detectron2_on_cpus(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), get_norm("SyncBN", 2))
+    model(torch.ones(2, 1, 3, 3))  # alone it works
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"^1 is normalised by .*SyncBN, which works on GPUs"):
+        trainer._distributed(model)
+
+
 def test_loss_that_is_not_finite(capsys, folder, overrides):
     root, _ = folder
     told = run(
@@ -110,6 +162,9 @@ def test_loss_that_is_not_finite(capsys, folder, overrides):
         "False",
     )
     assert "not finite" in told
+    log = (root / "out" / "log.txt").read_text()
+    assert f"Stopped: {told.removeprefix('error: ')}" in log
+    assert "Traceback" not in log
     saved = sorted(Path(root / "out").glob("model_*.pth"))
     assert not (root / "out" / "model_final.pth").exists()
     for path in saved:

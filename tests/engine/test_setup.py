@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
-from divdr.engine import check_config, load_config, report_errors
+from divdr.engine import Trainer, check_config, load_config, report_errors
 from divdr.engine.setup import make_output_folder, on_available_device
 from divdr.errors import ConfigError, DataError
 
@@ -180,6 +180,13 @@ def test_cuda_without_a_gpu_is_the_cpu(caplog, monkeypatch):
     assert found.is_frozen()
     assert "MODEL.DEVICE is cuda:1, but there is no GPU here" in caplog.text
     assert on_available_device(found) is found
+
+
+def test_all_tools_build_such_a_model_on_the_cpu(repository, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    small = ["MODEL.ROUTING.LAYERS", "3", "MODEL.ROUTING.CHANNELS", "4", "MODEL.DEVICE", "cuda"]
+    cfg = load_config(str(repository / "configs/demo/divdr.yaml"), small)
+    assert next(Trainer.build_model(cfg).parameters()).device.type == "cpu"
 
 
 def test_output_folders_that_cannot_be(tmp_path):

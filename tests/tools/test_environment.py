@@ -1,5 +1,6 @@
-"""Scripts started with a Python that lacks what they need."""
+"""Scripts before their own code runs."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,3 +22,14 @@ def test_one_sentence_says_which_python_to_use(repository, script):
         f"error: {sys.executable} has no torch and no detectron2 and no divdr; run scripts by "
         ".venv/bin/python, which `make setup` makes\n"
     )
+
+
+@pytest.mark.parametrize("folder", ["tools", "datasets"])
+def test_ctrl_c_while_everything_is_imported(repository, folder):
+    code = (
+        f"import sys; sys.path.insert(0, {folder!r}); import _environment; raise KeyboardInterrupt"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.stderr == "stopped\n"
+    assert done.returncode == -signal.SIGINT  # which a shell calls 130
