@@ -8,15 +8,39 @@ import sys
 import time
 
 import pytest
+from detectron2.engine import HookBase
+
+from divdr.engine import Trainer, load_config
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_interrupted_training_says_where_it_goes_on(
-    repository, environment, overrides, tmp_path, processes
+class _Interrupt(HookBase):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("iteration", "rest"), [(1, "no checkpoint is written yet"), (5, "--resume goes on from 3")]
+)
+def test_a_trainer_says_where_it_stopped(
+    repository, scenes, names_under, overrides, tmp_path, iteration, rest
 ):
-    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--num-gpus", processes]
+    with names_under(scenes):
+        config = str(repository / "configs/demo/divdr.yaml")
+        trainer = Trainer(load_config(config, [*overrides, "OUTPUT_DIR", str(tmp_path)]))
+        trainer.register_hooks([_Interrupt(iteration)])
+        with pytest.raises(KeyboardInterrupt, match=f"^stopped at iteration {iteration}; {rest}$"):
+            trainer.train()
+
+
+def test_processes_that_are_interrupted_say_one_line(repository, environment, overrides, tmp_path):
+    command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--num-gpus", "2"]
     command += ["--config-file", "configs/demo/divdr.yaml", "--dist-url", "auto", *overrides]
     command += ["SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", str(tmp_path)]
+    command += ["DATALOADER.NUM_WORKERS", "1"]
     with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
         training = subprocess.Popen(
             command, cwd=repository, env=environment, stdout=out, stderr=err, start_new_session=True
