@@ -1,6 +1,7 @@
 """Weights: own checkpoints, and those of the published Dynamic Routing code."""
 
-from .files import is_whole, read_weights, write_atomically, write_text_atomically
+from .files import is_whole, read_weights, weight_file, write_atomically, write_text_atomically
+from .names import find_weights, rename
 from .pixels import PUBLISHED_PIXELS, Pixels, adapt_first_convolution
 from .published import convert_backbone, convert_decoder, convert_model
 
@@ -11,8 +12,11 @@ __all__ = [
     "convert_backbone",
     "convert_decoder",
     "convert_model",
+    "find_weights",
     "is_whole",
     "read_weights",
+    "rename",
+    "weight_file",
     "write_atomically",
     "write_text_atomically",
 ]

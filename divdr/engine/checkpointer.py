@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from torch import Tensor
+from detectron2.utils.file_io import PathManager
 
-from ..checkpoint import is_whole, read_weights, write_atomically, write_text_atomically
-from ..errors import CheckpointError
+from ..checkpoint import (
+    find_weights,
+    is_whole,
+    read_weights,
+    rename,
+    weight_file,
+    write_atomically,
+    write_text_atomically,
+)
+from ..checkpoint.fit import (
+    check_finite,
+    check_routing_space,
+    is_finite,
+    lacking,
+    other_shapes,
+    real_numbers,
+    some,
+    without_shared,
+)
+from ..errors import CheckpointError, DivdrError
+from .about import KEY, About
 from .agreement import together
 
 logger = logging.getLogger(__name__)
@@ -25,8 +45,11 @@ class RoutingCheckpointer(DetectionCheckpointer):
     Args:
         model: the model.
         save_dir: folder of the checkpoints.
-        strict: refuse any shape that differs (evaluation, resuming). Otherwise only weights of
-            another routing space are refused; a head of other classes starts anew.
+        strict: refuse missing weights, shapes, classes and images that differ (evaluation,
+            resuming). Otherwise only weights of another routing space and files of which nothing
+            fits are refused; a head of other classes starts anew.
+        about: what this run says of its model, once for each data set. The first is saved; all are
+            compared with what a file says.
         checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
     """
 
@@ -36,27 +59,32 @@ class RoutingCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         strict: bool = False,
+        about: Sequence[About] = (),
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.strict = strict
+        self.about = tuple(about)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth, whole or not at all, then note it as the last.
 
         Raises:
-            CheckpointError: the weights are not finite; the file before stays the last.
+            CheckpointError: the weights are not finite, or the file cannot be written; the file
+                before stays the last.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         state = self.model.state_dict()
-        broken = _first_non_finite(state)
+        broken = next((key for key, value in state.items() if not is_finite(value)), None)
         if broken is not None:
             raise CheckpointError(
                 f"weight {broken!r} is not finite; checkpoint {name} is not written and the last "
                 "good one stays"
             )
-        data = {"model": state}
+        data: dict[str, Any] = {"model": state}
+        if self.about:
+            data[KEY] = self.about[0].as_dict()
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
@@ -111,109 +139,163 @@ class RoutingCheckpointer(DetectionCheckpointer):
                 f"{other} {found[other] or 'none'}: all machines need the same folder"
             )
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file, or nothing for ""; see Detectron2's checkpointer. For all processes at once:
-        one that cannot load stops them all.
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file, or nothing for "". For all processes at once: one that cannot load stops
+        them all.
+
+        Args:
+            path: file, folder of a run, or address; "?matching_heuristics=True" behind it finds
+                names by Detectron2's heuristics, as a ``.pkl`` of its model zoo does by itself.
+            checkpointables: which of the other objects are loaded; None: all that the file has.
+
+        Returns:
+            What else the file holds.
 
         Raises:
-            CheckpointError: there is no such file, it is damaged, or belongs to another model.
+            CheckpointError: there is no such file, it is damaged, or belongs to another model; or
+                none of its weights fits.
         """
-        # Before Detectron2's own, which would have the others wait for this process.
-        together(_check_exists, path)
-        return together(super().load, path, *args, **kwargs)
+        return together(self._load, path, checkpointables)
+
+    def _load(self, path: str, checkpointables: list[str] | None) -> dict[str, Any]:
+        if not path:
+            logger.info("No weights are named; the model starts anew")
+            return {}
+        file, heuristics = _located(path)
+        logger.info("Loading %s", file)
+        checkpoint = self._load_file(file)
+        if heuristics:
+            checkpoint["matching_heuristics"] = True
+        self._check_about(file, About.from_dict(checkpoint.get(KEY)))
+        self._fill(file, checkpoint)
+        for name in self.checkpointables if checkpointables is None else checkpointables:
+            if name in checkpoint:
+                _restore(file, name, self.checkpointables[name], checkpoint.pop(name))
+        return checkpoint
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
-        if not isinstance(loaded, dict):
-            raise CheckpointError(f"checkpoint {filename} holds no weights by name")
-        if "blobs" in loaded:  # Detectron's own format before Detectron2
+        if isinstance(loaded, dict) and "blobs" in loaded:  # Detectron's format before Detectron2
             blobs = {k: v for k, v in loaded["blobs"].items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-        if "model" not in loaded:
-            loaded = {"model": loaded}
-        url = getattr(self, "_parsed_url_during_load", None)
-        if url is not None and "matching_heuristics=True" in url.query:
-            loaded["matching_heuristics"] = True
-        return loaded
+        try:
+            found = find_weights(loaded)
+        except TypeError as error:
+            raise CheckpointError(f"checkpoint {filename} is damaged ({error})") from None
+        if found is None:
+            raise CheckpointError(f"checkpoint {filename} holds no weights by name")
+        if found.keys and found.keys != ("model",):
+            logger.info("The weights in %s are those under %s", filename, ".".join(found.keys))
+        rest = loaded if found.keys else {}
+        result = {k: v for k, v in rest.items() if k not in found.keys[:1]}
+        result["model"] = found.weights
+        if filename.endswith(".pyth"):  # of pycls
+            result["matching_heuristics"] = True
+        return result
 
-    def _load_model(self, checkpoint: Any) -> Any:
-        state = checkpoint["model"]
-        if not checkpoint.get("matching_heuristics", False):
-            weights = {k.removeprefix("module."): v for k, v in state.items()}
-            own = {k.removeprefix("module."): v for k, v in self.model.state_dict().items()}
-            _check_routing_space(weights, own)
-            self._check_shapes(weights, own)
-        return super()._load_model(checkpoint)
-
-    def _check_shapes(self, weights: dict[str, Any], own: dict[str, Tensor]) -> None:
-        for name, value in weights.items():
-            if name not in own or tuple(value.shape) == tuple(own[name].shape):
-                continue
-            message = (
-                f"weight {name!r} has shape {tuple(value.shape)} in the checkpoint and "
-                f"{tuple(own[name].shape)} in this model"
-            )
-            if len(value.shape) == own[name].dim() and value.shape[1:] == own[name].shape[1:]:
-                message += (
-                    f": the checkpoint was trained for {value.shape[0]} classes, this model has "
-                    f"{own[name].shape[0]}"
-                )
+    def _check_about(self, file: str, found: About | None) -> None:
+        """Compare what the file says of its model with what this run says."""
+        for run in self.about if found is not None else ():
+            assert found is not None
+            differs = [found.other_input(run), found.other_classes(run)]
             if self.strict:
-                raise CheckpointError(message)
-            logger.warning("%s; it starts anew", message)
+                differs.insert(0, found.other_task(run))
+            for text in differs:
+                if text is None:
+                    continue
+                if self.strict:
+                    raise CheckpointError(f"checkpoint {file} {text}")
+                logger.warning("Checkpoint %s %s", file, text)
 
-
-def _check_exists(path: str) -> None:
-    if path and "://" not in path and not os.path.isfile(path):
-        raise CheckpointError(f"checkpoint {path} does not exist")
-
-
-def _check_routing_space(weights: dict[str, Any], own: dict[str, Tensor]) -> None:
-    prefix = next(
-        (
-            k[: -len("initial.ops")]
-            for k in (n.partition(".ops")[0] + ".ops" for n in own)
-            if k.endswith("network.initial.ops")
-        ),
-        None,
-    )
-    if prefix is None or not any(k.startswith(prefix) for k in weights):
-        return
-    for name in sorted(k for k in {*weights, *own} if k.startswith(prefix)):
-        if name not in weights or name not in own:
-            where = "this model" if name not in weights else "the checkpoint"
+    def _fill(self, file: str, checkpoint: dict[str, Any]) -> None:
+        """Give the model the weights; say in a line what did not fit."""
+        own = self.model.state_dict()
+        weights = checkpoint["model"]
+        if not checkpoint.get("matching_heuristics", False):
+            weights, taken_off = rename(weights, own)
+            if taken_off:
+                logger.info(
+                    "Taken off the names of the weights in %s: %s", file, ", ".join(taken_off)
+                )
+            check_routing_space(weights, own)
+            for sentence in other_shapes(weights, own):
+                if self.strict:
+                    raise CheckpointError(sentence)
+                logger.warning("%s; it starts anew", sentence)
+            check_finite(file, weights, own)
+            checkpoint["model"] = weights
+        held = list(weights)
+        incompatible = self._load_model(checkpoint)
+        absent = without_shared(self.model, incompatible.missing_keys)
+        numbers = real_numbers(own)
+        missing = [name for name in numbers if name in absent]
+        counters = [name for name in absent if name not in missing]
+        if missing:
+            sentence = lacking(file, missing, numbers, held)
+            if self.strict or {*numbers} <= {*incompatible.missing_keys}:
+                raise CheckpointError(sentence)
+            logger.warning("%s; they start anew", sentence)
+        if self.strict and incompatible.incorrect_shapes:
+            name, there, here = incompatible.incorrect_shapes[0]
             raise CheckpointError(
-                f"the checkpoint belongs to another routing space: only {where} has {name!r}"
+                f"weight {name!r} has shape {tuple(there)} in checkpoint {file} and {tuple(here)} "
+                "in this model"
             )
-        if tuple(weights[name].shape) != tuple(own[name].shape):
+        for names, words in (
+            (counters, "lacks counters and flags of this model, which stay as they start"),
+            (incompatible.unexpected_keys, "holds weights that this model has not"),
+        ):
+            if names:
+                logger.warning("Checkpoint %s %s: %s", file, words, some(names))
+
+
+def _located(path: str) -> tuple[str, bool]:
+    """The local file that is meant, and whether names are to be matched by heuristics."""
+    file, _, query = (path, "", "") if os.path.exists(path) else path.partition("?")
+    if "://" in file:
+        try:
+            file = PathManager.get_local_path(file)
+        except Exception as error:  # of the network, the server, or the disk
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(
-                f"the checkpoint belongs to another routing space: {name!r} has shape "
-                f"{tuple(weights[name].shape)} in it and {tuple(own[name].shape)} in this model"
-            )
+                f"the weights {path} (MODEL.WEIGHTS) cannot be fetched ({reason})"
+            ) from None
+    return str(weight_file(file)), "matching_heuristics=True" in query
 
 
-def _first_non_finite(state: dict[str, Tensor]) -> str | None:
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return name
-    return None
+def _restore(file: str, name: str, target: Any, state: Any) -> None:
+    logger.info("Loading %s from %s", name, file)
+    try:
+        target.load_state_dict(state)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, DivdrError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"what checkpoint {file} holds as {name!r} does not fit this run ({reason})"
+        ) from None
 
 
-def load_for_evaluation(model: torch.nn.Module, path: str, **checkpointables: Any) -> None:
+def load_for_evaluation(
+    model: torch.nn.Module, path: str, *, about: Sequence[About] = (), **checkpointables: Any
+) -> About | None:
     """Load weights, and the state of ``checkpointables`` where the file has it, strictly.
 
     Args:
         model: the model.
-        path: checkpoint file.
+        path: checkpoint file, folder of a run, or address.
+        about: what the config and each data set say of the model.
         checkpointables: objects with ``load_state_dict`` by their name in the file.
 
+    Returns:
+        What the file says of its model; None: nothing.
+
     Raises:
-        CheckpointError: no file is named, it is damaged, or it belongs to another model.
+        CheckpointError: no file is named, it is damaged, lacks weights, holds some that are not
+            finite, or belongs to another model, other classes or images.
     """
     if not path:
         raise CheckpointError("no weights to evaluate: set MODEL.WEIGHTS to a checkpoint file")
-    checkpointer = RoutingCheckpointer(model, os.path.dirname(path), strict=True)
-    rest = checkpointer.load(path, checkpointables=[])
-    for name, target in checkpointables.items():
-        if target is not None and name in rest:
-            target.load_state_dict(rest[name])
+    present = {name: target for name, target in checkpointables.items() if target is not None}
+    checkpointer = RoutingCheckpointer(model, strict=True, about=about, **present)
+    return About.from_dict(checkpointer.load(path).get(KEY))

@@ -19,6 +19,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..data import read_once
 from ..errors import ConfigError
 from .agreement import together
+from .log_files import leave_full_logs_quietly
 from .setup import (
     INTERRUPTED,
     load_config,
@@ -92,6 +93,7 @@ def configure(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
+    leave_full_logs_quietly()
     return cfg
 
 

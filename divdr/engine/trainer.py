@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ from ..data import (
     read_once,
     seed_everything,
 )
-from ..errors import ConfigError, DivdrError
+from ..errors import CheckpointError, ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
@@ -53,6 +54,7 @@ from ..modeling import (
     unwrap,
 )
 from ..routing import DynamicRoutingNetwork
+from .about import About
 from .agreement import first_on_machine, together
 from .amp import MixedPrecisionTrainer
 from .box_partition import BoxPartitionHook
@@ -69,6 +71,8 @@ from .setup import make_output_folder, on_available_device, one_sentence
 from .solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Trainer(DefaultTrainer):
@@ -186,7 +190,11 @@ class Trainer(DefaultTrainer):
         routing = attached_routing(self.model)
         checkpointables: dict[str, Any] = {} if routing is None else {"routing": routing}
         return RoutingCheckpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self), **checkpointables
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            about=[About.of(self.cfg, name) for name in self.cfg.DATASETS.TRAIN],
+            trainer=weakref.proxy(self),
+            **checkpointables,
         )
 
     def _own_hooks(self) -> list[HookBase]:
@@ -281,6 +289,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             DivdrError: what stopped it; its sentence is in the log, without a traceback.
+            CheckpointError: likewise; a file of the run cannot be written, since the disk is full.
             KeyboardInterrupt: somebody did; it says where, and where ``--resume`` goes on.
         """
         log = logging.getLogger(TrainerBase.__module__)
@@ -289,6 +298,13 @@ class Trainer(DefaultTrainer):
             return super().train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._stopped()) from None
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise CheckpointError(
+                f"the run in {self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}); its last "
+                "good checkpoint stays"
+            ) from error
         finally:
             log.removeFilter(_in_one_line)
 
