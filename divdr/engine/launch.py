@@ -19,7 +19,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..data import read_once
 from ..errors import ConfigError
 from .agreement import together
-from .log_files import leave_full_logs_quietly
+from .log_files import quiet_when_full
 from .setup import (
     INTERRUPTED,
     load_config,
@@ -91,9 +91,9 @@ def configure(args: argparse.Namespace) -> CfgNode:
     cfg = on_available_device(load_config(args.config_file, args.opts))
     together(make_output_folder, cfg.OUTPUT_DIR)
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
-    leave_full_logs_quietly()
+    with quiet_when_full():
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
     return cfg
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 
 
-def leave_full_logs_quietly() -> None:
-    """Let lines that cannot be written to a log file go, without a traceback for each of them.
+@contextlib.contextmanager
+def quiet_when_full() -> Iterator[None]:
+    """Let lines go that log files set up inside the block cannot take any more.
 
     A full disk is told once, by the checkpoint or table that cannot be written. Without this,
-    every line of the log, and the end of the process, would tell it too.
+    every line of the log, and the end of the process, would tell it too, by a traceback.
     """
     logging.raiseExceptions = False
-    # Detectron2 registered the closing of its log files before; this is done first.
+    yield
+    # Detectron2 has registered the closing of its log files now; what is registered later runs
+    # earlier.
     atexit.register(_close)
 
 
@@ -24,7 +29,5 @@ def _close() -> None:
         stream = getattr(handler, "stream", None)
         if stream is None or stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             continue
-        try:
+        with contextlib.suppress(OSError, ValueError):
             stream.close()
-        except (OSError, ValueError):
-            pass
