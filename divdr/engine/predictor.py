@@ -2,52 +2,78 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from PIL import Image
 
+from ..data import ClassificationMapper
+from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
-from .trained import load_trained
+from .about import drawing_metadata
+from .trained import load_with_about
 
 
 class Predictor:
     """Runs the model of a config on one image at a time, as its evaluation does.
 
+    Names and colours of classes are the checkpoint's, so that no data set need be registered.
+
     Args:
-        cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint.
+        cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint. Without a GPU the model runs on
+            the CPU, whatever ``MODEL.DEVICE`` says.
 
     Attributes:
         model: the model, in evaluation mode.
-        metadata: of the first data set of ``DATASETS.TEST`` (names and colours of classes).
+        metadata: names and colours of classes, for pictures.
+        classifies: whether the model tells an image's class, instead of finding things in it.
 
     Raises:
-        CheckpointError: no weights, or weights of another model.
+        CheckpointError: no weights, weights of another model, or of one for images that come in
+            otherwise than the config says.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
-        self.model = load_trained(cfg)
+        self.cfg = cfg = cfg.clone()
+        if not torch.cuda.is_available():
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "cpu"
+            cfg.freeze()
+        self.model, about = load_with_about(cfg)
         self.routing = attached_routing(self.model)
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__none")
+        self.metadata = drawing_metadata(cfg, about)
+        self.classifies = cfg.INPUT.DATASET_MAPPER_NAME == "classification"
+        self._mapper = ClassificationMapper(cfg, is_train=False) if self.classifies else None
         self._resize = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray | str | Path, size: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
         """The model's output for an image; for a routed model with its ``routing`` record.
 
         Args:
-            image: (H, W, 3) uint8, RGB.
+            image: (H, W, 3) uint8, RGB; (H, W) or (H, W, 1), grey; or a file.
+            size: (rows, columns) of what the model finds, maps and boxes; None: the image's. What
+                the network sees does not depend on it.
+
+        Raises:
+            DataError: the file cannot be read as an image.
         """
-        height, width = image.shape[:2]
-        pixels = image if self.cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-        resized = self._resize.get_transform(pixels).apply_image(pixels)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+        if isinstance(image, (str, Path)):
+            image = read_image(image, "RGB")
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+        if self._mapper is not None:
+            return self.model([self._mapper({"pixels": np.asarray(picture)})])[0]
+        pixels = self._resized(picture_pixels(picture, self.cfg.INPUT.FORMAT))
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+        height, width = size or image.shape[:2]
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
 
     def expert(self, output: dict[str, Any]) -> int | None:
@@ -56,3 +82,11 @@ class Predictor:
             return None
         values = self.routing.clustered_values(output["routing"])
         return int(self.routing.experts.assign(values)[0])
+
+    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+        transform = self._resize.get_transform(pixels)
+        if isinstance(transform, T.ResizeTransform) and min(transform.new_h, transform.new_w) < 1:
+            # The shorter side of a very thin image is rounded to nothing.
+            rows, columns = max(1, transform.new_h), max(1, transform.new_w)
+            transform = T.ResizeTransform(*pixels.shape[:2], rows, columns)
+        return transform.apply_image(pixels)
