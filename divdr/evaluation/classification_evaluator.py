@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -11,12 +12,15 @@ from detectron2.evaluation import DatasetEvaluator
 from ..errors import DataError
 from .gathering import gathered
 
+logger = logging.getLogger(__name__)
+
 
 class ClassificationEvaluator(DatasetEvaluator):
     """Reports, under "classification", per cent of the images whose class is right.
 
     ``top1`` and ``top5`` (the true class is among the five of the largest scores; with fewer than
-    six classes it is left out); ``top1-NAME`` of each class that has images.
+    six classes it is left out); ``top1-NAME`` of each class that has images. An image with a score
+    that is infinite or no number counts as wrong.
 
     Args:
         classes: their names.
@@ -31,7 +35,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._results = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Note the rank of the true class: how many others have a larger score.
+        """Note the rank of the true class: how many others have a larger score; behind all others
+        where a score is not finite.
 
         Raises:
             DataError: an image's label is no class.
@@ -43,6 +48,9 @@ class ClassificationEvaluator(DatasetEvaluator):
                     f"image {item.get('file_name', item.get('image_id'))} has label {label}; "
                     f"classes are 0 to {len(self._classes) - 1}"
                 )
+            if not bool(torch.isfinite(scores).all()):  # comparisons with it are false
+                self._results.append((label, len(self._classes)))
+                continue
             # Of equal scores the lower class comes first, as argmax has it.
             before = (scores[:label] >= scores[label]).sum() + (scores > scores[label])[
                 label:
@@ -55,6 +63,9 @@ class ClassificationEvaluator(DatasetEvaluator):
         if not rows:
             return None if rows is None else OrderedDict()
         labels, ranks = torch.tensor(rows).T
+        broken = int((ranks == len(self._classes)).sum())
+        if broken:
+            logger.warning("The scores of %d images are not finite; they count as wrong", broken)
         figures = {"images": len(labels), "top1": _percent(ranks < 1)}
         if len(self._classes) > 5:
             figures["top5"] = _percent(ranks < 5)

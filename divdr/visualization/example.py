@@ -16,7 +16,8 @@ class Example:
         name: text above the image.
         image: (H, W, 3) uint8.
         truth: (H, W) integer labels, None if not known.
-        predictions: for each run its labels (H, W); a run may be missing.
+        predictions: for each run its labels (H, W), or a picture (H, W, 3) uint8 of what it found;
+            a run may be missing.
     """
 
     name: str

@@ -34,13 +34,20 @@ def examples_section(
     caption = "From left to right: the input, what each run predicts, and the truth where known."
     agreement = _agreement(examples)
     caption += f" {agreement}" if agreement else ""
-    section.pictures.append(Picture(figure, f"{caption} Black pixels belong to no class.", "wide"))
+    if _maps(examples):
+        caption += " Black pixels belong to no class."
+    section.pictures.append(Picture(figure, caption, "wide"))
     return section
 
 
+def _maps(examples: Sequence[Example]) -> list[np.ndarray]:
+    """Label maps, predicted and true; not pictures of instances."""
+    maps = [m for e in examples for m in (*e.predictions.values(), e.truth)]
+    return [m for m in maps if m is not None and m.ndim == 2]
+
+
 def _classes(examples: Sequence[Example]) -> int:
-    maps = [m for e in examples for m in (*e.predictions.values(), e.truth) if m is not None]
-    return 1 + max((int(m[m < 255].max(initial=0)) for m in maps), default=0)
+    return 1 + max((int(m[m < 255].max(initial=0)) for m in _maps(examples)), default=0)
 
 
 def _agreement(examples: Sequence[Example]) -> str:
@@ -50,6 +57,8 @@ def _agreement(examples: Sequence[Example]) -> str:
             continue
         known = (example.truth >= 0) & (example.truth != 255)
         for run, labels in example.predictions.items():
+            if labels.ndim != 2:
+                continue
             found = right.setdefault(run, [0, 0])
             found[0] += int((labels == example.truth)[known].sum())
             found[1] += int(known.sum())

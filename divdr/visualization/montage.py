@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from divdr.errors import DataError
+from divdr.image_files import read_image
 
 from .route_data import RouteData
 
@@ -61,14 +61,9 @@ def read_thumbnail(path: str | Path, longest: int = 320) -> np.ndarray:
     Raises:
         DataError: the file is not there or not an image.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (longest, longest))
-            small = image.convert("RGB")
-            small.thumbnail((longest, longest))
-            return np.asarray(small)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"Cannot read the image {path}: {error}") from error
+    picture = Image.fromarray(read_image(path, "RGB"))
+    picture.thumbnail((longest, longest))
+    return np.asarray(picture)
 
 
 def read_nearest(routes: RouteData, count: int) -> tuple[list[list[np.ndarray]], int]:

@@ -76,7 +76,8 @@ def side_by_side_figure(
 
     Args:
         images: R images (H, W, 3) uint8.
-        predictions: for each image its label maps (H, W) by run; a run may lack an image.
+        predictions: for each image, by run, its label map (H, W), or a picture (H, W, 3) uint8 that
+            is shown as it is; a run may lack an image.
         truths: R label maps (H, W), None where it is not known.
         palette: (C, 3) uint8.
         titles: R texts.
@@ -106,7 +107,10 @@ def side_by_side_figure(
         shown: list[np.ndarray | None] = [images[number]]
         maps = [*(predictions[number].get(run) for run in runs)]
         maps += [truths[number]] if with_truth else []
-        shown += [None if labels is None else colour_labels(labels, palette) for labels in maps]
+        shown += [
+            labels if labels is None or labels.ndim == 3 else colour_labels(labels, palette)
+            for labels in maps
+        ]
         for axis, heading, picture in zip(row, headings, shown, strict=True):
             axis.set_axis_off()
             if picture is not None:
@@ -147,6 +151,6 @@ def _legend_columns(columns: int) -> int:
 def _present(maps: Sequence[np.ndarray | None], classes: int) -> list[int]:
     found: set[int] = set()
     for labels in maps:
-        if labels is not None:
+        if labels is not None and labels.ndim == 2:
             found |= {int(v) for v in np.unique(labels) if 0 <= v < classes}
     return sorted(found)
