@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -98,6 +99,8 @@ def read_weights(path: str | os.PathLike) -> Any:
             head = file.read(512)
             if path.suffix == ".pkl" and not head.startswith(_ZIP):
                 file.seek(0)
+                _check_memo(file)
+                file.seek(0)
                 return _ArraysOnly(file, encoding="latin1").load()
         if head.startswith(_ZIP):
             _check_parts(path)
@@ -134,6 +137,19 @@ def is_whole(path: str | os.PathLike) -> bool:
             return bool(archive.namelist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
+
+
+def _check_memo(file: IO[bytes]) -> None:
+    """See that a pickle is well-formed and numbers what it remembers in turn: Python makes room for
+    as many things as a damaged number says, which can be more than the machine has."""
+    numbered = 0
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if int(argument or 0) > numbered:
+                raise pickle.UnpicklingError("its parts are not numbered in turn")
+            numbered += 1
+        elif operation.name == "MEMOIZE":
+            numbered += 1
 
 
 def _check_parts(path: Path) -> None:

@@ -12,7 +12,9 @@ from ..errors import CheckpointError
 _SHOWN = 3
 
 
-def check_routing_space(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_routing_space(
+    path: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
     """See that weights of a routed backbone are of the model's routing space.
 
     Raises:
@@ -32,23 +34,23 @@ def check_routing_space(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
         if name not in weights or name not in own:
             where = "this model" if name not in weights else "the checkpoint"
             raise CheckpointError(
-                f"the checkpoint belongs to another routing space: only {where} has {name!r}"
+                f"checkpoint {path} belongs to another routing space: only {where} has {name!r}"
             )
         if tuple(weights[name].shape) != tuple(own[name].shape):
             raise CheckpointError(
-                f"the checkpoint belongs to another routing space: {name!r} has shape "
+                f"checkpoint {path} belongs to another routing space: {name!r} has shape "
                 f"{tuple(weights[name].shape)} in it and {tuple(own[name].shape)} in this model"
             )
 
 
-def other_shapes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+def other_shapes(path: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """A sentence for each weight that has another shape in the model."""
     found = []
     for name, value in weights.items():
         if name not in own or tuple(value.shape) == tuple(own[name].shape):
             continue
         message = (
-            f"weight {name!r} has shape {tuple(value.shape)} in the checkpoint and "
+            f"weight {name!r} has shape {tuple(value.shape)} in checkpoint {path} and "
             f"{tuple(own[name].shape)} in this model"
         )
         if len(value.shape) == own[name].dim() and value.shape[1:] == own[name].shape[1:]:

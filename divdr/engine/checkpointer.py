@@ -104,7 +104,7 @@ class RoutingCheckpointer(DetectionCheckpointer):
         """The last checkpoint if it is complete, else the newest that is; "" if none is."""
         folder = Path(self.save_dir)
         note = folder / "last_checkpoint"
-        names = [note.read_text().strip()] if note.is_file() else []
+        names = [note.read_text(errors="replace").strip()] if note.is_file() else []
         if names and is_whole(folder / names[0]):
             return str(folder / names[0])
         files = sorted(folder.glob("*.pth"), key=lambda f: f.stat().st_mtime, reverse=True)
@@ -175,9 +175,10 @@ class RoutingCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
-        if isinstance(loaded, dict) and "blobs" in loaded:  # Detectron's format before Detectron2
-            blobs = {k: v for k, v in loaded["blobs"].items() if not k.endswith("_momentum")}
-            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        blobs = loaded.get("blobs") if isinstance(loaded, dict) else None
+        if isinstance(blobs, dict):  # Detectron's format before Detectron2
+            kept = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+            loaded = {"model": kept, "__author__": "Caffe2", "matching_heuristics": True}
         try:
             found = find_weights(loaded)
         except TypeError as error:
@@ -217,8 +218,8 @@ class RoutingCheckpointer(DetectionCheckpointer):
                 logger.info(
                     "Taken off the names of the weights in %s: %s", file, ", ".join(taken_off)
                 )
-            check_routing_space(weights, own)
-            for sentence in other_shapes(weights, own):
+            check_routing_space(file, weights, own)
+            for sentence in other_shapes(file, weights, own):
                 if self.strict:
                     raise CheckpointError(sentence)
                 logger.warning("%s; it starts anew", sentence)
