@@ -35,6 +35,14 @@ def test_top_5_as_scikit_learn_has_it():
     assert "top1-a" not in table
 
 
+def test_scores_that_are_no_numbers_count_as_wrong(caplog):
+    nan, inf = float("nan"), float("inf")
+    scores = [[nan, nan], [0.2, nan], [inf, 0.1], [0.9, 0.1]]
+    figures = evaluate(ClassificationEvaluator("ab"), [0, 0, 0, 0], scores)["classification"]
+    assert figures["top1"] == 25.0
+    assert "scores of 3 images are not finite" in caplog.text
+
+
 def test_equal_scores_give_no_credit_that_argmax_would_not():
     figures = evaluate(ClassificationEvaluator("ab"), [0, 1], [[0.5, 0.5], [0.5, 0.5]])
     assert figures["classification"]["top1"] == 50.0
