@@ -72,7 +72,7 @@ class Predictor:
         if self._mapper is not None:
             return self.model([self._mapper({"pixels": np.asarray(picture)})])[0]
         pixels = self._resized(picture_pixels(picture, self.cfg.INPUT.FORMAT))
-        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))
         height, width = size or image.shape[:2]
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
 
