@@ -20,10 +20,12 @@ from divdr.checkpoint import (
     PUBLISHED_PIXELS,
     Pixels,
     convert_model,
+    find_weights,
     read_weights,
     write_atomically,
 )
 from divdr.engine import load_config, report_errors
+from divdr.errors import CheckpointError
 
 
 @report_errors
@@ -43,12 +45,12 @@ def main() -> int:
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
-    loaded = read_weights(args.published)
+    found = find_weights(read_weights(args.published))
+    if found is None:
+        raise CheckpointError(f"checkpoint {args.published} holds no weights by name")
     trained = Pixels(args.trained_format, tuple(args.trained_mean), tuple(args.trained_std))
     pixels = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-    weights = convert_model(
-        loaded.get("model", loaded), build_model(cfg).state_dict(), pixels, trained
-    )
+    weights = convert_model(found.weights, build_model(cfg).state_dict(), pixels, trained)
     write_atomically(args.converted, {"model": weights})
     print(
         f"wrote {args.converted}, for {pixels.format} images as this config normalises them; "

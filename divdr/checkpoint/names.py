@@ -19,6 +19,10 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, ``torch.compile`` and Lightning put before names."""
 
 _DEPTH = 4
+_NUMBERS = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
 
 
 class Found(NamedTuple):
@@ -48,17 +52,14 @@ class Renamed(NamedTuple):
 def find_weights(content: Any) -> Found | None:
     """A state dict inside what a file holds; None: there is none.
 
-    Arrays become tensors; what is neither is left out.
-
-    Raises:
-        TypeError: an array holds no numbers.
+    Arrays of numbers become tensors; what is neither is left out.
     """
     found = _find(content, _DEPTH)
     if found is None:
         return None
     state, keys = found
     arrays = {n: v for n, v in state.items() if isinstance(n, str) and _is_array(v)}
-    return Found({name: torch.as_tensor(value) for name, value in arrays.items()}, keys)
+    return Found({name: _tensor(value) for name, value in arrays.items()}, keys)
 
 
 def rename(weights: Mapping[str, Tensor], own: Iterable[str]) -> Renamed:
@@ -103,7 +104,15 @@ def _find(content: Any, depth: int) -> tuple[Mapping, tuple[str, ...]] | None:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray))
+    if isinstance(value, np.ndarray):
+        return value.dtype.name in _NUMBERS
+    return isinstance(value, Tensor)
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
 
 
 def _bare(name: str) -> str:

@@ -35,8 +35,15 @@ from ..checkpoint.fit import (
 from ..errors import CheckpointError, DivdrError
 from .about import KEY, About
 from .agreement import together
+from .setup import one_sentence
 
 logger = logging.getLogger(__name__)
+
+# What loading a state raises that is of something else.
+_UNFIT = (
+    *(AssertionError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 class RoutingCheckpointer(DetectionCheckpointer):
@@ -179,10 +186,7 @@ class RoutingCheckpointer(DetectionCheckpointer):
         if isinstance(blobs, dict):  # Detectron's format before Detectron2
             kept = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
             loaded = {"model": kept, "__author__": "Caffe2", "matching_heuristics": True}
-        try:
-            found = find_weights(loaded)
-        except TypeError as error:
-            raise CheckpointError(f"checkpoint {filename} is damaged ({error})") from None
+        found = find_weights(loaded)
         if found is None:
             raise CheckpointError(f"checkpoint {filename} holds no weights by name")
         if found.keys and found.keys != ("model",):
@@ -226,7 +230,12 @@ class RoutingCheckpointer(DetectionCheckpointer):
             check_finite(file, weights, own)
             checkpoint["model"] = weights
         held = list(weights)
-        incompatible = self._load_model(checkpoint)
+        try:
+            incompatible = self._load_model(checkpoint)
+        except _UNFIT as error:  # Detectron2's heuristics, of a file that is not what they expect
+            raise CheckpointError(
+                f"the weights in checkpoint {file} do not fit this model ({one_sentence(error)})"
+            ) from error
         absent = without_shared(self.model, incompatible.missing_keys)
         numbers = real_numbers(own)
         missing = [name for name in numbers if name in absent]
@@ -268,13 +277,13 @@ def _restore(file: str, name: str, target: Any, state: Any) -> None:
     logger.info("Loading %s from %s", name, file)
     try:
         target.load_state_dict(state)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _UNFIT as error:
         if isinstance(error, DivdrError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"what checkpoint {file} holds as {name!r} does not fit this run ({reason})"
-        ) from None
+            f"what checkpoint {file} holds as {name!r} does not fit this run "
+            f"({one_sentence(error)})"
+        ) from error
 
 
 def load_for_evaluation(

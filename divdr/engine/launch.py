@@ -19,7 +19,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..data import read_once
 from ..errors import ConfigError
 from .agreement import together
-from .log_files import quiet_when_full
+from .full_disk import quiet_when_full, telling_when_full
 from .setup import (
     INTERRUPTED,
     load_config,
@@ -67,19 +67,24 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     """One process of a run."""
     try:
         cfg = configure(args)
-        if args.eval_only:
-            if not cfg.DATASETS.TEST:
-                raise ConfigError("--eval-only evaluates DATASETS.TEST, which names no data set")
-            with read_once(cfg.DATASETS.TEST):
-                together(check_run_data, cfg, training=False)
-                return Trainer.test(cfg, load_trained(cfg))
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        with telling_when_full(cfg.OUTPUT_DIR):
+            if args.eval_only:
+                return _evaluate(cfg)
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            return trainer.train()
     except KeyboardInterrupt:
         if comm.is_main_process():
             raise
         sys.exit(INTERRUPTED)  # one of them tells it
+
+
+def _evaluate(cfg: CfgNode) -> OrderedDict:
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only evaluates DATASETS.TEST, which names no data set")
+    with read_once(cfg.DATASETS.TEST):
+        together(check_run_data, cfg, training=False)
+        return Trainer.test(cfg, load_trained(cfg))
 
 
 def configure(args: argparse.Namespace) -> CfgNode:

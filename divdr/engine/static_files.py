@@ -58,8 +58,10 @@ def load_static_experts(path: str | Path, network: DynamicRoutingNetwork) -> Sta
             static = StaticNetwork(network, Route(network.space, part["gates"], part["initial"]))
             static.load_state_dict(part["weights"])
             networks.append(static.to(next(network.parameters()).device).eval())
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} holds no static experts of this model ({reason})") from None
     return StaticExperts(networks, dispatcher, state["images"])
 

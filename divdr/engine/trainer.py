@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -38,7 +37,7 @@ from ..data import (
     read_once,
     seed_everything,
 )
-from ..errors import CheckpointError, ConfigError, DivdrError
+from ..errors import ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
@@ -71,8 +70,6 @@ from .setup import make_output_folder, on_available_device, one_sentence
 from .solver import build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Trainer(DefaultTrainer):
@@ -289,7 +286,6 @@ class Trainer(DefaultTrainer):
 
         Raises:
             DivdrError: what stopped it; its sentence is in the log, without a traceback.
-            CheckpointError: likewise; a file of the run cannot be written, since the disk is full.
             KeyboardInterrupt: somebody did; it says where, and where ``--resume`` goes on.
         """
         log = logging.getLogger(TrainerBase.__module__)
@@ -298,13 +294,6 @@ class Trainer(DefaultTrainer):
             return super().train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._stopped()) from None
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise CheckpointError(
-                f"the run in {self.cfg.OUTPUT_DIR} cannot be written ({error.strerror}); its last "
-                "good checkpoint stays"
-            ) from error
         finally:
             log.removeFilter(_in_one_line)
 

@@ -31,6 +31,13 @@ def test_what_holds_no_weights_gives_none():
     assert list(find_weights({"a": ONE, 3: TWO, "b": "text"}).weights) == ["a"]
 
 
+def test_arrays_of_any_byte_order_are_read_and_those_of_no_numbers_left_out():
+    arrays = {"a": np.array([1.5], ">f4"), "b": np.array([None]), "c": np.array(["text"])}
+    weights = find_weights(arrays).weights
+    assert list(weights) == ["a"]
+    assert weights["a"].equal(torch.tensor([1.5]))
+
+
 def test_prefixes_are_taken_off_and_said():
     for prefix, told in (
         ("module.", ("module.",)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...checkpoint import read_weights
+from ...checkpoint import find_weights, read_weights
 from ...classification import Collaboration
 from ...errors import CheckpointError
 
@@ -27,8 +27,8 @@ def read_delegator(path: str, system: Collaboration) -> None:
         CheckpointError: the file is missing or damaged, holds no delegator, or one that does not
             fit: of other classes, of another size, or of another number of experts than subtasks.
     """
-    content = read_weights(path)
-    weights = content.get("model", content) if isinstance(content, Mapping) else {}
+    content = find_weights(read_weights(path))
+    weights = {} if content is None else content.weights
     found = {
         name.removeprefix(_PREFIX): value
         for name, value in weights.items()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...checkpoint import read_weights
+from ...checkpoint import find_weights, read_weights
 from ...classification import Distillation, is_named, last_linear, named_classifier
 from ...errors import CheckpointError, ConfigError
 from .networks import image_channels
@@ -48,8 +46,8 @@ def build_teacher(cfg: CfgNode) -> Distillation:
 
 def _load(teacher: nn.Module, path: str) -> None:
     """Weights of ``build_single_classifier``'s checkpoint, or of the bare classifier."""
-    content = read_weights(path)
-    weights = content.get("model", content) if isinstance(content, Mapping) else {}
+    content = find_weights(read_weights(path))
+    weights = {} if content is None else content.weights
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in weights.items()

@@ -1,12 +1,17 @@
-"""Log files on a full disk."""
+"""A full disk, told in one sentence: the log files of a run, and all that it writes."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Iterator
+
+from ..errors import DivdrError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -21,6 +26,24 @@ def quiet_when_full() -> Iterator[None]:
     # Detectron2 has registered the closing of its log files now; what is registered later runs
     # earlier.
     atexit.register(_close)
+
+
+@contextlib.contextmanager
+def telling_when_full(folder: str) -> Iterator[None]:
+    """Name a run's folder where the block fails because the disk is full.
+
+    Raises:
+        DivdrError: it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DivdrError(
+            f"the run in {folder} cannot write its files ({error.strerror}); its last good "
+            "checkpoint stays"
+        ) from error
 
 
 def _close() -> None:
