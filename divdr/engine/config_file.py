@@ -91,7 +91,8 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
         _merge(cfg, node, {name: value}, full.removesuffix(name), "")
     if len(pairs) % 2:
         raise ConfigError(
-            f"the key {_shown(str(pairs[-1]))} has no value; settings are pairs KEY VALUE, after all options"
+            f"the key {_shown(str(pairs[-1]))} has no value; settings are pairs KEY VALUE, after "
+            "all options"
         )
 
 

@@ -24,8 +24,8 @@ class BoxLayers(nn.Module):
             branch or expert gets one proposal alone, whose map is one pixel.
 
     Raises:
-        ConfigError: no such normalisation, or one that waits for other processes, in which a branch or expert
-            may have no proposal and not run.
+        ConfigError: no such normalisation, or one that waits for other processes, in which a
+            branch or expert may have no proposal and not run.
 
     Attributes:
         output_shape: (D,) after a linear layer, else (C', H, W).
