@@ -5,6 +5,7 @@ from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .cost_target_hook import CostTargetHook
 from .hooks import ClusteringHook, DropPathHook, SeedHook
+from .own_data import fit_to_data
 from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
@@ -26,6 +27,7 @@ __all__ = [
     "build_optimizer",
     "calibrate_cost",
     "check_config",
+    "fit_to_data",
     "load_config",
     "load_for_evaluation",
     "one_sentence",

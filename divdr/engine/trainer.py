@@ -288,6 +288,10 @@ class Trainer(DefaultTrainer):
             DivdrError: what stopped it; its sentence is in the log, without a traceback.
             KeyboardInterrupt: somebody did; it says where, and where ``--resume`` goes on.
         """
+        if comm.is_main_process() and self.cfg.OUTPUT_DIR:
+            # Detectron2 writes it from the command line alone; predicting needs it afterwards.
+            path = os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")
+            write_text_atomically(path, self.cfg.dump())
         log = logging.getLogger(TrainerBase.__module__)
         log.addFilter(_in_one_line)
         try:

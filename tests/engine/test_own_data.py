@@ -2,11 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
-from divdr.engine import load_config
+from divdr import get_divdr_config
+from divdr.data import register_segmentation_folder
+from divdr.engine import fit_to_data, load_config
+from divdr.errors import ConfigError
 
 
 @pytest.fixture
@@ -19,16 +25,71 @@ def test_readme_trains_on_a_folder(
     block, repository, tmp_path, overrides, monkeypatch, draw_halves
 ):
     draw_halves(tmp_path)
-    # Only the length of the training and the size of the network are made smaller.
+    for path in sorted((tmp_path / "images").iterdir()):  # photographs are JPEGs
+        Image.open(path).save(path.with_suffix(".JPG"), "JPEG")
+        path.unlink()
     monkeypatch.setattr(
         "divdr.engine.load_config",
         lambda file, pairs: load_config(str(repository / file), [*overrides, *pairs]),
     )
+    found = []
+
+    def shortened(cfg):
+        found.append(fit_to_data(cfg))
+        short = found[0].clone()
+        short.SOLVER.MAX_ITER, short.SOLVER.WARMUP_ITERS = 10, 0
+        short.DATALOADER.NUM_WORKERS = 0
+        return short
+
+    monkeypatch.setattr("divdr.engine.fit_to_data", shortened)
     monkeypatch.chdir(tmp_path)
     try:
         exec(compile(block, "README.md", "exec"), {})
     finally:
         DatasetCatalog.remove("my_train")
+        MetadataCatalog.remove("my_train")
     results = json.loads((tmp_path / "output/mine/inference/results.json").read_text())
     assert results["my_train"]["sem_seg"]["mIoU"] > 0
     assert results["my_train"]["routing"]["images"] == 6
+    # Six images of 64×96 pixels: 60 passes of batches of 2 are 180 iterations, fewer than 300.
+    (cfg,) = found
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (2, 255)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((48, 64, 80), 64)
+    assert cfg.INPUT.CROP.SIZE == [64, 96]
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (300, 15)
+    # Predicting afterwards: nobody knows the data set any more.
+    pictures = tmp_path / "pictures"
+    command = [sys.executable, "-W", "ignore", str(repository / "tools/predict.py")]
+    command += ["--config-file", "output/mine/config.yaml", "--output", str(pictures)]
+    command += ["--weights", "output/mine/model_final.pth", "images/0.JPG"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (pictures / "0_prediction.png").is_file()
+
+
+def test_large_images_are_made_smaller(tmp_path, monkeypatch):
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / kind).mkdir()
+        for index, size in enumerate(((2000, 1000), (2000, 1000), (30, 20))):
+            Image.new(mode, size).save(tmp_path / kind / f"{index}.png")
+    folders = [str(tmp_path / kind) for kind in ("images", "labels")]
+    register_segmentation_folder("large", *folders, ["a", "b", "c"], ignore_label=9)
+    cfg = get_divdr_config()
+    cfg.DATASETS.TRAIN = ("large",)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ROUTING.CLUSTERING.NUM_EXPERTS = 8, 5
+    try:
+        fitted = fit_to_data(cfg, epochs=400)
+        MetadataCatalog.get("large").stuff_classes.clear()
+        with pytest.raises(ConfigError, match="has no classes for semantic segmentation"):
+            fit_to_data(cfg)
+    finally:
+        DatasetCatalog.remove("large")
+        MetadataCatalog.remove("large")
+    assert fitted.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert fitted.MODEL.SEM_SEG_HEAD.IGNORE_VALUE == 9
+    assert fitted.INPUT.MIN_SIZE_TEST == 256  # 1000 rows, where 2000 columns become 512
+    assert fitted.INPUT.CROP.SIZE == [256, 512]
+    assert fitted.SOLVER.IMS_PER_BATCH == 3
+    assert fitted.SOLVER.MAX_ITER == 400  # passes of one batch each
+    assert fitted.MODEL.ROUTING.CLUSTERING.NUM_EXPERTS == 3
+    assert cfg.SOLVER.IMS_PER_BATCH == 8, "the config itself stays as it is"

@@ -57,6 +57,7 @@ def classes(repository, tmp_path):
         def register(name):
             for kind in ("ant", "bee"):
                 (tmp_path / "classes" / kind).mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8)).save(tmp_path / "classes" / kind / "0.png")
             register_class_folders(name, str(tmp_path / "classes"))
 
         config = repository / "configs/classification/digits_single.yaml"
