@@ -45,6 +45,8 @@ class Range:
         return inside and abs(value) != math.inf
 
     def __str__(self) -> str:
+        if self.low > -math.inf and self.high < math.inf:
+            return f"between {self.low:g} and {self.high:g}"
         bounds = (
             (f"at least {self.low:g}", self.low > -math.inf),
             (f"above {self.above:g}", self.above > -math.inf),

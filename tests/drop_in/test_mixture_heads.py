@@ -181,7 +181,7 @@ def refused(capsys, config, opts):
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "file", "class partition  cannot be read"),
         ("hydra", "ROI_HEADS.NAME", "StandardROIHeads", "HydraBoxHead needs MODEL.ROI_HEADS.NAME"),
         ("coe", "ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "HydraBoxHead or CoEBoxHead, not Fast"),
-        ("coe", "ROI_BOX_HEAD.COE.THRESHOLD", 2.0, "τ must be between 0 and 1, not 2"),
+        ("coe", "ROI_BOX_HEAD.COE.THRESHOLD", 2.0, "COE.THRESHOLD must be between 0 and 1, not 2"),
     ],
 )
 def test_settings_that_cannot_be(system, key, value, told, drawn, small, capsys):

@@ -196,7 +196,7 @@ def test_one_step_on_cifar_100(tmp_path, names_under):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        (COE + "THRESHOLD", 1.5, "early termination must be between 0 and 1, not 1.5"),
+        (COE + "THRESHOLD", 1.5, "COE.THRESHOLD must be between 0 and 1, not 1.5"),
         (COE + "EXPERTS", 0, "EXPERTS must be at least 1, not 0"),
         (COE + "EXPERTS", 33, "33 experts cannot share fewer images than they are"),
         (COE + "DEPTHS", "[1, 2]", "DEPTHS has 2 values for 4 experts"),
