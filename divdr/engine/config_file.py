@@ -49,7 +49,7 @@ def merge_file(cfg: CfgNode, path: str, within: Sequence[str] = ()) -> None:
     """
     if path in within:
         raise ConfigError(f"{path} is based on itself ({BASE} leads back to it)")
-    values = _read(path)
+    values = read_yaml(path)
     bases = values.pop(BASE, [])
     for base in bases if isinstance(bases, (list, tuple)) else [bases]:
         if not isinstance(base, str) or not base:
@@ -96,8 +96,12 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
         )
 
 
-def _read(path: str) -> dict[Any, Any]:
-    """Keys and values of one file."""
+def read_yaml(path: str) -> dict[Any, Any]:
+    """Keys and values of one file, ``_BASE_`` among them.
+
+    Raises:
+        ConfigError: it cannot be read as yaml, or holds something else; with the line if known.
+    """
     if path.endswith(".py"):
         raise ConfigError(
             f"{path} is a LazyConfig, which Detectron2's tools/lazyconfig_train_net.py trains; "

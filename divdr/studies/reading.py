@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from ..engine.config_file import read_yaml
 from ..errors import ConfigError
 from .definition import Metric, Pictures, Study, Sweep, Variant
 
@@ -45,9 +46,10 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no study {path}")
+    read_yaml(str(path))  # it tells best what is wrong with the file itself
     try:
         entries = CfgNode.load_yaml_with_base(str(path))
-    except (yaml.YAMLError, AttributeError, OSError) as error:
+    except (yaml.YAMLError, AttributeError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"study {path} cannot be read: {str(error).splitlines()[0]}") from None
     try:
         study = _study(path.stem, entries)

@@ -50,7 +50,7 @@ def test_a_variant_may_have_config_and_data_of_its_own(tmp_path):
         ("name: mIoU,", "", "name"),
         ("pairs:", "pictures: {tradeoff: [routing.real, sem_seg.IoU]}\npairs:", "routing.real"),
         ("pairs:", "pictures: {embedding: [DR, X]}\npairs:", "no variant 'X'"),
-        ("pairs:", "pairs: [", "cannot be read"),
+        ("pairs:", "pairs: [", "cannot be read as yaml"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, old, new, words):
@@ -63,3 +63,19 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path, old, new, words):
 def test_an_unknown_study_names_the_known(repository):
     with pytest.raises(ConfigError, match=r"no study 'minature'; known are .*miniature"):
         find_study(repository, "minature")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a:\n\tb: 1\n", r"line 2 .* by spaces, not by tabs"),
+        (b"- 1\n", "holds no keys with values but list"),
+        (b"_BASE_: nowhere.yaml\n", "cannot be read: .*nowhere"),
+        (b"_BASE_: 3\n", "cannot be read"),
+    ],
+)
+def test_files_that_are_no_study(tmp_path, content, message):
+    (tmp_path / "own.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"own\.yaml.*{message}"):
+        load_study(tmp_path / "own.yaml")
