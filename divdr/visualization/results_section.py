@@ -50,8 +50,18 @@ def _open_cells(run: RunData, data: str) -> float | None:
     return None if share is None else 100 * share
 
 
+_MEAN_IOU = Column("mIoU, %", "mIoU", _mean_iou, 2)
+_OTHER_ACCURACY = (
+    Column("box AP", "box AP", lambda run, data: run.number(data, "bbox", "AP"), 2),
+    Column("mask AP", "mask AP", lambda run, data: run.number(data, "segm", "AP"), 2),
+    Column(
+        "top-1, %",
+        "share of right classes",
+        lambda run, data: run.number(data, "classification", "top1"),
+        2,
+    ),
+)
 COLUMNS = (
-    Column("mIoU, %", "mIoU", _mean_iou, 2),
     Column(
         "expected GFLOPs",
         "expected GFLOPs",
@@ -67,6 +77,16 @@ COLUMNS = (
 )
 
 
+def columns_of(runs: Sequence[RunData], dataset_name: str) -> list[Column]:
+    """The table's columns: of accuracy those that a run has, else mIoU; cost; diversity."""
+    known = [
+        column
+        for column in (_MEAN_IOU, *_OTHER_ACCURACY)
+        if any(column.read(run, dataset_name) is not None for run in runs)
+    ]
+    return [*(known or [_MEAN_IOU]), *COLUMNS]
+
+
 def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     """Build the table, a row a run; runs after the first show their difference to it."""
     section = Section("Results")
@@ -79,7 +99,8 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     if not with_results:
         return section
     first = with_results[0]
-    rows = [(run.name, _entries(run, first, dataset_name)) for run in with_results]
+    columns = columns_of(with_results, dataset_name)
+    rows = [(run.name, _entries(columns, run, first, dataset_name)) for run in with_results]
     caption = (
         "Cost is in GFLOPs (10⁹ multiply-adds) an image, mean ± standard deviation over images "
         "where known. inter is the mean distance between centres, intra the mean distance within "
@@ -87,17 +108,19 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     )
     if len(with_results) > 1:
         caption += f" The small numbers are differences to {first.name}."
-        section.sentences += [_compared(run, first, dataset_name) for run in with_results[1:]]
+        section.sentences += [
+            _compared(columns, run, first, dataset_name) for run in with_results[1:]
+        ]
     if any(entry.text == MISSING for _, entries in rows for entry in entries):
         caption += f" {MISSING} stands for a number that the run's results do not hold."
-    header = ["run", *(column.title for column in COLUMNS)]
+    header = ["run", *(column.title for column in columns)]
     section.tables.append(Table(caption, header, rows))
     return section
 
 
-def _entries(run: RunData, first: RunData, data: str) -> list[Entry]:
+def _entries(columns: Sequence[Column], run: RunData, first: RunData, data: str) -> list[Entry]:
     entries = []
-    for column in COLUMNS:
+    for column in columns:
         value, reference = column.read(run, data), column.read(first, data)
         digits = column.digits(reference)
         text = fixed(value, digits)
@@ -117,11 +140,11 @@ def _difference(column: Column, value: float, reference: float) -> str:
     return signed(round(value, digits) - round(reference, digits), digits)
 
 
-def _compared(run: RunData, first: RunData, data: str) -> str:
+def _compared(columns: Sequence[Column], run: RunData, first: RunData, data: str) -> str:
     higher: list[str] = []
     lower: list[str] = []
     same: list[str] = []
-    for column in COLUMNS:
+    for column in columns:
         value, reference = column.read(run, data), column.read(first, data)
         if value is None or reference is None:
             continue
