@@ -2,10 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
+import shlex
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -16,14 +16,14 @@ from divdr.errors import ConfigError
 
 
 @pytest.fixture
-def block(repository):
-    section = (repository / "README.md").read_text().split("## Your own data")[1]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+def section(repository):
+    return (repository / "README.md").read_text().split("## Your own data")[1].split("\n## ")[0]
 
 
-def test_readme_trains_on_a_folder(
-    block, repository, tmp_path, overrides, monkeypatch, draw_halves
+def test_readme_trains_on_a_folder_and_predicts(
+    section, repository, tmp_path, overrides, monkeypatch, draw_halves, capsys
 ):
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     draw_halves(tmp_path)
     for path in sorted((tmp_path / "images").iterdir()):  # photographs are JPEGs
         Image.open(path).save(path.with_suffix(".JPG"), "JPEG")
@@ -57,14 +57,20 @@ def test_readme_trains_on_a_folder(
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((48, 64, 80), 64)
     assert cfg.INPUT.CROP.SIZE == [64, 96]
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (300, 15)
-    # Predicting afterwards: nobody knows the data set any more.
-    pictures = tmp_path / "pictures"
-    command = [sys.executable, "-W", "ignore", str(repository / "tools/predict.py")]
-    command += ["--config-file", "output/mine/config.yaml", "--output", str(pictures)]
-    command += ["--weights", "output/mine/model_final.pth", "images/0.JPG"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (pictures / "0_prediction.png").is_file()
+
+    # Nothing but the checkpoint knows the classes now.
+    saved = torch.load(tmp_path / "output/mine/model_final.pth", weights_only=True)
+    assert saved["divdr"]["metadata"]["stuff_classes"] == ["road", "rest"]
+    command = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    places = {"PHOTO.jpg": "images/0.JPG", "FOLDER": "images"}
+    monkeypatch.setattr("sys.argv", [places.get(word, word) for word in words])
+    script = {"__name__": "tool"}
+    exec(compile((repository / words[0]).read_text(), words[0], "exec"), script)
+    assert script["main"]() == 0
+    assert capsys.readouterr().out.strip().endswith("pictures are in output/predictions")
+    made = [file.name for file in (tmp_path / "output/predictions").glob("*_prediction.png")]
+    assert sorted(made) == [f"{number}_prediction.png" for number in range(6)]
 
 
 def test_large_images_are_made_smaller(tmp_path, monkeypatch):
