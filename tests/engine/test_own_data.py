@@ -65,6 +65,7 @@ def test_readme_trains_on_a_folder_and_predicts(
     words = shlex.split(command.replace("\\\n", " "))[1:]
     places = {"PHOTO.jpg": "images/0.JPG", "FOLDER": "images"}
     monkeypatch.setattr("sys.argv", [places.get(word, word) for word in words])
+    monkeypatch.syspath_prepend(str(repository / "tools"))  # as Python does for a script
     script = {"__name__": "tool"}
     exec(compile((repository / words[0]).read_text(), words[0], "exec"), script)
     assert script["main"]() == 0
