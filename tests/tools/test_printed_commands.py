@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from printed import Command, blocks, commands
 
 from divdr.engine import load_config
@@ -69,7 +71,7 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_printed_commands_would_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found, trained = commands(page, tmp_path), set()
+    found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's Python lines
     assert found or page.name == "README.md"
     for command in found:
         if command.program == "pip" or command.program.startswith("cs"):
@@ -122,11 +124,14 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 
 
 def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
-    """Those that train a Hydra, change its threshold and look at it, and find a partition."""
+    """Those that train a Hydra, change its threshold, run it on a file and look at it, and find a
+    partition."""
     page = ROOT / "docs/classification.md"
     (tmp_path / "shell").mkdir()
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "FOLDER/digit.png")
     single = ["tools/train_net.py", "--config-file", "configs/classification/digits_single.yaml"]
     printed = [c.words for c in commands(page, tmp_path / "shell")]
     wanted = [single, *(words for words in printed if "digits_dynk" in words[2])]
@@ -134,13 +139,16 @@ def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
     assert len(wanted) >= 5
     for script, *words in wanted:
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", [script, *words, "SOLVER.MAX_ITER", "2"])
+            short = [] if script == "tools/predict.py" else ["SOLVER.MAX_ITER", "2"]
+            patch.setattr(sys, "argv", [script, *words, *short])
             patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            with contextlib.suppress(SystemExit):  # what it did is looked at below
+                runpy.run_path(str(ROOT / script), run_name="__main__")
     told = capsys.readouterr().out
     assert (tmp_path / "partition.json").is_file()
     assert (tmp_path / "output/digits/dynk/inference/results.json").is_file()
     assert "mean branches" in told
+    assert "FOLDER/digit.png: class " in told
 
 
 def _split(command: Command) -> tuple[str, list[str]]:

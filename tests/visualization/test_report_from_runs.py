@@ -76,7 +76,7 @@ def test_images_that_are_gone_are_said_to_be(scenes):
     register("was_there")
     try:
         there = report_from_runs(folder / "there.html", {"Mine": folder}, title="Mine").read_text()
-        (folder / "images/0.png").rename(folder / "elsewhere.png")
+        (folder / "images/0.png").rename(folder / "moved.png")
         gone = report_from_runs(folder / "gone.html", {"Mine": folder}, title="Mine").read_text()
     finally:
         DatasetCatalog.remove("was_there")
