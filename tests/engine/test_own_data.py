@@ -28,10 +28,13 @@ def test_readme_trains_on_a_folder_and_predicts(
     for path in sorted((tmp_path / "images").iterdir()):  # photographs are JPEGs
         Image.open(path).save(path.with_suffix(".JPG"), "JPEG")
         path.unlink()
-    monkeypatch.setattr(
-        "divdr.engine.load_config",
-        lambda file, pairs: load_config(str(repository / file), [*overrides, *pairs]),
-    )
+
+    def smaller(file, pairs):
+        if file.startswith("configs/"):  # the run's own lies in its folder
+            return load_config(str(repository / file), [*overrides, *pairs])
+        return load_config(file, pairs)
+
+    monkeypatch.setattr("divdr.engine.load_config", smaller)
     found = []
 
     def shortened(cfg):
