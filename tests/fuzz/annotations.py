@@ -1,6 +1,6 @@
 """Annotation files in COCO's format that nobody would write, and what must come of them.
 
-A script may call :func:`check_one` with as many examples of :func:`changes` as it has time for.
+See ``tests/fuzz/run.py`` for as many as there is time for.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VALUES = st.one_of(
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> list[tuple[tuple, str, Any]]:
+def examples(draw: st.DrawFn) -> list[tuple[tuple, str, Any]]:
     """Up to three places of the file, and what is done there: remove, replace or repeat."""
     found = []
     for _ in range(draw(st.integers(1, 3))):
@@ -102,15 +102,15 @@ def changed(actions: list[tuple[tuple, str, Any]]) -> dict[str, Any]:
     return content
 
 
-def check_one(folder: Path, actions: list[tuple[tuple, str, Any]]) -> str:
+def check_one(actions: list[tuple[tuple, str, Any]], folder: Path) -> bool:
     """Whether a changed file is either told of in a sentence, or trains and evaluates rightly.
 
     Args:
+        actions: of :func:`examples`.
         folder: takes the files.
-        actions: of :func:`changes`.
 
     Returns:
-        "refused" or "used".
+        Whether it is used.
 
     Raises:
         AssertionError: neither, or it takes too long.
@@ -141,13 +141,13 @@ def check_one(folder: Path, actions: list[tuple[tuple, str, Any]]) -> str:
             assert str(path) in told or ".png" in told or NAME in told, told
             assert "\n" not in told
         assert time.monotonic() - started < SECONDS
-        return "refused"
+        return False
     train = iter(build_train_loader(cfg))
     for _ in range(4):
         next(train)
     _evaluate(cfg, content, folder)
     assert time.monotonic() - started < SECONDS
-    return "used"
+    return True
 
 
 def _evaluate(cfg: Any, content: dict[str, Any], folder: Path) -> None:

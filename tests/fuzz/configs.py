@@ -1,6 +1,6 @@
 """Configuration files and ``KEY VALUE`` pairs that nobody would write, and what must come of them.
 
-A script may call :func:`check_one` with as many examples of :func:`configs` as it has time for.
+See ``tests/fuzz/run.py`` for as many as there is time for.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _settings(draw: st.DrawFn) -> dict[Any, Any]:
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Example:
+def examples(draw: st.DrawFn) -> Example:
     """An :class:`Example`: settings as yaml, the same cut or with something put in, or no yaml."""
     tree = draw(_settings())
     content = yaml.dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")
@@ -126,7 +126,7 @@ def check_one(example: Example, folder: Path) -> bool:
     """See that an example gives a configuration or one sentence, and soon.
 
     Args:
-        example: of :func:`configs`.
+        example: of :func:`examples`.
         folder: where its file may be written.
 
     Returns:
