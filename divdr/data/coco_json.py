@@ -191,6 +191,8 @@ def _annotation_problems(content: dict, keys: Collection[str]) -> Iterator[str]:
         problem: str | None
         if not _is_id(entry["id"]):
             problem = f"id {entry['id']!r}, which is neither a whole number nor a text"
+        elif not _is_id(image):
+            problem = f"image_id {image!r}, which is neither a whole number nor a text"
         elif kind is not None and type(image) is not kind:
             others = "texts" if kind is str else "numbers"
             problem = f"image_id {image!r}, where the ids of images are {others}"

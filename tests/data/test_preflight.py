@@ -231,6 +231,7 @@ def twice(part):
     [
         (changed("images", "id", "1"), "has image_id 1, where the ids of images are texts"),
         (changed("images", "id", None), "has id None, which is neither a whole number nor a text"),
+        (changed("annotations", "image_id", [1]), "has image_id [1], which is neither a whole"),
         (changed("images", "id", 7), "no annotation's image_id is the id of an image"),
         (changed("images", "height", "32"), "has height '32', which must be a number of pixels"),
         (changed("images", "width", 0), "has width 0, which must be a number of pixels"),

@@ -362,6 +362,16 @@ def test_two_processes_have_the_same_experts(two_ranks):
     assert sum(reports[0]["sizes"]) == 60
 
 
+def test_experts_keep_what_gates_are_weighed_by_where_they_move():
+    experts = LocalExperts(2, 2, scaling="std")
+    rows = torch.tensor([[0.0, 0.0], [0.0, 0.5], [8.0, 0.0], [8.0, 0.5]])
+    experts.bank.update(list("abcd"), rows, 0)
+    experts.cluster(0)
+    before = experts.weights.clone()
+    assert experts.to("cpu").weights.equal(before)
+    assert before.tolist() == pytest.approx(gate_weights(rows, "std").tolist())
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_experts_follow_the_device():

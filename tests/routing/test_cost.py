@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from routed import images, mixed_network
+from torch import nn
 
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
@@ -15,6 +16,7 @@ from divdr.routing import (
     budget_loss,
     cost_table,
 )
+from divdr.routing.macs import count_macs
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -36,6 +38,28 @@ def test_published_tables_to_the_last_digit(size, gate):
                 assert value is None
             else:
                 assert value / 1e6 == pytest.approx(wanted[name], rel=1e-12)
+
+
+def test_windows_that_are_no_squares():
+    # (9 - 2) // 2 + 1 = 4 rows and (8 - 3) // 1 + 1 = 6 columns, of 2·3 numbers each.
+    pool = nn.AvgPool2d((2, 3), stride=(2, 1))
+    assert count_macs(pool, (5, 9, 8)) == (5 * 4 * 6 * 2 * 3, (5, 4, 6))
+    layer = nn.Conv2d(6, 4, (2, 3), stride=(2, 1), groups=2)
+    assert count_macs(layer, (6, 9, 8)) == (4 * 4 * 6 * 2 * 3 * 6 / 2, (4, 4, 6))
+    for module, shape in ((pool, (5, 9, 8)), (layer, (6, 9, 8))):
+        assert module(torch.zeros(1, *shape)).shape[1:] == count_macs(module, shape)[1]
+
+
+def test_tables_for_routes_that_are_given():
+    table = cost_table(mixed_network(4, 3), 64, 96)
+    assert table.initial.gate > 0
+    bare = table.without_gates()
+    assert (bare.initial.gate, {cell.gate for cell in bare.cells}) == (0.0, {0.0})
+    some = table.without_gates(2, initial_gate=True)
+    assert some.initial == table.initial
+    assert some.cells[:2] == table.cells[:2]
+    assert some.cells[2].gate == 0.0
+    assert some.cells[2].cell == table.cells[2].cell
 
 
 def test_expected_cost_is_a_sum_over_cells():

@@ -81,6 +81,13 @@ def test_gflops_out_of_reach_are_told_early(gflops):
         controller.observe(cost(100.0), 19)
 
 
+@pytest.mark.parametrize("gflops", [21e-9, 119e-9])
+def test_gflops_within_reach_are_not(gflops):
+    controller = CostController(CostTarget(gflops=gflops, start=1000))
+    for step in range(40):
+        controller.observe(cost(100.0), step)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
