@@ -13,29 +13,31 @@ from pathlib import Path
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
-from divdr.engine.arguments import at_least
-
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"DR": "dr", "DivDR": "divdr"}
 
 
-@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output/demo", help="folder of runs and report")
     parser.add_argument("--data", default="datasets/streetscapes", help="folder of the scenes")
-    parser.add_argument("--train", type=at_least(1), default=320, help="training scenes")
-    parser.add_argument("--val", type=at_least(1), default=80, help="scenes to evaluate on")
+    parser.add_argument("--train", type=int, default=320, help="training scenes")
+    parser.add_argument("--val", type=int, default=80, help="scenes to evaluate on")
     parser.add_argument(
-        "--iterations", type=at_least(1), help="of each training; as configured if left out"
+        "--iterations", type=int, help="of each training; as configured if left out"
     )
     args = parser.parse_args()
     os.chdir(ROOT)
-    started = time.time()
-    # Detectron2 finds its registered Cityscapes data sets below this folder.
+    # Detectron2 finds its registered Cityscapes data sets below this folder, as it is imported.
     os.environ["DETECTRON2_DATASETS"] = str(Path(args.data).resolve())
+    from divdr.engine import report_errors
 
+    return report_errors(run)(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """All parts of the demo; the exit code."""
+    started = time.time()
     draw = ["datasets/make_streetscapes.py", "--output", args.data]
     draw += [
         "--train",
