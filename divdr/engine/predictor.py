@@ -15,6 +15,7 @@ from ..data import ClassificationMapper
 from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
 from .about import drawing_metadata
+from .setup import on_available_device
 from .trained import load_with_about
 
 
@@ -38,11 +39,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg = cfg.clone()
-        if not torch.cuda.is_available():
-            cfg.defrost()
-            cfg.MODEL.DEVICE = "cpu"
-            cfg.freeze()
+        self.cfg = cfg = on_available_device(cfg)
         self.model, about = load_with_about(cfg)
         self.routing = attached_routing(self.model)
         self.metadata = drawing_metadata(cfg, about)
