@@ -40,8 +40,8 @@ def count_macs(
         return float(size * (2 if affine_norm else 1)), shape
     if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
         out = _window_shape(module, shape, channels)
-        kernel = _pair(module.kernel_size)
-        return float(out[0] * out[1] * out[2] * kernel[0] * kernel[1]), out
+        rows, columns = _pair(module.kernel_size)
+        return float(out[0] * out[1] * out[2] * rows * columns), out
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return float(size), (channels, 1, 1)
     children = list(module.children())
