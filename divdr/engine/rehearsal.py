@@ -244,7 +244,11 @@ def failures_of(folder: Path, rehearsal: Rehearsal) -> list[str]:
         return {r["iteration"] for r in records if key in r}
 
     written = 1 if iterations <= 20 else 2  # Detectron2 writes every 20 iterations and at the end
-    wanted = {"routing/real_gflops": 2, "clustering/inter": written, "train/real_gflops": written}
+    wanted = {
+        "routing/real_gflops": 2,
+        "clustering/inter_experts": written,
+        "train/real_gflops": written,
+    }
     for key, least in wanted.items():
         if len(times(key)) < least:
             failures.append(f"{key} was logged {len(times(key))} times, not {least}")

@@ -15,7 +15,7 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from ..errors import ConfigError
-from ..experts import diversity, kmeans
+from ..experts import Diversity, diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
 from ..routing.gate import CLOSED_BELOW
@@ -41,18 +41,21 @@ class RoutingEvaluator(DatasetEvaluator):
     Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
     image, the same at fixed sizes, the real cost's share of the all-open one (both without the
     stem), what the stem alone and all gates open cost, the share of open cells, images per expert,
-    and inter and intra distances of K-means over the evaluated activations. GFLOPs are 10⁹
-    multiply-adds of the backbone; ``*_with_head`` adds the decoder of segmentation, ``*_with_neck``
-    what stands between the routed maps and a detector's heads. Activations are kept in
-    ``activations_DATASET.npz``.
+    and two sets of distances between and within clusters (see `Diversity`). ``inter_experts``,
+    ``intra_pairs_experts`` and ``intra_centre_experts`` are of the centres that training found,
+    each evaluated image with its expert; they are left out while there are no centres.
+    ``inter_refit``, ``intra_pairs_refit`` and ``intra_centre_refit`` are of a new K-means over the
+    evaluated activations, whatever training found. GFLOPs are 10⁹ multiply-adds of the backbone;
+    ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between the routed
+    maps and a detector's heads. Activations are kept in ``activations_DATASET.npz``.
 
     Args:
         dataset_name: name in the catalog.
         model: the evaluated model, with routing attached.
         output_dir: folder of the npz file; None writes none.
         sizes: (height, width) at which GFLOPs are reported too.
-        num_experts: K of the diversity figures where the model has no experts.
-        seed: of K-means.
+        num_experts: K of the new K-means where the model has no experts.
+        seed: of the new K-means.
 
     Raises:
         ConfigError: no routing is attached to the model.
@@ -162,26 +165,22 @@ class RoutingEvaluator(DatasetEvaluator):
         figures["open_cells"] = float(((gates.sum(axis=2) >= CLOSED_BELOW) & reached).mean())
         figures["reached_cells"] = float(reached.mean())
         values = torch.from_numpy(np.stack([r.values for r in rows]))
-        figures.update(self._diversity(values))
+        figures.update(self._refit(values))
         expert, centres = self._experts(values)
         if centres is not None:
-            counts = np.bincount(expert, minlength=len(centres)).tolist()
-            figures.update({f"images_expert_{k}": n for k, n in enumerate(counts)})
+            own = diversity(values, torch.from_numpy(centres), torch.from_numpy(expert))
+            figures.update(_distances(own, "experts"))
+            figures.update({f"images_expert_{k}": n for k, n in enumerate(own.sizes)})
         self._write(rows, activations, reached, expert, centres)
         return figures
 
-    def _diversity(self, values: torch.Tensor) -> dict[str, float]:
+    def _refit(self, values: torch.Tensor) -> dict[str, float]:
         experts = self._routed.experts
         k = experts.num_experts if experts is not None else self._num_experts
         if len(values) < k:
             return {}
         found = kmeans(values, k, seed=self._seed)
-        spread = diversity(values, found.centres, found.assignment)
-        return {
-            "inter": spread.inter,
-            "intra_pairs": spread.intra_pairs,
-            "intra_centre": spread.intra_centre,
-        }
+        return _distances(diversity(values, found.centres, found.assignment), "refit")
 
     def _experts(self, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         experts = self._routed.experts
@@ -213,6 +212,14 @@ class RoutingEvaluator(DatasetEvaluator):
             centres=np.zeros((0, activations.shape[1])) if centres is None else centres,
             scales_per_layer=np.array(self._routed.backbone.space.scales_per_layer),
         )
+
+
+def _distances(found: Diversity, of: str) -> dict[str, float]:
+    return {
+        f"inter_{of}": found.inter,
+        f"intra_pairs_{of}": found.intra_pairs,
+        f"intra_centre_{of}": found.intra_centre,
+    }
 
 
 def check_sizes(sizes: Sequence) -> list[tuple[int, int]]:

@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage | None) -> None:
     """Cluster the bank; a collective call.
 
-    Writes, under ``clustering/``: inter, intra_pairs, intra_centre, sigma2, movement, inertia,
-    seconds, agreement, and size_K of every expert. Waits, with a line in the log, while the bank
+    Writes, under ``clustering/``: inter_experts, intra_pairs_experts, intra_centre_experts (the new
+    experts over the bank), sigma2, movement, inertia, seconds, agreement, and size_K of every
+    expert. Waits, with a line in the log, while the bank
     holds fewer images than there are experts.
 
     Args:
@@ -34,9 +35,9 @@ def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage
     if storage is None:
         return
     values = {
-        "inter": report.inter,
-        "intra_pairs": report.intra_pairs,
-        "intra_centre": report.intra_centre,
+        "inter_experts": report.inter,
+        "intra_pairs_experts": report.intra_pairs,
+        "intra_centre_experts": report.intra_centre,
         "sigma2": report.sigma2,
         "movement": report.movement,
         "inertia": report.inertia,

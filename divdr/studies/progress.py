@@ -10,7 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-_SHOWN = {"loss": "total_loss", "GFLOPs": "train/real_gflops", "inter": "clustering/inter"}
+_SHOWN = {
+    "loss": "total_loss",
+    "GFLOPs": "train/real_gflops",
+    "inter (experts)": "clustering/inter_experts",
+}
 _LAST_LINES = 8  # figures come at different iterations
 
 

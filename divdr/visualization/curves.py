@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,15 +17,20 @@ from divdr.errors import DataError
 
 from .colours import colour
 
-Style = Literal["-", "--", ":", "-."]
+#: A line, or a marker for numbers that come too rarely for one.
+Style = Literal["-", "--", ":", "D", "s", "^"]
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 GFLOPS = {"expected": "train/expected_gflops", "real": "train/real_gflops"}
 DIVERSITY = {
-    "inter": "clustering/inter",
-    "intra (pairs)": "clustering/intra_pairs",
-    "intra (to centre)": "clustering/intra_centre",
+    "inter (experts)": "clustering/inter_experts",
+    "intra (pairs, experts)": "clustering/intra_pairs_experts",
+    "intra (to centre, experts)": "clustering/intra_centre_experts",
+    "inter (refit)": "routing/inter_refit",
+    "intra (pairs, refit)": "routing/intra_pairs_refit",
+    "intra (to centre, refit)": "routing/intra_centre_refit",
 }
-_STYLES: tuple[Style, ...] = ("-", "--", ":", "-.")
+_STYLES: tuple[Style, ...] = ("-", "--", ":", "D", "s", "^")
+_MARKERS = ("D", "s", "^")
 
 
 def read_metrics(path: str | Path) -> Metrics:
@@ -119,7 +124,11 @@ def gflops_figure(runs: Mapping[str, Metrics]) -> Figure:
 
 
 def diversity_figure(runs: Mapping[str, Metrics]) -> Figure:
-    """Draw inter (solid), intra over pairs (dashed) and intra to the centre (dotted).
+    """Draw distances between gate activations.
+
+    Those of the experts over the training images are lines: inter solid, intra over pairs dashed,
+    intra to the centre dotted. Those of a new K-means over the evaluated images are a diamond, a
+    square and a triangle for each evaluation.
 
     Raises:
         ValueError: no run has any of them.
@@ -151,10 +160,7 @@ def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> N
                 iterations,
                 values,
                 color=colour(number),
-                linestyle=style,
-                linewidth=1.5,
-                marker="o" if len(iterations) < 3 else None,
-                markersize=4,
+                **_look(style, few=len(iterations) < 3),
                 gid=f"{run}:{name}",
             )
     axis.set_xlabel("iteration", fontsize=9)
@@ -165,19 +171,29 @@ def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> N
         axis.spines[side].set_visible(False)
 
 
+def _look(style: Style, few: bool = False) -> dict[str, Any]:
+    if style in _MARKERS:
+        return {"linestyle": "none", "marker": style, "markersize": 6, "markerfacecolor": "none"}
+    marker = "o" if few else None
+    return {"linestyle": style, "linewidth": 1.5, "marker": marker, "markersize": 4}
+
+
 def _legend(figure: Figure, runs: Sequence[str], styles: Sequence[tuple[str, Style]]) -> None:
     handles = [
         Line2D([], [], color=colour(number), linewidth=3, label=run)
         for number, run in enumerate(runs)
     ]
+    columns = 5
+    if len(styles) > 3:  # long names: runs, lines and marks below each other, three a column
+        handles += [Line2D([], [], linestyle="none", label=" ")] * (-len(runs) % 3)
+        columns = math.ceil((len(handles) + len(styles)) / 3)
     handles += [
-        Line2D([], [], color="#666666", linewidth=1.5, linestyle=style, label=name)
-        for name, style in styles
+        Line2D([], [], color="#666666", label=name, **_look(style)) for name, style in styles
     ]
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 5),
+        ncols=min(len(handles), columns),
         fontsize=8.5,
         frameon=False,
     )

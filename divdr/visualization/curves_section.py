@@ -47,7 +47,9 @@ def curves_section(runs: Sequence[RunData]) -> Section:
         metrics,
         DIVERSITY,
         "Diversity of the routes: inter is the mean distance between centres, intra the mean "
-        "distance over pairs of images of the same expert, or to their centre.",
+        "distance within a cluster, over its pairs of images or to its centre. Lines are of the "
+        "experts over the training images, at each clustering; marks are of a new K-means over "
+        "the evaluated images (refit), at each evaluation.",
         "clustering measures",
     )
     return section

@@ -35,6 +35,11 @@ _WORDS = (
         "centre, expert",
         "a K-means centre of the gate activations, and the sub-network it stands for.",
     ),
+    (
+        "inter, intra",
+        "mean distance between centres, and within their clusters: of the experts that training "
+        "found, or of a refit, a new K-means over the evaluated images.",
+    ),
 )
 
 

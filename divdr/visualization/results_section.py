@@ -71,9 +71,17 @@ COLUMNS = (
     ),
     Column("real GFLOPs", "real GFLOPs", _routing("real_gflops"), 2, _routing("real_gflops_std")),
     Column("open cells, %", "share of open cells", _open_cells, 1),
-    Column("inter", "inter", _routing("inter"), 3),
-    Column("intra (pairs)", "intra (pairs)", _routing("intra_pairs"), 3),
-    Column("intra (to centre)", "intra (to centre)", _routing("intra_centre"), 3),
+    *(
+        Column(name, name, _routing(key), 3)
+        for name, key in (
+            ("inter (experts)", "inter_experts"),
+            ("intra (pairs, experts)", "intra_pairs_experts"),
+            ("intra (to centre, experts)", "intra_centre_experts"),
+            ("inter (refit)", "inter_refit"),
+            ("intra (pairs, refit)", "intra_pairs_refit"),
+            ("intra (to centre, refit)", "intra_centre_refit"),
+        )
+    ),
 )
 
 
@@ -104,7 +112,10 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     caption = (
         "Cost is in GFLOPs (10⁹ multiply-adds) an image, mean ± standard deviation over images "
         "where known. inter is the mean distance between centres, intra the mean distance within "
-        "an expert's images."
+        "a cluster, over its pairs of images or to its centre. Those marked experts are of the "
+        "centres that training found, each image with its nearest, as in the rest of this page; "
+        "those marked refit are of a new K-means over the evaluated images, whatever training "
+        "found. The two need not agree."
     )
     if len(with_results) > 1:
         caption += f" The small numbers are differences to {first.name}."

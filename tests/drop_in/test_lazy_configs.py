@@ -56,7 +56,7 @@ def test_detectron2s_own_script_trains_it(architecture, repository, drawn, tmp_p
     script.main(default_argument_parser().parse_args(["--config-file", config, *options]))
 
     metrics = (tmp_path / "metrics.json").read_text()
-    for name in ("loss_budget", "loss_clustering", "clustering/inter", "bbox/AP"):
+    for name in ("loss_budget", "loss_clustering", "clustering/inter_experts", "bbox/AP"):
         assert f'"{name}"' in metrics
     cfg = LazyConfig.apply_overrides(LazyConfig.load(config), options)
     model = instantiate(cfg.model).eval()

@@ -126,7 +126,7 @@ def test_runs_that_measure_save_no_bank_and_go_on(cfg, tmp_path):
     again = run(cfg, 0)
     assert again.start_iter == 6
     assert len(experts_of(again).bank) == 8
-    assert again.storage.history("clustering/inter").values()
+    assert again.storage.history("clustering/inter_experts").values()
     assert any(not v.equal(weights[k]) for k, v in again.model.state_dict().items())
 
 

@@ -36,19 +36,21 @@ def test_clustering_runs_every_period_and_is_logged():
     loop = _Loop(ClusteringHook(experts, Periods(2, 3)))
     loop.train(0, 10)
     # From iteration 2 on, every third: done after iterations 4 and 7 (counted from 0).
-    assert [i for i, values in loop.seen.items() if "clustering/inter" in values] == [4, 7]
+    assert [i for i, values in loop.seen.items() if "clustering/inter_experts" in values] == [4, 7]
     values = loop.seen[4]
     rows = experts.bank.rows
     centres = torch.stack([rows[:10].mean(0), rows[10:].mean(0)])
     inter = float((centres[0] - centres[1]).norm())
-    assert values["clustering/inter"] == pytest.approx(inter, rel=1e-4)
+    assert values["clustering/inter_experts"] == pytest.approx(inter, rel=1e-4)
     spread = torch.cat([rows[:10] - centres[0], rows[10:] - centres[1]]).norm(dim=1)
-    assert values["clustering/intra_centre"] == pytest.approx(float(spread.mean()), rel=1e-4)
+    assert values["clustering/intra_centre_experts"] == pytest.approx(
+        float(spread.mean()), rel=1e-4
+    )
     assert values["clustering/sigma2"] == pytest.approx(float((spread**2).sum() / 19), rel=1e-4)
     assert {values["clustering/size_0"], values["clustering/size_1"]} == {10}
     assert loop.seen[7]["clustering/movement"] == pytest.approx(0, abs=1e-5)
     assert "clustering/seconds" in values
-    assert "clustering/intra_pairs" in values
+    assert "clustering/intra_pairs_experts" in values
 
 
 def test_clustering_waits_for_enough_images():

@@ -59,9 +59,15 @@ def changed(source, folder, change):
     ("change", "found"),
     [
         (lambda r: {**r, "loss_budget": 0.0}, "the budget loss never switched on"),
-        (lambda r: {k: v for k, v in r.items() if "inter" not in k}, "clustering/inter was logged"),
+        (
+            lambda r: {k: v for k, v in r.items() if "inter" not in k},
+            "clustering/inter_experts was logged",
+        ),
         (lambda r: {**r, "loss_sem_seg": float("nan")}, "loss_sem_seg was not finite"),
-        (lambda r: {**r, "routing/inter": float("inf")}, "routing/inter was not finite"),
+        (
+            lambda r: {**r, "routing/inter_refit": float("inf")},
+            "routing/inter_refit was not finite",
+        ),
     ],
 )
 def test_what_a_run_lacks_is_named(rehearsed, tmp_path, change, found):

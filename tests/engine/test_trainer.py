@@ -30,7 +30,7 @@ def test_exact_bank_is_the_evaluation_of_the_training_set(cfg):
     trainer = Trainer(cfg)
     trainer.train()
     routing = attached_routing(trainer.model)
-    assert trainer.storage.history("clustering/inter").values()
+    assert trainer.storage.history("clustering/inter_experts").values()
     wanted = {}
     trainer.model.eval()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_plain_dynamic_routing_measures_without_a_clustering_loss(cfg):
     trainer.train()
     latest = trainer.storage.latest()
     assert "loss_clustering" not in latest
-    assert latest["clustering/inter"][1] == 3
+    assert latest["clustering/inter_experts"][1] == 3
     assert latest["clustering/size_0"][0] + latest["clustering/size_1"][0] == 8
 
 
@@ -62,7 +62,7 @@ def test_without_clustering_there_is_no_bank(cfg):
     trainer = Trainer(cfg)
     trainer.train()
     assert attached_routing(trainer.model).experts is None
-    assert "clustering/inter" not in trainer.storage.latest()
+    assert "clustering/inter_experts" not in trainer.storage.latest()
     assert "train/real_gflops" in trainer.storage.latest()
 
 

@@ -82,9 +82,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert cost["batches"] == 10
     assert cost["integral"] != 0.0
     last, again = losses(tmp_path / "whole")[9], losses(tmp_path / "killed")[9]
-    for key in ("total_loss", "loss_sem_seg", "loss_budget", "loss_clustering", "clustering/inter"):
+    for key in (
+        "total_loss",
+        "loss_sem_seg",
+        "loss_budget",
+        "loss_clustering",
+        "clustering/inter_experts",
+    ):
         assert np.isfinite(last[key])
-    assert last["clustering/inter"] == again["clustering/inter"]
+    assert last["clustering/inter_experts"] == again["clustering/inter_experts"]
 
     results = json.loads((tmp_path / "whole" / "inference" / "results.json").read_text())
     figures = results["cityscapes_fine_sem_seg_val"]

@@ -69,13 +69,17 @@ def test_figures_are_those_of_the_records(model, tmp_path):
     gates = a.reshape(6, -1, 3)
     assert figures["open_cells"] == pytest.approx((gates.sum(2) >= 1e-4).mean())
     found = KMeans(2, n_init=20, random_state=0).fit(a)
-    assert figures["inter"] == pytest.approx(pdist(found.cluster_centers_).mean(), rel=1e-3)
+    assert figures["inter_refit"] == pytest.approx(pdist(found.cluster_centers_).mean(), rel=1e-3)
     to_centre = np.linalg.norm(a - found.cluster_centers_[found.labels_], axis=1)
-    assert figures["intra_centre"] == pytest.approx(to_centre.mean(), rel=1e-3)
+    assert figures["intra_centre_refit"] == pytest.approx(to_centre.mean(), rel=1e-3)
     pairs = np.concatenate([pdist(a[found.labels_ == k]) for k in range(2)])
-    assert figures["intra_pairs"] == pytest.approx(pairs.mean(), rel=1e-3)
+    assert figures["intra_pairs_refit"] == pytest.approx(pairs.mean(), rel=1e-3)
 
-    nearest = cdist(a, routing.experts.centres.numpy()).argmin(axis=1)
+    centres = routing.experts.centres.numpy()
+    nearest = cdist(a, centres).argmin(axis=1)
+    assert figures["inter_experts"] == pytest.approx(pdist(centres).mean(), rel=1e-5)
+    own = np.linalg.norm(a - centres[nearest], axis=1)
+    assert figures["intra_centre_experts"] == pytest.approx(own.mean(), rel=1e-5)
     counts = np.bincount(nearest, minlength=2)
     assert [figures["images_expert_0"], figures["images_expert_1"]] == counts.tolist()
 
@@ -94,8 +98,38 @@ def test_fewer_images_than_experts(model):
     with torch.no_grad():
         evaluator.process(item, model.eval()(item))
     figures = evaluator.evaluate()["routing"]
-    assert "inter" not in figures
+    assert not any(name.startswith(("inter", "intra", "images_expert")) for name in figures)
     assert figures["images"] == 1
+
+
+def test_distances_of_the_experts_are_of_their_own_centres(model):
+    routing = attach_routing(model, num_experts=3)
+    evaluator = RoutingEvaluator("some_set", model)
+    inputs = batch()
+    with torch.no_grad():
+        outputs = model.eval()(inputs)
+    evaluator.process(inputs, outputs)
+    a = np.concatenate([output["routing"].activations.numpy() for output in outputs])
+    # 11 cells, 33 gates: all closed, all open, and far from every image.
+    routing.experts.centres = torch.stack([torch.full((33,), float(x)) for x in (0, 1, 11)])
+    figures = evaluator.evaluate()["routing"]
+    # Pairs of centres are √33 · 1, 10 and 11 apart.
+    assert figures["inter_experts"] == pytest.approx(22 / 3 * 33**0.5)
+    to_each = np.stack([np.linalg.norm(a, axis=1), np.linalg.norm(1 - a, axis=1)], axis=1)
+    own = to_each.argmin(axis=1)
+    assert figures["images_expert_2"] == 0
+    assert figures["intra_centre_experts"] == pytest.approx(to_each.min(axis=1).mean(), rel=1e-5)
+    pairs = np.concatenate([pdist(a[own == k]) for k in range(2)])
+    assert figures["intra_pairs_experts"] == pytest.approx(pairs.mean(), rel=1e-5)
+
+    # An image's expert is what the experts say: by the last gate alone, whose weight is not 0, all
+    # images are nearest to the centre at 0, and distances remain those of all gates.
+    routing.experts.weights = torch.nn.functional.one_hot(torch.tensor(32), 33).float()
+    assert np.all(a[:, 32] == 0)
+    figures = evaluator.evaluate()["routing"]
+    assert figures["images_expert_0"] == 6
+    assert figures["intra_centre_experts"] == pytest.approx(to_each[:, 0].mean(), rel=1e-5)
+    assert figures["intra_pairs_experts"] == pytest.approx(pdist(a).mean(), rel=1e-5)
 
 
 def test_a_model_without_routing_is_refused(model):

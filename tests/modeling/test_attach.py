@@ -421,7 +421,7 @@ def test_training_forwards_cluster_by_themselves_where_periods_say_so():
             seen.append(experts.centres is not before)
     # Periods end with iterations 2 and 4 (from 0): one is left out, then every second.
     assert seen == [False, False, True, False, True]
-    assert storage.latest()["clustering/inter"][1] == 4
+    assert storage.latest()["clustering/inter_experts"][1] == 4
 
 
 def test_without_periods_forwards_never_cluster():

@@ -14,7 +14,7 @@ variants:
 pairs: [[DR, DivDR]]
 metrics:
   sem_seg.IoU: {name: mIoU, unit: "%"}
-  routing.inter: {name: inter, digits: 3}
+  routing.inter_refit: {name: "inter (refit)", digits: 3}
 """
 
 # In place of tools/train_net.py: results follow from the configuration.
@@ -31,7 +31,7 @@ if weight == 0.5:
 shutil.copyfile(os.environ["STUDY_WEIGHTS"], folder + "/model_final.pth")
 if not cfg["SOLVER"]["STOP_ITER"]:
     os.makedirs(folder + "/inference", exist_ok=True)
-    results = {"sem_seg": {"IoU": 10 * weight + cfg["SEED"]}, "routing": {"inter": weight}}
+    results = {"sem_seg": {"IoU": 10 * weight + cfg["SEED"]}, "routing": {"inter_refit": weight}}
     with open(folder + "/inference/results.json", "w") as file:
         json.dump({"cityscapes_fine_sem_seg_val": results}, file)
 """

@@ -13,6 +13,7 @@ def test_experts_recover_easy_subsets_move_apart_and_tighten(repository, tmp_pat
     dr, divdr = runs["DR"], runs["DivDR"]
     assert divdr["recovery.kmeans"] > 95
     assert divdr["recovery.centres"] > 95
-    assert divdr["routing.inter"] > dr["routing.inter"]
-    assert divdr["routing.intra_pairs"] < dr["routing.intra_pairs"]
-    assert divdr["routing.intra_centre"] < dr["routing.intra_centre"]
+    for of in ("experts", "refit"):
+        assert divdr[f"routing.inter_{of}"] > dr[f"routing.inter_{of}"]
+        assert divdr[f"routing.intra_pairs_{of}"] < dr[f"routing.intra_pairs_{of}"]
+        assert divdr[f"routing.intra_centre_{of}"] < dr[f"routing.intra_centre_{of}"]

@@ -40,10 +40,12 @@ def test_numbers_and_tables_of_all_variants(miniature):
         assert run["variant"] == row["variant"]
         assert run["numbers"]["sem_seg.IoU"] == float(row["mIoU [%] mean"])
         # Two clusters of the same activations: the score's and the evaluator's.
-        assert run["numbers"]["spread.inter_2"] == pytest.approx(run["numbers"]["routing.inter"])
+        assert run["numbers"]["spread.inter_refit_2"] == pytest.approx(
+            run["numbers"]["routing.inter_refit"]
+        )
     by_metric = {pair["metric"]: pair for pair in content["pairs"]}
-    dr, divdr = (run["numbers"]["spread.inter_2"] for run in content["runs"])
-    assert by_metric["spread.inter_2"]["mean"] == pytest.approx(divdr - dr)
+    dr, divdr = (run["numbers"]["spread.inter_refit_2"] for run in content["runs"])
+    assert by_metric["spread.inter_refit_2"]["mean"] == pytest.approx(divdr - dr)
     for row in rows:
         assert f"{float(row['mIoU [%] mean']):.2f}" in (folder / "table.md").read_text()
 

@@ -12,14 +12,14 @@ from divdr.studies.tables import pairs_markdown, table_csv, table_markdown
 NUMBERS = {
     # mIoU: mean 5, deviation 2; inter has one value.
     "DR": {
-        0: {"sem_seg.IoU": 3.0, "routing.inter": 0.5},
+        0: {"sem_seg.IoU": 3.0, "routing.inter_refit": 0.5},
         1: {"sem_seg.IoU": 5.0},
-        2: {"sem_seg.IoU": 7.0, "routing.inter": float("nan")},
+        2: {"sem_seg.IoU": 7.0, "routing.inter_refit": float("nan")},
     },
     # Differences to DR over seeds 0 and 2: 1 and 2; mean 1.5, deviation 1/√2, standard error 1/2,
     # t of one degree 12.7062: 1.5 ± 6.3531.
     "DivDR": {
-        0: {"sem_seg.IoU": 4.0, "routing.inter": 0.75},
+        0: {"sem_seg.IoU": 4.0, "routing.inter_refit": 0.75},
         2: {"sem_seg.IoU": 9.0},
         3: {"sem_seg.IoU": 6.5},
     },
@@ -34,7 +34,7 @@ def cells(markdown):
 def test_table_has_means_and_deviations(define):
     study, _ = define()
     assert cells(table_markdown(study, NUMBERS)) == [
-        ["variant", "seeds", "mIoU [%]", "inter"],
+        ["variant", "seeds", "mIoU [%]", "inter (refit)"],
         ["DR", "3", "5.00 ± 2.00", "0.500"],
         ["DivDR", "3", "6.50 ± 2.50", "0.750"],
     ]
@@ -42,7 +42,19 @@ def test_table_has_means_and_deviations(define):
     assert [row["variant"] for row in rows] == ["DR", "DivDR"]
     assert float(rows[0]["mIoU [%] mean"]) == 5.0
     assert float(rows[1]["mIoU [%] std"]) == pytest.approx(2.5)
-    assert rows[0]["inter std"] == ""
+    assert rows[0]["inter (refit) std"] == ""
+
+
+def test_a_number_that_a_variant_lacks_is_a_dash(define):
+    study, _ = define()
+    numbers = {"DR": {0: {"sem_seg.IoU": 3.0}}, "DivDR": NUMBERS["DivDR"]}
+    assert cells(table_markdown(study, numbers))[1:] == [
+        ["DR", "1", "3.00", "–"],
+        ["DivDR", "3", "6.50 ± 2.50", "0.750"],
+    ]
+    rows = list(csv.DictReader(io.StringIO(table_csv(study, numbers))))
+    assert rows[0]["inter (refit) mean"] == ""
+    assert [row[1] for row in cells(pairs_markdown(study, numbers))[1:]] == ["mIoU [%]"]
 
 
 def test_pairs_take_the_seeds_that_both_have(define):
@@ -51,7 +63,7 @@ def test_pairs_take_the_seeds_that_both_have(define):
     assert "everything until 25% of training" in text
     assert cells(text)[1:] == [
         ["DivDR − DR", "mIoU [%]", "+1.50", "-4.85 to +7.85", "2"],
-        ["DivDR − DR", "inter", "+0.250", "–", "1"],
+        ["DivDR − DR", "inter (refit)", "+0.250", "–", "1"],
     ]
 
 
@@ -62,8 +74,10 @@ def test_numbers_come_from_results_and_scores(define, stand_in, tmp_path):
     found = collect(study, runs)
     assert found["DR"] == {}
     # The stand-in's results are 10 · λ2 + seed and λ2, which is 0.1.
-    assert found["DivDR"] == {1: {"sem_seg.IoU": 2.0, "routing.inter": 0.1, "held.files": 1.0}}
-    assert values(found["DivDR"], "routing.inter") == {1: 0.1}
+    assert found["DivDR"] == {
+        1: {"sem_seg.IoU": 2.0, "routing.inter_refit": 0.1, "held.files": 1.0}
+    }
+    assert values(found["DivDR"], "routing.inter_refit") == {1: 0.1}
 
 
 def test_a_score_that_is_not_there_is_told(define):

@@ -38,7 +38,8 @@ def test_demo_ends_with_a_report_of_both_runs(demo):
         results = json.loads((folder / "out" / name / "inference" / "results.json").read_text())
         figures = results["cityscapes_fine_sem_seg_val"]
         assert figures["routing"]["images"] == 4
-        assert f"{figures['routing']['inter']:.2f}"[:3] in text
+        assert f"{figures['routing']['inter_experts']:.2f}"[:3] in text
+        assert f"{figures['routing']['inter_refit']:.2f}"[:3] in text
     ways = json.loads((folder / "out" / "divdr" / "experts" / "experts.json").read_text())["ways"]
     assert "Dynamic, static, all open" in text
     for way in ways:

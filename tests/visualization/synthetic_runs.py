@@ -91,9 +91,12 @@ def write_run(
         "real_gflops": float((rows > 0).sum(axis=1).mean() * 0.3),
         "real_gflops_std": float((rows > 0).sum(axis=1).std() * 0.3),
         "open_cells": float((rows.reshape(images, -1, 3).sum(axis=2) > 0).mean()),
-        "inter": 3.21 - noise,
-        "intra_pairs": 1.5 * noise + 0.1,
-        "intra_centre": noise + 0.05,
+        "inter_experts": 2.02 - noise,
+        "intra_pairs_experts": 1.6 * noise + 0.1,
+        "intra_centre_experts": noise + 0.07,
+        "inter_refit": 3.21 - noise,
+        "intra_pairs_refit": 1.5 * noise + 0.1,
+        "intra_centre_refit": noise + 0.05,
         "images_per_expert": np.bincount(expert).tolist(),
         "something_new": {"deep": [1]},
     }
@@ -117,9 +120,13 @@ def write_metrics(folder: Path, seed: int = 0, noise: float = 0.3) -> None:
             record["loss_budget"] = 0.1 * np.exp(-(iteration - 800) / 300)
             record["loss_clustering"] = 0.6 * np.exp(-(iteration - 800) / 500) + noise / 4
         if iteration % 50 == 49:
-            record["clustering/inter"] = 1 + 2 * (1 - np.exp(-iteration / 700)) - noise
-            record["clustering/intra_pairs"] = 1.2 + noise - iteration / 4000
-            record["clustering/intra_centre"] = 0.8 + noise - iteration / 4000
+            record["clustering/inter_experts"] = 1 + 2 * (1 - np.exp(-iteration / 700)) - noise
+            record["clustering/intra_pairs_experts"] = 1.2 + noise - iteration / 4000
+            record["clustering/intra_centre_experts"] = 0.8 + noise - iteration / 4000
+        if iteration in (999, 1999):
+            record["routing/inter_refit"] = 4.21 - iteration / 1999 - noise
+            record["routing/intra_pairs_refit"] = 1.5 * noise + 0.1
+            record["routing/intra_centre_refit"] = noise + 0.05
         record["total_loss"] = sum(v for k, v in record.items() if k.startswith("loss"))
         lines.append(json.dumps(record))
     (folder / "metrics.json").write_text("\n".join(lines) + "\n")

@@ -57,7 +57,11 @@ def test_a_panel_for_every_loss_and_a_colour_for_every_run():
 def test_quantities_differ_in_style():
     runs = {
         "A": {"train/expected_gflops": series(3, 2), "train/real_gflops": series(4, 3)},
-        "B": {"clustering/intra_centre": series(1, 2), "clustering/inter": series(2, 3)},
+        "B": {
+            "clustering/intra_centre_experts": series(1, 2),
+            "clustering/inter_experts": series(2, 3),
+            "routing/inter_refit": series(7),
+        },
     }
     cost = curves(gflops_figure(runs))
     assert {name: line.get_linestyle() for name, line in cost.items()} == {
@@ -66,10 +70,13 @@ def test_quantities_differ_in_style():
     }
     spread = curves(diversity_figure(runs))
     assert {name: line.get_linestyle() for name, line in spread.items()} == {
-        "B:inter": "-",
-        "B:intra (to centre)": ":",
+        "B:inter (experts)": "-",
+        "B:intra (to centre, experts)": ":",
+        "B:inter (refit)": "None",
     }
-    assert spread["B:inter"].get_ydata().tolist() == [2, 3]
+    assert spread["B:inter (experts)"].get_ydata().tolist() == [2, 3]
+    assert spread["B:inter (refit)"].get_ydata().tolist() == [7]
+    assert spread["B:inter (refit)"].get_marker() == "D"
 
 
 @pytest.mark.parametrize("build", [losses_figure, gflops_figure, diversity_figure])

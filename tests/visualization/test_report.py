@@ -106,9 +106,12 @@ def test_results_of_each_run_and_their_difference(page, runs):
         "expected GFLOPs",
         "real GFLOPs",
         "open cells, %",
-        "inter",
-        "intra (pairs)",
-        "intra (to centre)",
+        "inter (experts)",
+        "intra (pairs, experts)",
+        "intra (to centre, experts)",
+        "inter (refit)",
+        "intra (pairs, refit)",
+        "intra (to centre, refit)",
     ]
     assert first[:2] == ["plain", "51.23"]
     assert second[:2] == ["divdr", "52.23|+1.00"]
@@ -118,12 +121,18 @@ def test_results_of_each_run_and_their_difference(page, runs):
         assert row[3].startswith(f"{number:.2f} ± {spread:.2f}")
         assert row[4].startswith(f"{100 * run.number('toy_val', 'routing', 'open_cells'):.1f}")
     # Both were written with the same noise.
-    assert (first[5], second[5]) == ("2.910", "2.910|±0.000")
+    assert (first[5], second[5]) == ("1.720", "1.720|±0.000")
+    assert (first[8], second[8]) == ("2.910", "2.910|±0.000")
+    assert "of a new K-means over the evaluated images, whatever training found" in page.text
     assert "divdr has higher mIoU" in page.text
 
 
 def test_sentences_say_what_the_curves_do(page, runs):
-    for key, name in (("clustering/inter", "inter"), ("clustering/intra_pairs", "intra (pairs)")):
+    for key, name in (
+        ("clustering/inter_experts", "inter (experts)"),
+        ("clustering/intra_pairs_experts", "intra (pairs, experts)"),
+        ("routing/inter_refit", "inter (refit)"),
+    ):
         values = runs[0].metrics[key][1]
         verb = "rose" if values[-1] > values[0] else "fell"
         found = re.search(
@@ -169,7 +178,7 @@ def test_missing_parts(tmp_path):
     runs = [RunData.load(tmp_path / name) for name in ("training", "results")]
     path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.tables[0][1] == ["results", "40.50", *["–"] * 6]
+    assert page.tables[0][1] == ["results", "40.50", *["–"] * 9]
     assert page.tables[1][1] == ["results", "3|75 %", "1|25 %", "4"]
     assert len(page.images) == 3
     for sentence in (
@@ -229,6 +238,24 @@ def test_pictures_that_are_not_there(tmp_path):
         tmp_path / "r.html", [RunData.load(tmp_path / "a")], title="t", dataset_name="toy_val"
     )
     assert "the images themselves are not where" in written.read_text(encoding="utf-8")
+
+
+def test_a_number_that_results_do_not_hold_is_a_dash(tmp_path):
+    write_run(tmp_path / "a", space=SPACE, images=6)
+    file = tmp_path / "a" / "inference" / "results.json"
+    results = json.loads(file.read_text())
+    routing = results["toy_val"]["routing"]
+    for key in ("inter_experts", "intra_pairs_experts", "intra_centre_experts"):
+        del routing[key]
+    routing["inter"] = 9.876  # what files of before call the refit's
+    file.write_text(json.dumps(results))
+    written = write_report(
+        tmp_path / "r.html", [RunData.load(tmp_path / "a")], title="t", dataset_name="toy_val"
+    )
+    page = Page(written.read_text(encoding="utf-8"))
+    assert page.tables[0][1][5:] == ["–", "–", "–", "2.910", "0.550", "0.350"]
+    assert "– stands for a number that the run's results do not hold" in page.text
+    assert "9.876" not in page.text
 
 
 def test_other_data_set(tmp_path, runs):
