@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     types = (torch.float32, torch.bfloat16)
     peaks = {str(t).removeprefix("torch."): benchmark.gemm_peak(args.device, t) for t in types}
-    print(", ".join(f"GEMM peak {name} {p / 1e9:.0f} GMAC/s" for name, p in peaks.items()), "\n")
+    print(", ".join(f"GEMM peak {name} {p / 1e9:.0f} GFLOPs/s" for name, p in peaks.items()), "\n")
     names = ("layers", "scales", "channels", "gate", "reach", "seed")
     network = {name: getattr(args, name) for name in names}
     results = []

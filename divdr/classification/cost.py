@@ -1,7 +1,7 @@
 """Multiply-adds of classifiers as their papers count them: convolutions and linear layers alone.
 
-DynK-Hydra's FLOPs are two a multiply-add (its Table 3 fits to that and to nothing else);
-Collaboration of Experts prints multiply-adds and calls them FLOPs.
+divdr prints them as FLOPs, as Collaboration of Experts does. DynK-Hydra prints two a multiply-add
+(its Table 3 fits to that and to nothing else).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def part_macs(module: nn.Module, shape: Sequence[int]) -> tuple[float, tuple[int
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         output = twin(torch.empty((1, *shape), device="meta"))
+    # PyTorch counts two operations a multiply-add.
     return counter.get_total_flops() / 2, tuple(output.shape[1:])
 
 

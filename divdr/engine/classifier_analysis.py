@@ -30,7 +30,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
-    """Mean branches, accuracy and FLOPs on ``DATASETS.TEST`` at every τ, as a table.
+    """Mean branches, accuracy and cost on ``DATASETS.TEST`` at every τ, as a table.
 
     The gater's τ of a Hydra (Table 6), or that of early termination of a collaboration.
 
@@ -45,7 +45,7 @@ def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
             "nor build_coe_classifier"
         )
     rows = [
-        (f"{p.threshold:g}", p.mean_branches, p.accuracy, 2 * p.macs / 1e6)
+        (f"{p.threshold:g}", p.mean_branches, p.accuracy, p.macs / 1e6)
         for p in threshold_curve(network, batches, thresholds)
     ]
     return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")

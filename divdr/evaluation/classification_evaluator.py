@@ -78,10 +78,10 @@ class ClassificationEvaluator(DatasetEvaluator):
 class ClassifierCostEvaluator(DatasetEvaluator):
     """Reports, under "cost", means per image of what ran.
 
-    ``mflops`` is 10⁶ operations, two a multiply-add, as DynK-Hydra's tables have it; ``mmacs`` 10⁶
-    multiply-adds, which Collaboration of Experts calls FLOPs. Both count convolutions and linear
-    layers. ``mean_branches`` is λ, the number of branches or experts that ran. ``ended_early`` is
-    per cent of the images for which no expert ran.
+    ``mflops`` is 10⁶ multiply-adds of convolutions and linear layers; so counts all of divdr, and
+    Collaboration of Experts, while DynK-Hydra's tables print twice that. ``mean_branches`` is λ,
+    the number of branches or experts that ran. ``ended_early`` is per cent of the images for which
+    no expert ran.
 
     Args:
         parameters: numbers in the model, for comparison.
@@ -109,8 +109,7 @@ class ClassifierCostEvaluator(DatasetEvaluator):
         found = torch.tensor(rows, dtype=torch.float64)
         macs, branches = found.mean(0).tolist()
         figures = {
-            "mflops": 2 * macs / 1e6,
-            "mmacs": macs / 1e6,
+            "mflops": macs / 1e6,
             "mean_branches": branches,
             "parameters": self._parameters,
         }

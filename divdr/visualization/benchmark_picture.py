@@ -31,7 +31,7 @@ def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:
             if line.batch == batch:
                 _draw(axes, line, ways.index(line.way))
         axes.set_title(f"batch {batch}")
-        axes.set_xlabel("real cost per image, 10⁹ multiply-adds")
+        axes.set_xlabel("real cost per image, GFLOPs (10⁹ multiply-adds)")
         axes.set_ylabel("time per image, ms")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -46,8 +46,8 @@ def _draw(axes: Axes, line: Line, number: int) -> None:
     label = line.way
     if line.fit is not None:
         slope, intercept = line.fit
-        rate = "flat" if line.rate is None else f"{line.rate:.0f} GMAC/s"
+        rate = "flat" if line.rate is None else f"{line.rate:.0f} GFLOPs/s"
         label = f"{line.way}: {rate}, {intercept:+.0f} ms"
-        ends = np.array([0.0, max(line.gmacs)])
+        ends = np.array([0.0, max(line.gflops)])
         axes.plot(ends, slope * ends + intercept, color=shade, linewidth=1.2)
-    axes.plot(line.gmacs, line.milliseconds, marker, color=shade, label=label)
+    axes.plot(line.gflops, line.milliseconds, marker, color=shade, label=label)

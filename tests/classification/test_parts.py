@@ -41,7 +41,8 @@ def hydra(parts, classes, branches, top_k):
 
 @pytest.mark.parametrize(("depth", "published"), [(1, 61), (2, 135), (3, 209), (4, 283), (5, 358)])
 def test_flops_are_those_of_the_published_table_3(depth, published):
-    # HydraRes on ImageNet32: 1000 classes, 20 branches of which 5 run, 10⁶ FLOPs.
+    # HydraRes on ImageNet32: 1000 classes, 20 branches of which 5 run; 10⁶ FLOPs, in that table two
+    # a multiply-add.
     cost = hydra(ResNetParts(depth), 1000, 20, 5).cost(32, 32)
     assert 2 * (cost.shared + 5 * cost.experts[0]) / 1e6 == pytest.approx(published, rel=0.02)
 

@@ -46,7 +46,7 @@ def test_routed_and_plain_runs_stand_side_by_side(repository, drawn, tmp_path):
     assert routed.accuracy == {"coco_2017_val": (boxes["AP"], boxes["AP50"])}
     assert routed.gflops == figures["routing"]["real_gflops_with_neck"]
     assert routed.gflops_800 == figures["routing"]["real_gflops_800x800_with_neck"]
-    # ResNet-18 takes 1.81 GMACs at 224×224, nearly all of them convolutions that grow with the
+    # ResNet-18 takes 1.81 GFLOPs at 224×224, nearly all of them convolutions that grow with the
     # image: 1.81 · (800/224)² = 23.1; classifier off, FPN with 64 channels on.
     assert 23 < plain.gflops_800 < 32
     assert plain.seconds > 0

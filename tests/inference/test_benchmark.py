@@ -19,6 +19,7 @@ from divdr.inference.benchmark import (
     case_table,
     closed_share,
     fixed_route,
+    gemm_peak,
     in_turns,
     lines,
     measure,
@@ -102,13 +103,13 @@ def test_summary_of_times():
     assert summary == {"median": 3, "quartile_1": 2, "quartile_3": 4, "min": 1, "max": 10}
 
 
-def result(batch: int, closed: float, gmac: float, **milliseconds: float) -> CaseResult:
+def result(batch: int, closed: float, gflops: float, **milliseconds: float) -> CaseResult:
     """Rows with the times given per batch; underscores of names become what they stand for."""
     names = {"published_alone": "published, image by image", "fixed": "fixed route"}
     names["half"] = "plan, bf16"
     slow = milliseconds["published"]
     rows = [
-        Row(names.get(n, n), Times((ms / 1e3,)), slow / ms, gmac / 2, gmac, 0.0, n == "half")
+        Row(names.get(n, n), Times((ms / 1e3,)), slow / ms, gflops / 2, gflops, 0.0, n == "half")
         for n, ms in milliseconds.items()
     ]
     return CaseResult(Case(batch, (32, 32), closed), closed, tuple(rows))
@@ -140,22 +141,30 @@ def test_targets_are_worked_out_from_medians():
 def test_lines_and_rates():
     found = {(line.batch, line.way): line for line in lines(RESULTS)}
     plan = found[1, "plan"]
-    assert (plan.gmacs, plan.milliseconds) == ((5.0, 20.0), pytest.approx((90.0, 300.0)))
-    # (300 - 90) / 15 = 14 ms per GMAC, 90 - 5 · 14 = 20 ms beside.
+    assert (plan.gflops, plan.milliseconds) == ((5.0, 20.0), pytest.approx((90.0, 300.0)))
+    # (300 - 90) / 15 = 14 ms for 10⁹ multiply-adds, 90 - 5 · 14 = 20 ms beside.
     np.testing.assert_allclose(plan.fit, (14, 20))
     assert plan.rate == pytest.approx(1000 / 14)
     assert found[8, "plan"].fit is None
     assert Line("flat", 1, (1.0, 2.0), (5.0, 5.0 - 1e-3)).rate is None
 
 
+def test_a_peak_counts_multiply_adds(monkeypatch):
+    # 10³ multiply-adds in 2 ms at best.
+    times = {"mm": Times((0.004, 0.002, 0.003))}
+    name = "divdr.inference.benchmark.machine.in_turns"
+    monkeypatch.setattr(name, lambda calls, rounds, device: times)
+    assert gemm_peak("cpu", torch.float32, size=10) == pytest.approx(500_000)
+
+
 def test_numbers_of_a_row():
     numbers = as_numbers(RESULTS, [], {"float32": 100e9, "bfloat16": 200e9})
     row = next(w for w in numbers["cases"][2]["ways"] if w["way"] == "plan")
-    # 500 ms for 8 images; 5 GMAC in 62.5 ms.
+    # 500 ms for 8 images; 5 · 10⁹ in 62.5 ms.
     assert row["ms per image"] == pytest.approx(62.5)
     assert row["images/s"] == pytest.approx(16)
     assert row["times faster"] == pytest.approx(3.2)
-    assert row["GMAC/s"] == pytest.approx(80)
+    assert row["GFLOPs/s"] == pytest.approx(80)
     assert row["of GEMM peak"] == pytest.approx(0.8)
     half = next(w for w in numbers["cases"][0]["ways"] if w["way"] == "plan, bf16")
     assert half["of GEMM peak"] == pytest.approx(20 / 0.12 / 200)
@@ -180,7 +189,7 @@ def test_another_callable_is_measured_beside(module):
     case = Case(1, (24, 24), 0.0, **SMALL)
     found = measure(case, rounds=1, device="cpu", against=Against("others_model:one"))
     row = found.row("others_model:one")
-    assert row.real_gmac is None
+    assert row.real_gflops is None
     assert sys.modules["others_model"].seen == [(1, 3, 24, 24)] * 2
     assert "others_model:one" in case_table(found, {"float32": 1e9, "bfloat16": 1e9})
     assert all(r.error < 1e-4 for r in found.rows if r.error is not None and not r.half)

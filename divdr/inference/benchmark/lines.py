@@ -17,13 +17,13 @@ class Line:
     Attributes:
         way: its name.
         batch: images of a batch.
-        gmacs: real cost per image, 10⁹ multiply-adds.
+        gflops: real cost per image, 10⁹ multiply-adds.
         milliseconds: medians per image, in the same order.
     """
 
     way: str
     batch: int
-    gmacs: tuple[float, ...]
+    gflops: tuple[float, ...]
     milliseconds: tuple[float, ...]
 
     @property
@@ -32,9 +32,9 @@ class Line:
 
         None with fewer than two different costs.
         """
-        if np.ptp(self.gmacs) <= 1e-6 * max(self.gmacs):
+        if np.ptp(self.gflops) <= 1e-6 * max(self.gflops):
             return None
-        slope, intercept = np.polyfit(self.gmacs, self.milliseconds, 1)
+        slope, intercept = np.polyfit(self.gflops, self.milliseconds, 1)
         return float(slope), float(intercept)
 
     @property
@@ -48,11 +48,11 @@ def lines(results: Sequence[CaseResult]) -> list[Line]:
     points: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for result in results:
         for row in result.rows:
-            if row.real_gmac is not None:
-                point = (row.real_gmac, 1e3 * result.per_image(row.way))
+            if row.real_gflops is not None:
+                point = (row.real_gflops, 1e3 * result.per_image(row.way))
                 points.setdefault((result.case.batch, row.way), []).append(point)
     found = []
     for (batch, way), pairs in points.items():
-        gmacs, milliseconds = zip(*sorted(pairs), strict=True)
-        found.append(Line(way, batch, gmacs, milliseconds))
+        gflops, milliseconds = zip(*sorted(pairs), strict=True)
+        found.append(Line(way, batch, gflops, milliseconds))
     return found

@@ -19,9 +19,9 @@ _HEADERS = (
     "ms per image",
     "images/s",
     "times faster",
-    "expected GMAC",
-    "real GMAC",
-    "GMAC/s",
+    "expected GFLOPs",
+    "real GFLOPs",
+    "GFLOPs/s",
     "of GEMM peak",
     "error",
 )
@@ -66,7 +66,7 @@ def line_table(results: Sequence[CaseResult]) -> str:
     ]
     if not table:
         return ""
-    headers = ("batch", "", "GMAC/s by slope", "ms at 0 GMAC")
+    headers = ("batch", "", "GFLOPs/s by slope", "ms at 0 GFLOPs")
     return tabulate(table, headers=headers, floatfmt=".1f", tablefmt="github") + "\n"
 
 
@@ -82,7 +82,7 @@ def as_numbers(
 ) -> dict[str, object]:
     """Everything measured, ready for JSON; times of calls are seconds of the whole batch."""
     return {
-        "gemm_gmac_per_s": {name: peak / 1e9 for name, peak in peaks.items()},
+        "gemm_gflops_per_s": {name: peak / 1e9 for name, peak in peaks.items()},
         "cases": [
             {
                 **asdict(result.case),
@@ -106,14 +106,14 @@ def as_numbers(
 
 def _numbers(result: CaseResult, row: Row, peaks: Peaks) -> dict[str, float | None]:
     seconds = result.per_image(row.way)
-    rate = None if row.real_gmac is None else row.real_gmac / seconds
+    rate = None if row.real_gflops is None else row.real_gflops / seconds
     peak = peaks["bfloat16" if row.half else "float32"] / 1e9
     values = (
         1e3 * seconds,
         1 / seconds,
         row.faster,
-        row.expected_gmac,
-        row.real_gmac,
+        row.expected_gflops,
+        row.real_gflops,
         rate,
         None if rate is None else rate / peak,
         row.error,

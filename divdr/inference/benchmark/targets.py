@@ -69,5 +69,5 @@ def _ratio(result: CaseResult, slow: str, fast: str) -> float:
 def _macs(result: CaseResult) -> float:
     row = result.row(PLAN)
     assert row is not None
-    assert row.real_gmac is not None
-    return row.real_gmac
+    assert row.real_gflops is not None
+    return row.real_gflops

@@ -33,8 +33,8 @@ class Row:
         way: its name.
         times: of the whole batch.
         faster: how many times faster than the published way (batched), by medians.
-        expected_gmac: expected cost, mean of the images, 10⁹ multiply-adds; None if unknown.
-        real_gmac: likewise real cost.
+        expected_gflops: expected cost, mean of the images, 10⁹ multiply-adds; None if unknown.
+        real_gflops: likewise real cost.
         error: largest difference of a map from the network's, over the network's largest number.
             For the published way on a batch of mixed routes it is no rounding error: there the
             published way computes something else.
@@ -44,8 +44,8 @@ class Row:
     way: str
     times: Times
     faster: float
-    expected_gmac: float | None
-    real_gmac: float | None
+    expected_gflops: float | None
+    real_gflops: float | None
     error: float | None
     half: bool
 
