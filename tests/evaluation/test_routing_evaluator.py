@@ -122,13 +122,15 @@ def test_distances_of_the_experts_are_of_their_own_centres(model):
     pairs = np.concatenate([pdist(a[own == k]) for k in range(2)])
     assert figures["intra_pairs_experts"] == pytest.approx(pairs.mean(), rel=1e-5)
 
-    # An image's expert is what the experts say: by the last gate alone, whose weight is not 0, all
-    # images are nearest to the centre at 0, and distances remain those of all gates.
+    # An image's expert is what the experts say. The last gate is 0 in all images; by it alone they
+    # belong to the centre that has 0 there, the farthest one by all gates, by which distances are.
+    routing.experts.centres[:, 32] = torch.tensor([1.0, 1.0, 0.0])
     routing.experts.weights = torch.nn.functional.one_hot(torch.tensor(32), 33).float()
     assert np.all(a[:, 32] == 0)
     figures = evaluator.evaluate()["routing"]
-    assert figures["images_expert_0"] == 6
-    assert figures["intra_centre_experts"] == pytest.approx(to_each[:, 0].mean(), rel=1e-5)
+    assert figures["images_expert_2"] == 6
+    far = np.linalg.norm(a - np.array([11.0] * 32 + [0.0]), axis=1)
+    assert figures["intra_centre_experts"] == pytest.approx(far.mean(), rel=1e-5)
     assert figures["intra_pairs_experts"] == pytest.approx(pdist(a).mean(), rel=1e-5)
 
 
