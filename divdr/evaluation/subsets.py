@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import DataError
@@ -21,6 +20,7 @@ from ..experts import (
     mixture_recovery,
     weighted,
 )
+from ..image_files import read_labels
 
 SUBSETS_FILE = "subsets.json"
 
@@ -116,5 +116,4 @@ def _subsets(names: Sequence[str]) -> torch.Tensor:
 def _labels(name: str) -> np.ndarray:
     folder, file = os.path.split(name)
     top, split = os.path.split(folder)
-    with Image.open(os.path.join(os.path.dirname(top), "labels", split, file)) as image:
-        return np.asarray(image)
+    return read_labels(os.path.join(os.path.dirname(top), "labels", split, file))
