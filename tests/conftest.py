@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import logging
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from detectron2.data.datasets.builtin import register_all_cityscapes, register_a
 torch.set_num_threads(1)  # several test processes share the cores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Where Python looks first for what a script of tools/ or datasets/ imports.
+sys.path.append(str(REPOSITORY / "tools"))
 
 
 @pytest.fixture(scope="session")

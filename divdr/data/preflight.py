@@ -57,7 +57,9 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
     # Names of classes are known once a data set has been read.
     problems += class_problems(cfg, sound)
     if problems:
-        raise DataError(*dict.fromkeys(problems))
+        # A setting that suits none of several data sets is told of the first.
+        once = {text.partition(", but data set ")[0]: text for text in reversed(problems)}
+        raise DataError(*reversed(once.values()))
 
 
 def _problems(cfg: CfgNode, name: str, training: bool) -> Iterator[str]:
