@@ -181,8 +181,8 @@ def test_images_are_evaluated_anew_by_the_backbone_alone(cfg, bank):
     ("words", "message"),
     [
         ({"BANK": "newest"}, "BANK must be one of latest, recent, subset, exact, not 'newest'"),
-        ({"BANK": "recent", "BANK_ITERATIONS": 0}, "0 iterations see 0"),
-        ({"BANK": "recent", "BANK_ITERATIONS": -3}, "-3 iterations see 0"),
+        ({"BANK": "recent", "BANK_ITERATIONS": 0}, "BANK_ITERATIONS must be at least 1, not 0"),
+        ({"BANK": "recent", "BANK_ITERATIONS": -3}, "BANK_ITERATIONS must be at least 1, not -3"),
         ({"BANK": "recent", "BANK_ITERATIONS": 1, "NUM_EXPERTS": 5}, "1 iterations see 4"),
         ({"BANK": "subset", "BANK_IMAGES": 1}, "at least the number of experts, 2, not 1"),
         ({"BANK": "subset", "BANK_IMAGES": 9, "NUM_EXPERTS": 9}, "holds 8 images"),

@@ -54,6 +54,10 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
 def check_config(command: Command, args: argparse.Namespace, trained: set[str]) -> None:
     """Its keys and values are known, its data are where the page said, its weights were made."""
     pairs = getattr(args, "overrides", None) or args.opts
+    run = Path(args.config_file).parent
+    if Path(args.config_file).name == "config.yaml" and str(run) in trained:
+        assert Path(args.weights).parent == run, command.place  # a run's own, not made here
+        return
     cfg = load_config(args.config_file, pairs)
     reads = Path(command.words[0]).name not in ("predict.py", "convert_checkpoint.py")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if reads else ():
