@@ -12,12 +12,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..classification import class_sums, cluster_partition, save_partition
 from ..data import annotated_images, supercategories
 from ..errors import ConfigError, DataError
 from ..modeling import unwrap
 from ..modeling.class_partition import PartitionSource
 from ..modeling.roi_heads import box_embeddings, choose_box_partition, hydra_box_head_of
+from ..moe import class_sums, cluster_partition, save_partition
 from .agreement import together
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,11 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..classification import (
+from ..data import check_datasets, describe
+from ..errors import ConfigError
+from ..modeling import ImageClassifier
+from ..modeling.classifiers import collaboration_of, hydra_of
+from ..moe import (
     Embedder,
     Ensemble,
     Hydra,
@@ -18,10 +22,6 @@ from ..classification import (
     save_partition,
     threshold_curve,
 )
-from ..data import check_datasets, describe
-from ..errors import ConfigError
-from ..modeling import ImageClassifier
-from ..modeling.classification import collaboration_of, hydra_of
 from .box_partition import partition_by_detector
 from .partition_hook import normalised_batches
 from .trained import load_trained

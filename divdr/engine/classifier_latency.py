@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..classification import Collaboration, Dispatch, Hydra, Prediction, run_all, run_groups
 from ..errors import ConfigError, DataError
+from ..moe import Collaboration, Dispatch, Hydra, Prediction, run_all, run_groups
 from .classifier_analysis import trained_classifier
 from .timing import time_in_turns
 

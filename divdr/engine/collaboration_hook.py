@@ -8,9 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
-from ..classification import PWLU, align
 from ..modeling import unwrap
-from ..modeling.classification import collaboration_of, first_stage, prepare_collaboration
+from ..modeling.classifiers import collaboration_of, first_stage, prepare_collaboration
+from ..moe import PWLU, align
 from ..routing import to_iterations
 from .agreement import together
 

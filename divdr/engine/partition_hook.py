@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data import classification_batches, describe
 from ..modeling import ImageClassifier, unwrap
-from ..modeling.classification import choose_partition, hydra_of
+from ..modeling.classifiers import choose_partition, hydra_of
 from .agreement import together
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..inference.benchmark import in_turns
+from ..benchmark import in_turns
 
 
 def time_in_turns(
@@ -23,7 +23,7 @@ def time_in_turns(
         rounds: how often each.
 
     Returns:
-        Seconds of every call, by function (``divdr.inference.benchmark.in_turns``).
+        Seconds of every call, by function (``divdr.benchmark.in_turns``).
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds: dict[str, list[float]] = {name: [] for name in functions}

@@ -9,8 +9,8 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import StandardROIHeads
 
-from ..classification import Cost
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
+from ..moe import Cost
 from .gathering import gathered
 
 

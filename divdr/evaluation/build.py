@@ -28,7 +28,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..image_files import check_labels, read_labels
 from ..modeling import attached_routing, unwrap
-from ..modeling.classification import ImageClassifier, collaboration_of
+from ..modeling.classifiers import ImageClassifier, collaboration_of
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from .backbone_cost import BackboneCostEvaluator
 from .box_head_cost import BoxHeadCostEvaluator

@@ -10,7 +10,7 @@ from .attach import (
     with_routing,
 )
 from .backbone import DynamicRouting, Executor, find_backbone
-from .classification import CLASSIFIER_REGISTRY, ImageClassifier
+from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder

@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..classification import (
-    cluster_partition,
-    given_partition,
-    load_partition,
-    random_partition,
-)
 from ..errors import ConfigError
+from ..moe import cluster_partition, given_partition, load_partition, random_partition
 
 
 @dataclass(frozen=True)

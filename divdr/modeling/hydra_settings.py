@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from ..classification import HydraSettings
 from ..errors import ConfigError
+from ..moe import HydraSettings
 
 
 def hydra_settings(settings: CfgNode, key: str) -> HydraSettings:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from divdr.inference.benchmark import Line
+from divdr.benchmark import Line
 
 from .colours import MARKERS, colour
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from ..data import load_characters
 from ..data.coco_json import reading
-from ..data.streetscapes import load_characters
 from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels

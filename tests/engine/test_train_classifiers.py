@@ -6,7 +6,6 @@ from classifier_runs import CONFIGS, learning_rates, options, refused, results, 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_classification import draw_published
 
-from divdr.classification import class_means, cluster_partition
 from divdr.config import get_divdr_config
 from divdr.data import ClassificationMapper
 from divdr.data.classification import register_published
@@ -20,6 +19,7 @@ from divdr.engine import (
 from divdr.engine.classifier_analysis import curve_table, line_table, partition_by_model
 from divdr.engine.trained import load_trained
 from divdr.errors import ConfigError
+from divdr.moe import class_means, cluster_partition
 
 
 @pytest.fixture(autouse=True)

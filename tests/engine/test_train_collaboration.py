@@ -7,14 +7,14 @@ import torch
 from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from drawn_classification import draw_published
 
-from divdr.classification import PWLU, CondConv2d
-from divdr.classification.densenet import DenseLayer
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
 from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
 from divdr.engine.collaboration_hook import CollaborationHook
 from divdr.errors import ConfigError
+from divdr.moe import PWLU, CondConv2d
+from divdr.moe.densenet import DenseLayer
 
 COE = "MODEL.CLASSIFIER.COE."
 

@@ -1,6 +1,6 @@
 from PIL import Image
 
-from divdr.inference.benchmark import Line
+from divdr.benchmark import Line
 from divdr.visualization.benchmark_picture import draw_benchmark
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...classification import given_partition
 from ...errors import CheckpointError, ConfigError
+from ...moe import given_partition
 
 
 class BranchClasses(nn.Module):

@@ -17,7 +17,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ...classification import (
+from ...errors import ConfigError
+from ...moe import (
     Cost,
     Lesson,
     TeachingSettings,
@@ -27,7 +28,6 @@ from ...classification import (
     run_groups,
     teach,
 )
-from ...errors import ConfigError
 from ...routing import to_iterations
 from ..cost import module_macs
 from .coe_settings import CoEBoxSettings

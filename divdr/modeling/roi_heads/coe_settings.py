@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...classification import TeachingSettings
 from ...errors import ConfigError
+from ...moe import TeachingSettings
 
 
 @dataclass

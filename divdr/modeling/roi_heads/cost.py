@@ -12,7 +12,7 @@ from detectron2.modeling import StandardROIHeads
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from torch import nn
 
-from ...classification import Cost
+from ...moe import Cost
 from ..attach import unwrap
 from ..cost import module_macs
 from .mixture import BoxMixture

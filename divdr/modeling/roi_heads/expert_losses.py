@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...classification import true_class_probability
+from ...moe import true_class_probability
 from .expert import BoxExpert, BoxTargets
 
 

@@ -17,7 +17,8 @@ from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ...classification import (
+from ...errors import ConfigError
+from ...moe import (
     Cost,
     Gater,
     Group,
@@ -28,7 +29,6 @@ from ...classification import (
     run_groups,
     scatter_sum,
 )
-from ...errors import ConfigError
 from ..cost import module_macs
 from .classes import BranchClasses
 from .hydra_parts import hydra_arguments

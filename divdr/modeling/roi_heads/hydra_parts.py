@@ -9,8 +9,8 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn import weight_init
 from torch import nn
 
-from ...classification import Gater
 from ...errors import ConfigError
+from ...moe import Gater
 from ..hydra_settings import hydra_settings
 from .layers import BoxLayers
 

@@ -13,8 +13,8 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ...classification import Cost
 from ...errors import ConfigError
+from ...moe import Cost
 
 
 class BoxPrediction(NamedTuple):

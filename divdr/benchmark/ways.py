@@ -1,0 +1,128 @@
+"""The ways of running one network that a benchmark compares, measured on one case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..inference.plan import InferencePlan
+from .against import Against
+from .cases import Case, closed_share
+from .fixed import Result, fixed_route
+from .published import PublishedRun
+from .timing import Times, in_turns
+
+PUBLISHED = "published"
+IMAGE_BY_IMAGE = "published, image by image"
+NETWORK = "network"
+PLAN = "plan"
+STATIC = "fixed route"
+PLAN_BF16 = "plan, bf16"
+STATIC_BF16 = "fixed route, bf16"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way of running a case took.
+
+    Attributes:
+        way: its name.
+        times: of the whole batch.
+        faster: how many times faster than the published way (batched), by medians.
+        expected_gflops: expected cost, mean of the images, 10⁹ multiply-adds; None if unknown.
+        real_gflops: likewise real cost.
+        error: largest difference of a map from the network's, over the network's largest number.
+            For the published way on a batch of mixed routes it is no rounding error: there the
+            published way computes something else.
+        half: whether the maps are bfloat16.
+    """
+
+    way: str
+    times: Times
+    faster: float
+    expected_gflops: float | None
+    real_gflops: float | None
+    error: float | None
+    half: bool
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Rows of one case.
+
+    Attributes:
+        case: what ran.
+        closed: share of closed gates that came about.
+        rows: one a way of running.
+    """
+
+    case: Case
+    closed: float
+    rows: tuple[Row, ...]
+
+    def row(self, way: str) -> Row | None:
+        """The row of a way, None if that did not run."""
+        return next((row for row in self.rows if row.way == way), None)
+
+    def per_image(self, way: str) -> float:
+        """Median seconds per image.
+
+        Raises:
+            KeyError: that way did not run.
+        """
+        row = self.row(way)
+        if row is None:
+            raise KeyError(way)
+        return row.times.median / self.case.batch
+
+
+@torch.no_grad()
+def measure(
+    case: Case, *, rounds: int, device: torch.device | str, against: Against | None = None
+) -> CaseResult:
+    """Time every way of running a case, in turns.
+
+    Raises:
+        ConfigError: the callable to compare with failed.
+    """
+    network, x = case.build(device)
+    plan, half = InferencePlan(network), InferencePlan(network, dtype=torch.bfloat16)
+    published = PublishedRun(network)
+    wanted, record = network(x)
+    functions: dict[str, Callable[[], Result]] = {PUBLISHED: partial(published, x)}
+    if case.batch > 1:
+        functions[IMAGE_BY_IMAGE] = partial(published.image_by_image, x)
+    functions[NETWORK] = partial(network, x)
+    functions[PLAN] = partial(plan, x)
+    functions[STATIC] = fixed_route(plan, x, record)
+    functions[PLAN_BF16] = partial(half, x)
+    functions[STATIC_BF16] = fixed_route(half, x, record)
+    facts = {way: _facts(function, wanted) for way, function in functions.items()}
+    timed: dict[str, Callable[[], object]] = {**functions}
+    if against is not None:
+        timed[against.name] = against.bind(network, x)
+    times = in_turns(timed, rounds, device)
+    rows = []
+    for way, taken in times.items():
+        faster = times[PUBLISHED].median / taken.median
+        expected, real, error = facts.get(way, (None, None, None))
+        in_half = way in (PLAN_BF16, STATIC_BF16)
+        rows.append(Row(way, taken, faster, expected, real, error, in_half))
+    return CaseResult(case, closed_share(network, record), tuple(rows))
+
+
+def _facts(function: Callable[[], Result], wanted: list[Tensor]) -> tuple[float, float, float]:
+    """Expected and real cost per image, 10⁹ multiply-adds, and the largest error."""
+    maps, record = function()
+    expected, real = record.expected_cost.mean(), record.real_cost.mean()
+    return float(expected) / 1e9, float(real) / 1e9, _error(maps, wanted)
+
+
+def _error(maps: list[Tensor], wanted: list[Tensor]) -> float:
+    largest = max(float(m.abs().max()) for m in wanted)
+    worst = max(float((a - b).abs().max()) for a, b in zip(maps, wanted, strict=True))
+    return worst / largest if largest else worst
