@@ -2,7 +2,6 @@
 
 from .against import Against
 from .cases import Case, close_gates, closed_share
-from .fixed import CapturedRoute, fixed_route
 from .lines import Line, lines
 from .live import LiveBytes, peak_bytes
 from .machine import describe, gemm_peak
@@ -11,7 +10,7 @@ from .published import PublishedRun
 from .report import as_numbers, case_table, line_table, memory_table, target_table
 from .targets import Target, targets
 from .timing import Times, in_turns
-from .ways import CaseResult, Row, measure
+from .ways import CapturedRoute, CaseResult, Row, fixed_route, measure
 
 __all__ = [
     "Against",
