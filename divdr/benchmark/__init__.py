@@ -3,14 +3,13 @@
 from .against import Against
 from .cases import Case, close_gates, closed_share
 from .lines import Line, lines
-from .live import LiveBytes, peak_bytes
 from .machine import describe, gemm_peak
 from .memory import Memory, measure_memory
 from .published import PublishedRun
 from .report import as_numbers, case_table, line_table, memory_table, target_table
 from .targets import Target, targets
 from .timing import Times, in_turns
-from .ways import CapturedRoute, CaseResult, Row, fixed_route, measure
+from .ways import CapturedRoute, CaseResult, LiveBytes, Row, fixed_route, measure, peak_bytes
 
 __all__ = [
     "Against",

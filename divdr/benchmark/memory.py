@@ -22,9 +22,8 @@ from ..errors import DivdrError
 from ..inference.plan import InferencePlan
 from ..routing.network import DynamicRoutingNetwork
 from .cases import Case
-from .live import peak_bytes
 from .published import PublishedRun
-from .ways import NETWORK, PLAN, PLAN_BF16, PUBLISHED
+from .ways import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
 
 WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
 
