@@ -1,6 +1,5 @@
 """Measuring plans: time, multiply-adds and memory beside the published way of running."""
 
-from .against import Against
 from .cases import Case, close_gates, closed_share
 from .lines import Line, lines
 from .machine import describe, gemm_peak
@@ -9,7 +8,16 @@ from .published import PublishedRun
 from .report import as_numbers, case_table, line_table, memory_table, target_table
 from .targets import Target, targets
 from .timing import Times, in_turns
-from .ways import CapturedRoute, CaseResult, LiveBytes, Row, fixed_route, measure, peak_bytes
+from .ways import (
+    Against,
+    CapturedRoute,
+    CaseResult,
+    LiveBytes,
+    Row,
+    fixed_route,
+    measure,
+    peak_bytes,
+)
 
 __all__ = [
     "Against",
