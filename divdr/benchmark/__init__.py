@@ -1,11 +1,10 @@
 """Measuring plans: time, multiply-adds and memory beside the published way of running."""
 
 from .cases import Case, close_gates, closed_share
-from .lines import Line, lines
 from .machine import describe, gemm_peak
 from .memory import Memory, measure_memory
 from .published import PublishedRun
-from .report import as_numbers, case_table, line_table, memory_table, target_table
+from .report import Line, as_numbers, case_table, line_table, lines, memory_table, target_table
 from .targets import Target, targets
 from .timing import Times, in_turns
 from .ways import (

@@ -19,11 +19,11 @@ from divdr.benchmark import (
     fixed_route,
     gemm_peak,
     in_turns,
-    lines,
     measure,
     target_table,
     targets,
 )
+from divdr.benchmark import report as lines
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.inference.route import Route
