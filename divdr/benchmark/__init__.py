@@ -4,8 +4,17 @@ from .cases import Case, close_gates, closed_share
 from .machine import describe, gemm_peak
 from .memory import Memory, measure_memory
 from .published import PublishedRun
-from .report import Line, as_numbers, case_table, line_table, lines, memory_table, target_table
-from .targets import Target, targets
+from .report import (
+    Line,
+    Target,
+    as_numbers,
+    case_table,
+    line_table,
+    lines,
+    memory_table,
+    target_table,
+    targets,
+)
 from .timing import Times, in_turns
 from .ways import (
     Against,

@@ -21,9 +21,9 @@ from divdr.benchmark import (
     in_turns,
     measure,
     target_table,
-    targets,
 )
 from divdr.benchmark import report as lines
+from divdr.benchmark import report as targets
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.inference.route import Route
