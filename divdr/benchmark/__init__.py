@@ -1,7 +1,6 @@
 """Measuring plans: time, multiply-adds and memory beside the published way of running."""
 
 from .cases import Case, close_gates, closed_share
-from .machine import describe, gemm_peak
 from .memory import Memory, measure_memory
 from .published import PublishedRun
 from .report import (
@@ -15,7 +14,7 @@ from .report import (
     target_table,
     targets,
 )
-from .timing import Times, in_turns
+from .timing import Times, describe, gemm_peak, in_turns
 from .ways import (
     Against,
     CapturedRoute,

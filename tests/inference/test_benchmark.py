@@ -152,7 +152,7 @@ def test_lines_and_rates():
 def test_a_peak_counts_multiply_adds(monkeypatch):
     # 10³ multiply-adds in 2 ms at best.
     times = {"mm": Times((0.004, 0.002, 0.003))}
-    name = "divdr.benchmark.machine.in_turns"
+    name = "divdr.benchmark.timing.in_turns"
     monkeypatch.setattr(name, lambda calls, rounds, device: times)
     assert gemm_peak("cpu", torch.float32, size=10) == pytest.approx(500_000)
 
