@@ -2,7 +2,6 @@
 
 import os
 
-from .annotated import annotated_images
 from .catalog import (
     build_bank_loader,
     build_test_loader,
@@ -19,7 +18,7 @@ from .classification import (
 )
 from .drawn_sets import load_characters, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
-from .loader import build_mapper, build_train_loader, seed_everything
+from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
 from .neon_trees import register_neon_trees
 from .preflight import check_data
