@@ -16,13 +16,13 @@ from .classification import (
     describe,
     register_published,
 )
+from .coco_json import supercategories
 from .drawn_sets import load_characters, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
 from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
 from .neon_trees import register_neon_trees
 from .preflight import check_data
-from .supercategories import supercategories
 
 __all__ = [
     "ClassificationMapper",

@@ -12,7 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..data import annotated_images, supercategories
+from ..data import annotated_images
+from ..data import coco_json as supercategories
 from ..errors import ConfigError, DataError
 from ..modeling import unwrap
 from ..modeling.class_partition import PartitionSource
