@@ -3,8 +3,7 @@
 from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
-from .cost_target_hook import CostTargetHook
-from .hooks import ClusteringHook, DropPathHook, SeedHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
 from .own_data import fit_to_data
 from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor

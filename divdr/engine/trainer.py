@@ -60,9 +60,8 @@ from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .collaboration_hook import CollaborationHook
-from .cost_target_hook import CostTargetHook
 from .finite import MetricsFile, finite_losses, plain_numbers
-from .hooks import ClusteringHook, DropPathHook, SeedHook, refill_bank
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
