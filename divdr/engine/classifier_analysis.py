@@ -22,8 +22,7 @@ from ..moe import (
     save_partition,
     threshold_curve,
 )
-from .box_partition import partition_by_detector
-from .partition_hook import normalised_batches
+from .partition_hook import normalised_batches, partition_by_detector
 from .trained import load_trained
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]

@@ -18,15 +18,8 @@ from PIL import Image
 from two_processes import join
 
 from divdr import get_divdr_config
-from divdr.engine import (
-    RoutingCheckpointer,
-    SeedHook,
-    Trainer,
-    box_partition,
-    launch,
-    load_config,
-    partition_hook,
-)
+from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config, partition_hook
+from divdr.engine import partition_hook as box_partition
 from divdr.engine import trainer as trainer_module
 from divdr.engine.agreement import together
 from divdr.engine.partition_hook import PartitionHook
