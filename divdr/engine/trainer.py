@@ -58,10 +58,9 @@ from .agreement import first_on_machine, together
 from .amp import MixedPrecisionTrainer
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
-from .collaboration_hook import CollaborationHook
 from .finite import MetricsFile, finite_losses, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
-from .partition_hook import BoxPartitionHook, PartitionHook
+from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
 from .setup import make_output_folder, on_available_device, one_sentence

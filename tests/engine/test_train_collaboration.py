@@ -11,7 +11,7 @@ from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
 from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
-from divdr.engine.collaboration_hook import CollaborationHook
+from divdr.engine.partition_hook import CollaborationHook
 from divdr.errors import ConfigError
 from divdr.moe import PWLU, CondConv2d
 from divdr.moe.densenet import DenseLayer
