@@ -16,8 +16,7 @@ from ..data import build_test_loader
 from ..inference import StaticNetwork
 from ..inference.export import export
 from ..modeling import DynamicRoutingDecoder, attached_routing, find_backbone
-from .static_experts import ExpertSettings, build_static_experts, gather
-from .static_files import save_static_experts
+from .static_experts import ExpertSettings, build_static_experts, gather, save_static_experts
 from .ways import compare_ways, ways_of, ways_table, write_ways
 
 DISPATCHED = "static_experts.pth"

@@ -10,7 +10,7 @@ from torch import nn
 from ..modeling import attached_routing
 from .about import About
 from .checkpointer import load_for_evaluation
-from .static_files import use_static_experts
+from .static_experts import use_static_experts
 from .trainer import Trainer
 
 
