@@ -32,8 +32,8 @@ from ..moe import (
     threshold_curve,
 )
 from .partition_hook import normalised_batches, partition_by_detector
-from .timing import time_in_turns
 from .trained import load_trained
+from .ways import time_in_turns
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from ..errors import DataError
 from .setup import load_config
-from .timing import time_in_turns
 from .trained import load_trained
 from .trainer import Trainer
+from .ways import time_in_turns
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,38 @@ import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
+from tqdm import tqdm
 
+from ..benchmark import in_turns
 from ..checkpoint import write_text_atomically
 from ..errors import DataError
 from ..inference import InferencePlan, Route, vote
 from ..modeling import Executor, RoutingSupervision, attached_routing
 from .static_experts import Gathered, StaticExperts
-from .timing import time_in_turns
 from .trainer import Trainer
+
+
+def time_in_turns(
+    functions: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], rounds: int
+) -> dict[str, list[float]]:
+    """Call every function on every input, in turns; on the first input once more, to warm up.
+
+    Args:
+        functions: by name.
+        inputs: what they are called with.
+        rounds: how often each.
+
+    Returns:
+        Seconds of every call, by function (``divdr.benchmark.in_turns``).
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number, x in enumerate(tqdm(inputs, desc="timing", leave=False, disable=None)):
+        calls = {name: partial(function, x) for name, function in functions.items()}
+        for name, times in in_turns(calls, rounds, device, warm_up=int(number == 0)).items():
+            seconds[name].extend(times.seconds)
+    return seconds
+
 
 ACCURACIES = {
     ("sem_seg", "mIoU"): "mIoU",
