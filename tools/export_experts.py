@@ -18,7 +18,7 @@ from divdr.engine.arguments import at_least
 from divdr.engine.export_experts import export_experts
 from divdr.engine.setup import make_output_folder
 from divdr.engine.static_experts import ExpertSettings
-from divdr.engine.trained import load_trained
+from divdr.engine.ways import load_trained
 from divdr.inference.export import FORMATS
 
 

@@ -32,8 +32,7 @@ from ..moe import (
     threshold_curve,
 )
 from .partition_hook import normalised_batches, partition_by_detector
-from .trained import load_trained
-from .ways import time_in_turns
+from .ways import load_trained, time_in_turns
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 

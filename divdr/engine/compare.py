@@ -17,9 +17,8 @@ from torch import nn
 
 from ..errors import DataError
 from .setup import load_config
-from .trained import load_trained
 from .trainer import Trainer
-from .ways import time_in_turns
+from .ways import load_trained, time_in_turns
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from .setup import (
     on_available_device,
     report_errors,
 )
-from .trained import load_trained
 from .trainer import Trainer, check_run_data
+from .ways import load_trained
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
 from .about import drawing_metadata
 from .setup import on_available_device
-from .trained import load_with_about
+from .ways import load_with_about
 
 
 class Predictor:

@@ -18,8 +18,7 @@ from divdr.engine.static_experts import (
     load_static_experts,
     use_static_experts,
 )
-from divdr.engine.trained import load_trained
-from divdr.engine.ways import read_ways
+from divdr.engine.ways import load_trained, read_ways
 from divdr.errors import CheckpointError, ConfigError, DataError
 from divdr.inference import Route
 from divdr.modeling import attached_routing
