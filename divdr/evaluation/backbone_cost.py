@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import Backbone
 
 from ..modeling import backbone_macs
-from .gathering import gathered
+from .routing_evaluator import gathered
 
 
 class BackboneCostEvaluator(DatasetEvaluator):

@@ -11,7 +11,7 @@ from detectron2.modeling import StandardROIHeads
 
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
 from ..moe import Cost
-from .gathering import gathered
+from .routing_evaluator import gathered
 
 
 class BoxHeadCostEvaluator(DatasetEvaluator):
