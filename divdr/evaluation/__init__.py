@@ -1,7 +1,6 @@
 """Evaluators, by data set, and those of cost and routing beside them."""
 
-from .backbone_cost import BackboneCostEvaluator
-from .box_head_cost import BoxHeadCostEvaluator
+from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
 from .build import (
     build_cost_evaluator,
     build_head_cost_evaluator,

@@ -30,8 +30,7 @@ from ..image_files import check_labels, read_labels
 from ..modeling import attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier, collaboration_of
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
-from .backbone_cost import BackboneCostEvaluator
-from .box_head_cost import BoxHeadCostEvaluator
+from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
