@@ -17,9 +17,8 @@ from divdr.experts.clustering_report import ClusteringReport
 from divdr.experts.diversity import diversity
 from divdr.experts.kmeans import KMeansResult, nearest_centre
 from divdr.experts.known_labels import KnownLabels
-from divdr.experts.matching import match_centres
 from divdr.experts.membership import Membership
-from divdr.experts.partition import check_partition, find_partition
+from divdr.experts.partition import check_partition, find_partition, match_centres
 from divdr.experts.scaling import check_scaling, gate_weights, weighted
 from divdr.routing import several_processes
 
