@@ -12,9 +12,8 @@ from divdr.experts.diversity import Diversity, diversity
 from divdr.experts.kmeans import KMeansResult, kmeans, nearest_centre
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.local_experts import LocalExperts
-from divdr.experts.membership import Membership
 from divdr.experts.mixture import gaussian_mixture
-from divdr.experts.partition import match_centres
+from divdr.experts.partition import Membership, match_centres
 from divdr.experts.recovery import (
     kmeans_recovery,
     linear_recovery,

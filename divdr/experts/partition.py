@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -83,3 +86,78 @@ def match_centres(old: Tensor, new: Tensor) -> Tensor:
     )
     _, columns = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(columns, dtype=torch.long, device=new.device)
+
+
+class Membership:
+    """The outcome of a clustering, image by image.
+
+    Args:
+        keys: of the images, N.
+        experts: (N,) of int64, their experts.
+    """
+
+    def __init__(self, keys: Sequence[str] = (), experts: Tensor | None = None) -> None:
+        self._keys = list(keys)
+        self._values = torch.zeros(0, dtype=torch.long) if experts is None else experts.cpu()
+        self._experts = dict(zip(self._keys, self._values.tolist(), strict=True))
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the images."""
+        return list(self._keys)
+
+    def of(self, keys: Sequence[str]) -> Tensor | None:
+        """Experts (N,) of int64, −1 for images that were not there; None if none was."""
+        if keys == self._keys:
+            return self._values if self._keys else None
+        found = [self._experts.get(key, -1) for key in keys]
+        return torch.tensor(found) if any(expert >= 0 for expert in found) else None
+
+    def agreement(self, keys: Sequence[str], experts: Tensor) -> float:
+        """How much another clustering agrees with this one, whatever the experts' numbers.
+
+        Returns:
+            The adjusted Rand index over images that are in both: 1 for the same clusters, about 0
+            for unrelated ones. 0 if there are none.
+        """
+        before = self.of(keys)
+        if before is None:
+            return 0.0
+        both = before >= 0
+        return adjusted_rand(before[both], experts.cpu()[both])
+
+    def renamed(self, names: Mapping[str, str]) -> Membership:
+        """The same with other keys, by present key; images without one are left out."""
+        kept = {names[key]: value for key, value in self._experts.items() if key in names}
+        return Membership(list(kept), torch.tensor(list(kept.values()), dtype=torch.long))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keys, and their experts as a tensor."""
+        return {"keys": list(self._experts), "experts": torch.tensor(list(self._experts.values()))}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any] | None) -> Membership:
+        """What :meth:`state_dict` gave; None, as in checkpoints of before, for nobody."""
+        return cls() if state is None else cls(state["keys"], state["experts"].long())
+
+
+def adjusted_rand(one: Tensor, other: Tensor) -> float:
+    """Adjusted Rand index (Hubert and Arabie, 1985) of two clusterings (N,), N >= 1.
+
+    Args:
+        one: cluster of each point, from 0.
+        other: likewise.
+    """
+    width = int(other.max()) + 1
+    counts = torch.bincount(one * width + other).double()
+    pairs = _pairs(counts)
+    of_one, of_other = _pairs(torch.bincount(one).double()), _pairs(torch.bincount(other).double())
+    total = len(one) * (len(one) - 1) / 2
+    if pairs == of_one == of_other:  # the same clusters, also where there is a single pair or none
+        return 1.0
+    chance = of_one * of_other / total
+    return (pairs - chance) / ((of_one + of_other) / 2 - chance)
+
+
+def _pairs(counts: Tensor) -> float:
+    return float((counts * (counts - 1) / 2).sum())
