@@ -13,14 +13,13 @@ from divdr.experts.kmeans import KMeansResult, kmeans, nearest_centre
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.local_experts import LocalExperts
 from divdr.experts.mixture import gaussian_mixture
-from divdr.experts.partition import Membership, match_centres
+from divdr.experts.partition import Membership, gate_weights, match_centres, weighted
 from divdr.experts.recovery import (
     kmeans_recovery,
     linear_recovery,
     matched_share,
     mixture_recovery,
 )
-from divdr.experts.scaling import gate_weights, weighted
 
 __all__ = [
     "ActivationBank",

@@ -17,8 +17,15 @@ from divdr.experts.clustering_report import ClusteringReport
 from divdr.experts.diversity import diversity
 from divdr.experts.kmeans import KMeansResult, nearest_centre
 from divdr.experts.known_labels import KnownLabels
-from divdr.experts.partition import Membership, check_partition, find_partition, match_centres
-from divdr.experts.scaling import check_scaling, gate_weights, weighted
+from divdr.experts.partition import (
+    Membership,
+    check_partition,
+    check_scaling,
+    find_partition,
+    gate_weights,
+    match_centres,
+    weighted,
+)
 from divdr.routing import several_processes
 
 # The mixture goes on from the clusters before, but looks at all its starts once more where they
