@@ -7,8 +7,7 @@ them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away f
 
 from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
-from divdr.experts.clustering_report import ClusteringReport
-from divdr.experts.diversity import Diversity, diversity
+from divdr.experts.diversity import ClusteringReport, Diversity, diversity
 from divdr.experts.kmeans import KMeansResult, kmeans, nearest_centre
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.local_experts import LocalExperts

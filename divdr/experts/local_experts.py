@@ -13,8 +13,7 @@ from torch import Tensor
 from divdr.errors import CheckpointError, ConfigError, DivdrError
 from divdr.experts.bank import ActivationBank
 from divdr.experts.clustering_loss import cluster_variance, clustering_loss
-from divdr.experts.clustering_report import ClusteringReport
-from divdr.experts.diversity import diversity
+from divdr.experts.diversity import ClusteringReport, diversity
 from divdr.experts.kmeans import KMeansResult, nearest_centre
 from divdr.experts.known_labels import KnownLabels
 from divdr.experts.partition import (
