@@ -1,9 +1,8 @@
 """Running a trained network fast: conditional execution, routes fixed by hand, static experts."""
 
-from .current import CurrentPlan
 from .dispatch import DispatchPlan
 from .dispatcher import Dispatcher
-from .plan import InferencePlan
+from .plan import CurrentPlan, InferencePlan
 from .route import Route
 from .static_network import StaticNetwork
 from .vote import vote
