@@ -15,8 +15,7 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .dispatcher import Dispatcher
 from .imposed import Imposed
-from .journal import Costs, Journal
-from .stages import Stages
+from .stages import Costs, Journal, Stages
 from .static_network import StaticNetwork
 
 

@@ -16,9 +16,8 @@ from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .imposed import Imposed
-from .journal import Costs, Journal
 from .route import Route
-from .stages import Stages
+from .stages import Costs, Journal, Stages
 from .static_network import StaticNetwork
 
 _Holder = Mapping[str, Tensor | None]
