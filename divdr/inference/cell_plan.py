@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ..routing.cell import Cell
 from ..routing.space import DOWN, KEEP, UP
-from .arrival import Arrival, rows_of
 from .chain import Chain
-from .decision import Decision
+from .decision import Arrival, Decision, rows_of
 from .gate_plan import GatePlan
 from .static_network import StaticCell
 

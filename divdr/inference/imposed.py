@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ..routing.space import TRANSFORMS, Node, RoutingSpace
-from .arrival import rows_of
-from .decision import Decision
+from .decision import Decision, rows_of
 from .route import Route
 
 

@@ -13,10 +13,9 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from ..routing.stem import Stem
-from .arrival import Arrival, rows_of
 from .cell_plan import CellPlan
 from .chain import Chain
-from .decision import Decision, Rows, all_open, from_logits
+from .decision import Arrival, Decision, Rows, all_open, from_logits, rows_of
 from .imposed import Imposed
 from .static_network import StaticNetwork
 
