@@ -9,7 +9,7 @@ from torch import Tensor
 from ..routing.cell import Cell
 from ..routing.gate import Gate
 from ..routing.space import DOWN, KEEP, UP
-from .chain import Chain
+from .convolution import Chain
 from .decision import Arrival, Decision, rows_of
 from .static_network import StaticCell
 

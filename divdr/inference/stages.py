@@ -14,7 +14,7 @@ from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from ..routing.stem import Stem
 from .cell_plan import CellPlan
-from .chain import Chain
+from .convolution import Chain
 from .decision import Arrival, Decision, Rows, all_open, from_logits, rows_of
 from .imposed import Imposed
 from .static_network import StaticNetwork
