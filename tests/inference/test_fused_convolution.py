@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from planned import agrees, pictures, routed_network
 
-from divdr.inference import onednn
+from divdr.inference import convolution as onednn
 from divdr.inference.convolution import Convolution
 
 PRECISIONS = [torch.float32, torch.bfloat16]
