@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
-from ..inference.imposed import Imposed
+from ..inference.decision import Imposed
 from ..inference.plan import InferencePlan
 from ..inference.route import Route
 from ..routing.network import DynamicRoutingNetwork

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
+from .decision import Imposed
 from .dispatcher import Dispatcher
-from .imposed import Imposed
 from .stages import Costs, Journal, Stages
 from .static_network import StaticNetwork
 

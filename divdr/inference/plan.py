@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
-from .imposed import Imposed
+from .decision import Imposed
 from .route import Route
 from .stages import Costs, Journal, Stages
 from .static_network import StaticNetwork

@@ -15,8 +15,7 @@ from ..routing.space import TRANSFORMS
 from ..routing.stem import Stem
 from .cell_plan import CellPlan
 from .convolution import Chain
-from .decision import Arrival, Decision, Rows, all_open, from_logits, rows_of
-from .imposed import Imposed
+from .decision import Arrival, Decision, Imposed, Rows, all_open, from_logits, rows_of
 from .static_network import StaticNetwork
 
 _SIZES_KEPT = 256
