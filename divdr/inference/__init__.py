@@ -3,9 +3,8 @@
 from .dispatch import DispatchPlan
 from .dispatcher import Dispatcher
 from .plan import CurrentPlan, InferencePlan
-from .route import Route
+from .route import Route, vote
 from .static_network import StaticNetwork
-from .vote import vote
 
 __all__ = [
     "CurrentPlan",
