@@ -1,7 +1,6 @@
 """Running a trained network fast: conditional execution, routes fixed by hand, static experts."""
 
-from .dispatch import DispatchPlan
-from .dispatcher import Dispatcher
+from .dispatch import Dispatcher, DispatchPlan
 from .plan import CurrentPlan, InferencePlan
 from .route import Route, vote
 from .static_network import StaticNetwork
