@@ -19,7 +19,7 @@ from divdr.engine.export_experts import export_experts
 from divdr.engine.setup import make_output_folder
 from divdr.engine.static_experts import ExpertSettings
 from divdr.engine.ways import load_trained
-from divdr.inference.export import FORMATS
+from divdr.inference.static_network import FORMATS
 
 
 @report_errors
