@@ -11,13 +11,12 @@ from .attach import (
 )
 from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
-from .clustering import cluster_and_log
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
 from .static import StaticBackbone, static_model
-from .supervision import ClusteringLossSettings, RoutingSupervision
+from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 
 __all__ = [
     "CLASSIFIER_REGISTRY",
