@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..routing.layers import conv_norm, initialise
 from ..routing.macs import count_macs
-from .norm import norm_factory
+from .backbone import norm_factory
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..routing import tie
-from .backbone import DynamicRouting
-from .norm import norm_factory
+from .backbone import DynamicRouting, norm_factory
 
 
 class ProjectionNeck(Backbone):

@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..norm import norm_factory
+from ..backbone import norm_factory
 
 
 class BoxLayers(nn.Module):
