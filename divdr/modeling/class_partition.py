@@ -9,7 +9,13 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..moe import cluster_partition, given_partition, load_partition, random_partition
+from ..moe import (
+    HydraSettings,
+    cluster_partition,
+    given_partition,
+    load_partition,
+    random_partition,
+)
 
 
 @dataclass(frozen=True)
@@ -61,4 +67,26 @@ def partition_as_set(settings: CfgNode, key: str, source: PartitionSource) -> Te
     raise ConfigError(
         f"{key}.PARTITION {settings.PARTITION!r} is unknown; known are cluster, random, coarse "
         "and file"
+    )
+
+
+def hydra_settings(settings: CfgNode, key: str) -> HydraSettings:
+    """The settings of a Hydra.
+
+    Args:
+        settings: the node, with ``BRANCHES``.
+        key: where it stands in the config, for messages.
+
+    Raises:
+        ConfigError: there are no branches.
+    """
+    if settings.BRANCHES < 1:
+        raise ConfigError(f"{key}.BRANCHES must be at least 1, not {settings.BRANCHES}")
+    return HydraSettings(
+        top_k=settings.TOP_K,
+        threshold=settings.THRESHOLD,
+        train_threshold=settings.TRAIN_THRESHOLD,
+        ensemble_weight=settings.ENSEMBLE_WEIGHT,
+        gater_weight=settings.GATER_WEIGHT,
+        branch_weight=settings.BRANCH_WEIGHT,
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...moe import Ensemble, Gater, Hydra
-from ..hydra_settings import hydra_settings
+from ..class_partition import hydra_settings
 from .networks import image_channels, network, network_parts, network_stem
 
 CLASSIFIER_REGISTRY: Registry = Registry("CLASSIFIER")

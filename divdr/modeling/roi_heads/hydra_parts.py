@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...moe import Gater
-from ..hydra_settings import hydra_settings
+from ..class_partition import hydra_settings
 from .layers import BoxLayers
 
 KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
