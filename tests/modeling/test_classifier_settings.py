@@ -5,7 +5,7 @@ import torch
 
 from divdr.config import get_divdr_config
 from divdr.modeling.classifiers import build_classifier
-from divdr.modeling.classifiers.networks import network, network_parts, network_stem
+from divdr.modeling.classifiers.build import network, network_parts, network_stem
 from divdr.modeling.classifiers.teacher import build_teacher
 from divdr.moe import (
     CollaborationSettings,
@@ -91,7 +91,7 @@ def test_weights_of_a_library_are_asked_for(pretrained, monkeypatch):
     asked = []
     for name in ("named_classifier", "named_stem"):
         monkeypatch.setattr(
-            f"divdr.modeling.classifiers.networks.{name}",
+            f"divdr.modeling.classifiers.build.{name}",
             lambda *args, name=name, **keys: asked.append((name, *args, keys)),
         )
     cfg = config(PRETRAINED=pretrained, ARCHITECTURE="timm:whole", STEM="timm:stem.1")

@@ -18,10 +18,9 @@ from ...moe import (
     without_last_linear,
 )
 from ...routing import to_iterations
-from .build import CLASSIFIER_REGISTRY
+from .build import CLASSIFIER_REGISTRY, image_channels, network
 from .delegator_file import read_delegator
 from .image_classifier import ImageClassifier
-from .networks import image_channels, network
 from .teacher import build_teacher
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from ...checkpoint import find_weights, read_weights
 from ...errors import CheckpointError, ConfigError
 from ...moe import Distillation, is_named, last_linear, named_classifier
-from .networks import image_channels
+from .build import image_channels
 
 _PREFIX = "system.members.0."
 
