@@ -29,11 +29,44 @@ from ...moe import (
     run_groups,
     scatter_sum,
 )
+from ..class_partition import hydra_settings
 from ..cost import module_macs
 from .classes import BranchClasses
-from .hydra_parts import hydra_arguments
 from .layers import BoxLayers
 from .mixture import BoxMixture, BoxPrediction
+
+KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
+
+
+def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    """Arguments of ``HydraBoxHead``.
+
+    Raises:
+        ConfigError: no branches, or branches without a linear layer.
+    """
+    hydra, norm = cfg.MODEL.ROI_BOX_HEAD.HYDRA, cfg.MODEL.ROI_BOX_HEAD.NORM
+    if not hydra.BRANCH_FC_DIMS:
+        raise ConfigError(f"{KEY}.BRANCH_FC_DIMS must name at least one linear layer")
+    stem = BoxLayers(input_shape, hydra.STEM_CONV_DIMS, kernel=hydra.STEM_KERNEL, norm=norm)
+    maps = stem.output_shape
+    return {
+        "stem": stem,
+        "branches": [
+            BoxLayers(maps, hydra.BRANCH_CONV_DIMS, hydra.BRANCH_FC_DIMS, norm=norm)
+            for _ in range(hydra.BRANCHES)
+        ],
+        "gater": Gater(_trunk(maps.channels, hydra.GATER_DIM), hydra.GATER_DIM, hydra.BRANCHES),
+        "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        "settings": hydra_settings(hydra, KEY),
+        "in_shape": input_shape,
+    }
+
+
+def _trunk(channels: int, width: int) -> nn.Module:
+    """The gater's layers before its last: it looks at the mean of the stem's map."""
+    layer = nn.Conv2d(channels, width, 1)
+    weight_init.c2_msra_fill(layer)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), layer, nn.ReLU(inplace=True))
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

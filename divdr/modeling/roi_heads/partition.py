@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..attach import unwrap
 from ..class_partition import PartitionSource, partition_as_set
-from .hydra import HydraBoxHead
-from .hydra_parts import KEY
+from .hydra import KEY, HydraBoxHead
 from .mixture import BoxMixture
 
 
