@@ -1,7 +1,6 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
-from .coe import CoEBoxHead
-from .coe_settings import CoEBoxSettings
+from .coe import CoEBoxHead, CoEBoxSettings
 from .cost import box_cost, box_head_of
 from .heads import MixtureROIHeads
 from .hydra import HydraBoxHead
