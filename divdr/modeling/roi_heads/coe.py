@@ -31,8 +31,7 @@ from ...moe import (
 )
 from ...routing import to_iterations
 from ..cost import module_macs
-from .expert import BoxExpert, BoxTargets
-from .expert_losses import ExpertPass, expert_losses
+from .expert import BoxExpert, BoxTargets, ExpertPass, expert_losses
 from .layers import BoxLayers
 from .mixture import BoxMixture, BoxPrediction
 
