@@ -2,9 +2,8 @@
 
 from .coe import CoEBoxHead, CoEBoxSettings
 from .cost import box_cost, box_head_of
-from .heads import MixtureROIHeads
 from .hydra import HydraBoxHead
-from .mixture import BoxMixture, BoxPrediction
+from .mixture import BoxMixture, BoxPrediction, MixtureROIHeads
 from .partition import box_embeddings, choose_box_partition, hydra_box_head_of
 
 __all__ = [
