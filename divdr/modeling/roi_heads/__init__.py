@@ -1,8 +1,8 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
 from .coe import CoEBoxHead, CoEBoxSettings
-from .cost import box_cost, box_head_of
 from .hydra import HydraBoxHead
+from .layers import box_cost, box_head_of
 from .mixture import BoxMixture, BoxPrediction, MixtureROIHeads
 from .partition import box_embeddings, choose_box_partition, hydra_box_head_of
 
