@@ -1,10 +1,9 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
 from .coe import CoEBoxHead, CoEBoxSettings
-from .hydra import HydraBoxHead
+from .hydra import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
 from .layers import box_cost, box_head_of
 from .mixture import BoxMixture, BoxPrediction, MixtureROIHeads
-from .partition import box_embeddings, choose_box_partition, hydra_box_head_of
 
 __all__ = [
     "BoxMixture",
