@@ -27,8 +27,14 @@ from .named import (
     named_stem,
     without_last_linear,
 )
-from .partition import cluster_partition, given_partition, greedy_partition, random_partition
-from .partition_file import load_partition, save_partition
+from .partition import (
+    cluster_partition,
+    given_partition,
+    greedy_partition,
+    load_partition,
+    random_partition,
+    save_partition,
+)
 from .prediction import ClassificationSystem, Cost, Prediction
 from .processes import common_divisors, gather_rows, process_count
 from .pwlu import PWLU, align, with_pwlu
