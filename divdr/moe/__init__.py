@@ -14,7 +14,6 @@ from .densenet import DenseNetParts
 from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
 from .distillation import Distillation
 from .embedding import Embedder, PixelEmbedder, check_labels, class_means, class_sums
-from .exchange import exchange
 from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
 from .interpolation import LinePoint, between, loss_between
@@ -41,7 +40,7 @@ from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts
 from .single import Ensemble, StageClassifier
 from .teaching import Lesson, TeachingSettings, teach, true_class_probability
-from .transport import balanced_capacities, vogel_assignment
+from .transport import balanced_capacities, exchange, vogel_assignment
 
 __all__ = [
     "PWLU",
