@@ -7,7 +7,6 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 
 from .collaboration import Collaboration, CollaborationSettings
 from .condconv import CondConv2d, with_condconv
-from .cost import num_parameters, part_macs
 from .curve import CurvePoint, threshold_curve
 from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
@@ -34,7 +33,7 @@ from .partition import (
     random_partition,
     save_partition,
 )
-from .prediction import ClassificationSystem, Cost, Prediction
+from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, part_macs
 from .processes import common_divisors, gather_rows, process_count
 from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .cost import part_macs
 from .delegator import Delegation, Delegator
 from .dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .distillation import Distillation
 from .embedding import check_labels
-from .prediction import Cost, Prediction
+from .prediction import Cost, Prediction, part_macs
 from .processes import gather_rows, process_count
 from .teaching import Lesson, TeachingSettings, teach_subtasks, true_class_probability
 

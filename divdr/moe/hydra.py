@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
-from .cost import part_macs
 from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels
 from .gates import Gater, check_selection, select
 from .layers import initialise
 from .partition import given_partition
-from .prediction import Cost, Prediction
+from .prediction import Cost, Prediction, part_macs
 from .processes import common_divisors
 
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cost import part_macs
 from .embedding import check_labels
 from .layers import initialise
-from .prediction import Cost, Prediction
+from .prediction import Cost, Prediction, part_macs
 
 
 class StageClassifier(nn.Module):
