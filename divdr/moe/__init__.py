@@ -12,7 +12,16 @@ from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
 from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
 from .distillation import Distillation
-from .embedding import Embedder, PixelEmbedder, check_labels, class_means, class_sums
+from .embedding import (
+    Embedder,
+    PixelEmbedder,
+    check_labels,
+    class_means,
+    class_sums,
+    common_divisors,
+    gather_rows,
+    process_count,
+)
 from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
 from .interpolation import LinePoint, between, loss_between
@@ -34,7 +43,6 @@ from .partition import (
     save_partition,
 )
 from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, part_macs
-from .processes import common_divisors, gather_rows, process_count
 from .pwlu import PWLU, align, with_pwlu
 from .resnet import ResNetParts
 from .single import Ensemble, StageClassifier

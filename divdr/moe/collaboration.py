@@ -17,9 +17,8 @@ from ..errors import ConfigError
 from .delegator import Delegation, Delegator
 from .dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .distillation import Distillation
-from .embedding import check_labels
+from .embedding import check_labels, gather_rows, process_count
 from .prediction import Cost, Prediction, part_macs
-from .processes import gather_rows, process_count
 from .teaching import Lesson, TeachingSettings, teach_subtasks, true_class_probability
 
 
