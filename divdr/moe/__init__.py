@@ -25,7 +25,6 @@ from .embedding import (
 from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
 from .interpolation import LinePoint, between, loss_between
-from .layers import Part
 from .named import (
     NamedStem,
     is_named,
@@ -44,7 +43,7 @@ from .partition import (
 )
 from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, part_macs
 from .pwlu import PWLU, align, with_pwlu
-from .resnet import ResNetParts
+from .resnet import Part, ResNetParts
 from .single import Ensemble, StageClassifier
 from .teaching import Lesson, TeachingSettings, teach, true_class_probability
 from .transport import balanced_capacities, exchange, vogel_assignment

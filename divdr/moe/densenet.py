@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..routing import BatchNorm
-from .layers import Part, convolution, scaled
+from .resnet import Part, convolution, scaled
 
 
 class DenseLayer(nn.Module):

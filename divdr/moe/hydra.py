@@ -18,9 +18,9 @@ from ..routing import BatchNorm
 from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .embedding import check_labels, common_divisors
 from .gates import Gater, check_selection, select
-from .layers import initialise
 from .partition import given_partition
 from .prediction import Cost, Prediction, part_macs
+from .resnet import initialise
 
 
 @dataclass

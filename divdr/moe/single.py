@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .embedding import check_labels
-from .layers import initialise
 from .prediction import Cost, Prediction, part_macs
+from .resnet import initialise
 
 
 class StageClassifier(nn.Module):
