@@ -5,10 +5,9 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 (``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
 """
 
-from .collaboration import Collaboration, CollaborationSettings
+from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
 from .condconv import CondConv2d, with_condconv
 from .curve import CurvePoint, threshold_curve
-from .delegator import Delegation, Delegator
 from .densenet import DenseNetParts
 from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
 from .distillation import Distillation
