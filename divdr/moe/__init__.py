@@ -10,7 +10,6 @@ from .condconv import CondConv2d, with_condconv
 from .curve import CurvePoint, threshold_curve
 from .densenet import DenseNetParts
 from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
-from .distillation import Distillation
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -44,7 +43,7 @@ from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, 
 from .pwlu import PWLU, align, with_pwlu
 from .resnet import Part, ResNetParts
 from .single import Ensemble, StageClassifier
-from .teaching import Lesson, TeachingSettings, teach, true_class_probability
+from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
 from .transport import balanced_capacities, exchange, vogel_assignment
 
 __all__ = [

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .dispatch import Dispatch, Group, one_hot_choice, run_groups
-from .distillation import Distillation
 from .embedding import check_labels, gather_rows, process_count
 from .prediction import Cost, Prediction, part_macs
-from .teaching import Lesson, TeachingSettings, teach_subtasks, true_class_probability
+from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
 
 
 class Delegation(NamedTuple):
