@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..routing.cost import CostTensors, cost_table
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.ops import Stem
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
-from ..routing.stem import Stem
 from .cell_plan import CellPlan
 from .convolution import Chain
 from .decision import Arrival, Decision, Imposed, Rows, all_open, from_logits, rows_of

@@ -21,9 +21,9 @@ from .cost import CostTensors, cost_table
 from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
 from .layers import NormFactory, initialise
+from .ops import Stem
 from .record import Routing
 from .space import RoutingSpace
-from .stem import Stem
 from .ties import several_processes
 from .travel import Arrival, Travellers, spread
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .layers import NormFactory, conv_norm, depthwise
@@ -110,3 +110,24 @@ def _avg_pool(channels: int, norm: NormFactory) -> nn.Module:
 @register_op("max_pool_3x3")
 def _max_pool(channels: int, norm: NormFactory) -> nn.Module:
     return nn.MaxPool2d(3, stride=1, padding=1)
+
+
+class Stem(nn.Module):
+    """3×3 stride-2 convolution without padding, then two depthwise-separable ones.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the result.
+        norm: makes the normalisation layer.
+        inner: channels of the first two blocks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: NormFactory, inner: int = 64) -> None:
+        super().__init__()
+        self.first = conv_norm(in_channels, inner, norm, kernel_size=3, stride=2, padding=0)
+        self.second = nn.Sequential(depthwise(inner), conv_norm(inner, inner, norm))
+        self.third = nn.Sequential(depthwise(inner, stride=2), conv_norm(inner, channels, norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) → maps (N, channels, ~H/4, ~W/4)."""
+        return self.third(self.second(self.first(x)))
