@@ -23,7 +23,7 @@ from ..routing import (
     RoutingSpace,
     SynchronisedBatchNorm,
 )
-from ..routing.layers import NormFactory
+from ..routing.ops import NormFactory
 
 # Detectron2's names for normalisation over the images of all processes.
 _SYNCHRONISED = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")

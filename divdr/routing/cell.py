@@ -16,8 +16,7 @@ from ..errors import ConfigError
 from .batch_norm import is_synchronised
 from .drop_path import DropPathSchedule, drop_path
 from .gate import CLOSED_BELOW, Gate, open_gates
-from .layers import NormFactory, conv_norm
-from .ops import build_op
+from .ops import NormFactory, build_op, conv_norm
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
 

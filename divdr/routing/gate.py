@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import NormFactory, conv_norm
+from .ops import NormFactory, conv_norm
 
 CLOSED_BELOW = 1e-4
 """A cell whose gates sum below this computes nothing and passes its input on."""

@@ -20,8 +20,7 @@ from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
 from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .layers import NormFactory, initialise
-from .ops import Stem
+from .ops import NormFactory, Stem, initialise
 from .record import Routing
 from .space import RoutingSpace
 from .ties import several_processes
