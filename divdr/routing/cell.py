@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
-from .drop_path import DropPathSchedule, drop_path
 from .gate import CLOSED_BELOW, Gate, open_gates
-from .ops import NormFactory, build_op, conv_norm
+from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
 

@@ -18,9 +18,8 @@ from ..errors import ConfigError
 from .batch_norm import BatchNorm, is_synchronised
 from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
-from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .ops import NormFactory, Stem, initialise
+from .ops import DropPathSchedule, NormFactory, Stem, initialise
 from .record import Routing
 from .space import RoutingSpace
 from .ties import several_processes

@@ -232,7 +232,7 @@ def test_drop_path_grows_with_depth_and_progress():
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
-    from divdr.routing.drop_path import drop_path
+    from divdr.routing.ops import drop_path
 
     x = torch.ones(4000, 2, 1, 1)
     y = drop_path(x, 0.25)
