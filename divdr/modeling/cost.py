@@ -1,6 +1,6 @@
 """Multiply-adds of backbones, necks and other modules that run alike for every input.
 
-The convention is that of ``divdr.routing.macs``: a convolution counts its multiplications, a
+The convention is that of ``divdr.routing.cost``: a convolution counts its multiplications, a
 normalisation 2 per number, ReLU 1, pooling 1 per number read; sums and resizing count nothing.
 Operators are counted as PyTorch runs them, on tensors without data, so that any module will do.
 """

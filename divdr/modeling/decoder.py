@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..routing.macs import count_macs
+from ..routing.cost import count_macs
 from ..routing.ops import conv_norm, initialise
 from .backbone import norm_factory
 

@@ -82,7 +82,7 @@ def register_op(name: str) -> Callable[[OpBuilder], OpBuilder]:
     """Decorator: makes a builder ``(channels, norm) -> module`` selectable by ``name``.
 
     The module maps (N, C, H, W) to (N, C, H, W). Its cost is counted from the layers that it
-    holds (``divdr.routing.macs``), so it is best an ``nn.Sequential``.
+    holds (``divdr.routing.cost``), so it is best an ``nn.Sequential``.
 
     Raises:
         ConfigError: the name is taken.
