@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..experts import KnownLabels, LocalExperts
 from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
-from ..routing.budget import check_per
+from ..routing.cost_target import check_per
 from .backbone import DynamicRouting, find_backbone
 from .supervision import ClusteringLossSettings, RoutingSupervision
 

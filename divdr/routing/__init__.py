@@ -1,9 +1,8 @@
 """The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
 
 from .batch_norm import BatchNorm, SynchronisedBatchNorm, merge_moments, moments
-from .budget import budget_loss
 from .cost import CellCost, CostTable, CostTensors, cost_table, count_macs
-from .cost_target import BatchCost, CostController, CostTarget
+from .cost_target import BatchCost, CostController, CostTarget, budget_loss
 from .network import DEFAULT_OPS, DynamicRoutingNetwork
 from .ops import build_op, op_names, register_op
 from .record import Routing
