@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import write_text_atomically
-from .forking import start_from_trunk
-from .planning import Run
+from .planning import Run, start_from_trunk
 
 
 class Job:
