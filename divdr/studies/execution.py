@@ -11,8 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .datasets import make_data
-from .job import Job
-from .planning import Run
+from .planning import Job, Run
 from .progress import advance
 
 _POLL = 0.5  # seconds
