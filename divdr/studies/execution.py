@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .datasets import make_data
 from .planning import Job, Run
+from .reading import make_data
 
 _SHOWN = {
     "loss": "total_loss",
