@@ -15,9 +15,8 @@ from .curves import (
     loss_keys,
     losses_figure,
 )
-from .parts import Picture, Section
+from .parts import Picture, Section, change, listing
 from .run_data import RunData
-from .words import change, listing
 
 
 def curves_section(runs: Sequence[RunData]) -> Section:

@@ -9,8 +9,7 @@ import numpy as np
 from .colours import default_palette
 from .example import Example
 from .overlay import side_by_side_figure
-from .parts import Picture, Section
-from .words import fixed, listing
+from .parts import Picture, Section, fixed, listing
 
 
 def examples_section(

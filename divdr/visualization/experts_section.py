@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
-from .parts import Entry, Section, Table
+from .parts import Entry, Section, Table, count, fixed, listing
 from .route_data import RouteData
 from .run_data import RunData
-from .words import count, fixed, listing
 
 
 def share(part: int, whole: int) -> str:

@@ -12,12 +12,11 @@ from .curves_section import curves_section
 from .example import Example
 from .examples_section import examples_section
 from .experts_section import characters_section, images_section
-from .parts import Section, draw
+from .parts import Section, count, draw, listing
 from .results_section import results_section
 from .routes_section import montage_section, plane_section, routes_section
 from .run_data import RunData
 from .ways_section import ways_section
-from .words import count, listing
 
 PICTURE_BYTES = 5_600_000
 _WORDS = (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .parts import Entry, Section, Table
+from .parts import MISSING, Entry, Section, Table, fixed, listing, signed
 from .run_data import RunData
-from .words import MISSING, fixed, listing, signed
 
 Reader = Callable[[RunData, str], float | None]
 

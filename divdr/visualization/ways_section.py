@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engine.ways import WayFigures
-from .parts import Entry, Section, Table
+from .parts import Entry, Section, Table, figures, fixed, signed
 from .run_data import RunData
-from .words import figures, fixed, signed
 
 _CAPTION = (
     "The same weights run in several ways. Dynamic: every image decides its own route. Static "
