@@ -7,10 +7,9 @@ from .example import Example
 from .joint import joint_embedding_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import colour_labels, overlay, side_by_side_figure
-from .reach import follow, open_transforms
 from .report import write_report
 from .route_data import RouteData
-from .routes import route_figure, routes_figure
+from .routes import follow, open_transforms, route_figure, routes_figure
 from .run_data import RunData
 from .sweep import SweepPanel, sweep_figure
 from .tradeoff import pareto_front, tradeoff_figure
