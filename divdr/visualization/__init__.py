@@ -1,12 +1,12 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
-from .colours import default_palette
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
 from .embedding import embed, embedding_figure
 from .example import Example
 from .joint import joint_embedding_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import colour_labels, overlay, side_by_side_figure
+from .parts import default_palette
 from .report import write_report
 from .route_data import RouteData
 from .routes import follow, open_transforms, route_figure, routes_figure

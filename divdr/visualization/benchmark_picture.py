@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from divdr.benchmark import Line
 
-from .colours import MARKERS, colour
+from .parts import MARKERS, colour
 
 
 def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from divdr.errors import DataError
 
-from .colours import colour
+from .parts import colour
 
 #: A line, or a marker for numbers that come too rarely for one.
 Style = Literal["-", "--", ":", "D", "s", "^"]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from .colours import MARKERS, NO_EXPERT, colour
+from .parts import MARKERS, NO_EXPERT, colour
 
 Place = Literal["outside lower left", "outside lower right"]
 METHODS = ("tsne", "pca")

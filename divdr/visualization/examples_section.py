@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .colours import default_palette
 from .example import Example
 from .overlay import side_by_side_figure
-from .parts import Picture, Section, fixed, listing
+from .parts import Picture, Section, default_palette, fixed, listing
 
 
 def examples_section(

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .colours import NO_EXPERT, colour
 from .embedding import embed
+from .parts import NO_EXPERT, colour
 from .route_data import RouteData
 
 _RUNS_FROM = 4  # orange and blue, which the first experts do not have

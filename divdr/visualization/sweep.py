@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from .colours import colour
+from .parts import colour
 
 
 @dataclass(frozen=True)

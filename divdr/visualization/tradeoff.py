@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .colours import MARKERS, colour
+from .parts import MARKERS, colour
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
