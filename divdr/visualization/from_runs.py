@@ -14,8 +14,8 @@ from ..data.coco_json import reading
 from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
-from .classes import class_colours
 from .example import Example
+from .parts import class_colours
 from .prediction import drawing_size, prediction_picture, reduced, semantic_labels
 from .report import write_report
 from .run_data import RunData

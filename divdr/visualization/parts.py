@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import matplotlib
 import numpy as np
+from cityscapesscripts.helpers.labels import trainId2label
+from detectron2.data import Metadata
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -170,3 +172,18 @@ def default_palette(classes: int) -> np.ndarray:
     rounds = np.arange(classes) // len(base)
     shades = base[np.arange(classes) % len(base)] * (0.75**rounds)[:, None]
     return np.round(shades * 255).astype(np.uint8)
+
+
+def class_colours(metadata: Metadata) -> list[tuple[int, int, int]] | None:
+    """(R, G, B) of each semantic class: the metadata's own, or Cityscapes' for its classes.
+
+    Detectron2 registers Cityscapes without colours, which would then be drawn at random.
+    """
+    colours = metadata.get("stuff_colors")
+    if colours is not None:
+        return [tuple(c) for c in colours]
+    names = metadata.get("stuff_classes")
+    labels = [trainId2label[i] for i in range(19)]
+    if names is not None and list(names) == [label.name for label in labels]:
+        return [label.color for label in labels]
+    return None

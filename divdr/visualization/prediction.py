@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .classes import class_colours
+from .parts import class_colours
 
 LARGEST = 1024 * 2048
 """Pixels of a picture, at most: drawing takes time and memory with every one of them."""
