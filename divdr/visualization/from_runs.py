@@ -15,8 +15,8 @@ from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
 from .example import Example
+from .overlay import drawing_size, prediction_picture, reduced, semantic_labels
 from .parts import class_colours
-from .prediction import drawing_size, prediction_picture, reduced, semantic_labels
 from .report import write_report
 from .run_data import RunData
 
