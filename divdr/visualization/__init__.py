@@ -2,10 +2,9 @@
 
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
 from .embedding import embed, embedding_figure
-from .example import Example
 from .joint import joint_embedding_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
-from .overlay import colour_labels, overlay, side_by_side_figure
+from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
 from .report import write_report
 from .route_data import RouteData

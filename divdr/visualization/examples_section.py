@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .example import Example
-from .overlay import side_by_side_figure
+from .overlay import Example, side_by_side_figure
 from .parts import Picture, Section, default_palette, fixed, listing
 
 

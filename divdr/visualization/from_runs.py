@@ -14,8 +14,7 @@ from ..data.coco_json import reading
 from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
-from .example import Example
-from .overlay import drawing_size, prediction_picture, reduced, semantic_labels
+from .overlay import Example, drawing_size, prediction_picture, reduced, semantic_labels
 from .parts import class_colours
 from .report import write_report
 from .run_data import RunData

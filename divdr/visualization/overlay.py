@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -252,3 +253,21 @@ def _class_picture(image: np.ndarray, classes: Sequence[tuple[str, float]]) -> n
     figure.text(0.02, 0.2 * place, rest, fontsize=8, color="0.4")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image that the report shows in full.
+
+    Attributes:
+        name: text above the image.
+        image: (H, W, 3) uint8.
+        truth: (H, W) integer labels, None if not known.
+        predictions: for each run its labels (H, W), or a picture (H, W, 3) uint8 of what it found;
+            a run may be missing.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    predictions: Mapping[str, np.ndarray]
