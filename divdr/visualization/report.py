@@ -9,9 +9,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .curves_section import curves_section
-from .examples_section import examples_section
 from .experts_section import characters_section, images_section
-from .overlay import Example
+from .overlay import Example, examples_section
 from .parts import Section, count, draw, listing
 from .results_section import results_section
 from .routes_section import montage_section, plane_section, routes_section
