@@ -12,10 +12,9 @@ from .curves_section import curves_section
 from .experts_section import characters_section, images_section
 from .overlay import Example, examples_section
 from .parts import Section, count, draw, listing
-from .results_section import results_section
+from .results_section import results_section, ways_section
 from .routes_section import montage_section, plane_section, routes_section
 from .run_data import RunData
-from .ways_section import ways_section
 
 PICTURE_BYTES = 5_600_000
 _WORDS = (
