@@ -1,8 +1,7 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
-from .embedding import embed, embedding_figure
-from .joint import joint_embedding_figure
+from .embedding import embed, embedding_figure, joint_embedding_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
