@@ -20,7 +20,7 @@ from divdr import benchmark
 from divdr.engine import report_errors
 from divdr.engine.arguments import at_least, device
 from divdr.engine.setup import make_output_folder
-from divdr.visualization.benchmark_picture import draw_benchmark
+from divdr.visualization.tradeoff import draw_benchmark
 
 SMALLEST = 3  # pixels; the stem's first convolution needs them
 DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))
