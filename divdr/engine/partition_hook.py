@@ -12,8 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..data import annotated_images, classification_batches, describe
-from ..data import coco_json as supercategories
+from ..data import annotated_images, classification_batches, describe, supercategories
 from ..errors import ConfigError, DataError
 from ..modeling import ImageClassifier, unwrap
 from ..modeling.class_partition import PartitionSource

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from ..checkpoint import read_weights, write_atomically
 from ..data import build_train_loader
 from ..errors import CheckpointError, ConfigError
-from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork
-from ..inference import route as vote
+from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
 from ..routing import DynamicRoutingNetwork
 from .precise_bn import precise_bn_layers, update_precise_bn

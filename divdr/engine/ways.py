@@ -21,8 +21,7 @@ from tqdm import tqdm
 from ..benchmark import in_turns
 from ..checkpoint import write_text_atomically
 from ..errors import DataError
-from ..inference import InferencePlan, Route
-from ..inference import route as vote
+from ..inference import InferencePlan, Route, vote
 from ..modeling import Executor, RoutingSupervision, attached_routing
 from .about import About
 from .checkpointer import load_for_evaluation

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import convolution as onednn
-
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
     """The layers of nested plain ``nn.Sequential`` containers, in the order they run."""
@@ -93,7 +91,7 @@ class Convolution:
         assert not isinstance(conv.padding, str)
         self._stride, self._padding = list(conv.stride), list(conv.padding)
         self._dilation, self._groups = list(conv.dilation), conv.groups
-        self._fused = onednn.available(self._weight)
+        self._fused = fusing_available(self._weight)
         pointwise = conv.kernel_size == (1, 1) and self._stride == [1, 1] and self._groups == 1
         # In fp32 the fused sum gains nothing over a sum of its own, in bf16 it does.
         self._sums = (
@@ -104,14 +102,14 @@ class Convolution:
         """(N, C, H, W) → (N, C', H', W'), memory of its own."""
         options = (self._stride, self._padding, self._dilation, self._groups)
         if self._fused:
-            return onednn.convolution(x, self._weight, self._bias, *options, self.relu)
+            return fused(x, self._weight, self._bias, *options, self.relu)
         y = F.conv2d(x, self._weight, self._bias, *options)
         return y.relu_() if self.relu else y
 
     def onto(self, total: Tensor, x: Tensor) -> Tensor:
         """ReLU(``total`` + convolution of ``x``), in the memory of ``total``."""
-        if self._sums and onednn.can_sum(total, x):
-            return onednn.convolution_onto(total, x, self._weight, self._bias)
+        if self._sums and can_sum_onto(total, x):
+            return fused_onto(total, x, self._weight, self._bias)
         return total.add_(self(x)).relu_()
 
 
@@ -189,7 +187,7 @@ class Chain:
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def convolution(
+def fused(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -205,7 +203,7 @@ def convolution(
     )
 
 
-def convolution_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def fused_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``total`` ← ReLU(``total`` + pointwise convolution of ``x``), in place.
 
     Only for maps where :func:`can_sum` holds.
@@ -215,7 +213,7 @@ def convolution_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | No
     )
 
 
-def can_sum(total: Tensor, x: Tensor) -> bool:
+def can_sum_onto(total: Tensor, x: Tensor) -> bool:
     """Whether the fused sum takes these maps: it fails where it cannot tell channels last apart."""
     layout = torch.channels_last
     return (
@@ -226,7 +224,7 @@ def can_sum(total: Tensor, x: Tensor) -> bool:
     )
 
 
-def available(tensor: Tensor) -> bool:
+def fusing_available(tensor: Tensor) -> bool:
     """Whether the fused operations serve a tensor's device and precision."""
     if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
         return False

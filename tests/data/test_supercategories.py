@@ -5,7 +5,7 @@ import json
 import pytest
 from detectron2.data import MetadataCatalog
 
-from divdr.data import coco_json as supercategories
+from divdr.data import supercategories
 
 
 @pytest.fixture

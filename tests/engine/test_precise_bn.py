@@ -57,6 +57,13 @@ def test_a_single_value_is_no_statistic():
     assert norm.running_var.eq(1.0).all()
 
 
+def test_two_values_are_one():
+    norm = BatchNorm(1).train()
+    update_precise_bn(norm, [torch.tensor([1.0, 5.0]).view(1, 1, 1, 2)], 1)
+    assert norm.running_mean.item() == pytest.approx(3.0)
+    assert norm.running_var.item() == pytest.approx(4.0)
+
+
 def test_layers_in_evaluation_keep_their_statistics():
     frozen = nn.BatchNorm2d(2).eval()
     model = nn.Sequential(nn.BatchNorm2d(2), frozen)

@@ -258,10 +258,11 @@ def test_renamed_images_keep_rows_and_members():
 
 
 def test_the_mixture_goes_on_and_looks_around_now_and_then(monkeypatch):
-    searched = []
+    searched, started = [], []
 
     def spy(x, k, *, labels, search, **options):
         searched.append(search)
+        started.append(None if labels is None else labels.tolist())
         return gaussian_mixture(x, k, labels=labels, search=search, **options)
 
     monkeypatch.setattr("divdr.experts.partition.gaussian_mixture", spy)
@@ -278,6 +279,9 @@ def test_the_mixture_goes_on_and_looks_around_now_and_then(monkeypatch):
         experts.cluster(step)
     # Nothing to go on from, then nothing to compare with, then every tenth.
     assert searched == [True, True] + [False] * 9 + [True] + [False] * 2
+    # It starts from the members of the clustering before, the same ones each time.
+    ids = experts.members.of(keys).tolist()
+    assert started == [None] + [ids] * 13
     experts.bank.update(keys, rows.flip(0)[torch.randperm(40)], 14)
     assert experts.cluster(14).agreement < 0.9
     experts.cluster(15)

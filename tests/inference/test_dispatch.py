@@ -7,8 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from divdr.errors import ConfigError
-from divdr.inference import Dispatcher, DispatchPlan, Route, StaticNetwork
-from divdr.inference import route as vote
+from divdr.inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
 from divdr.routing import RoutingSpace, cost_table
 
 LAYERS = 2

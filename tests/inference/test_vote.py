@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divdr.errors import ConfigError
-from divdr.inference import route as vote
+from divdr.inference import vote
 from divdr.routing import RoutingSpace
 
 # Layers of 2, 3 and 3 cells: indices 0 and 1; 2 to 4; 5 to 7.

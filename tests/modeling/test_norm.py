@@ -6,10 +6,11 @@ from divdr.errors import ConfigError
 from divdr.modeling import DynamicRouting, ProjectionNeck
 from divdr.modeling import backbone as norm
 from divdr.modeling.backbone import norm_factory
-from divdr.routing import BatchNorm, SynchronisedBatchNorm
+from divdr.routing import BatchNorm, SynchronisedBatchNorm, process_count
 
 
 def test_normalisation_is_over_all_processes_where_there_are_several(monkeypatch):
+    assert process_count() == 1
     assert type(norm_factory("")(4)) is BatchNorm
     monkeypatch.setattr(norm.comm, "get_world_size", lambda: 2)
     assert type(norm_factory("")(4)) is SynchronisedBatchNorm
