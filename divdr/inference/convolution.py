@@ -206,7 +206,7 @@ def fused(
 def fused_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``total`` ← ReLU(``total`` + pointwise convolution of ``x``), in place.
 
-    Only for maps where :func:`can_sum` holds.
+    Only for maps where :func:`can_sum_onto` holds.
     """
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         total, x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
@@ -242,8 +242,8 @@ def _works(dtype: torch.dtype) -> bool:
         wanted = F.conv2d(x.float(), weight.float(), bias.float())
         total = x.clone()
         try:
-            one = convolution(x, weight, bias, [1, 1], [0, 0], [1, 1], 1, True)
-            convolution_onto(total, x, weight, bias)
+            one = fused(x, weight, bias, [1, 1], [0, 0], [1, 1], 1, True)
+            fused_onto(total, x, weight, bias)
         except (AttributeError, RuntimeError, NotImplementedError, TypeError):
             return False
         right = one.float().equal(wanted.relu())

@@ -12,7 +12,7 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 @pytest.fixture(params=["fused", "public"])
 def path(request, monkeypatch):
     if request.param == "public":
-        monkeypatch.setattr(onednn, "available", lambda tensor: False)
+        monkeypatch.setattr(convolution, "fusing_available", lambda tensor: False)
     elif not convolution.fusing_available(torch.zeros(1)):
         pytest.skip("this build of PyTorch has no oneDNN convolution")
     return request.param
@@ -76,7 +76,7 @@ def test_a_missing_or_wrong_operation_is_noticed(monkeypatch):
 
     for broken in (missing, lambda x, *args: x):
         convolution._works.cache_clear()
-        monkeypatch.setattr(onednn, "convolution", broken)
+        monkeypatch.setattr(convolution, "fused", broken)
         assert not convolution.fusing_available(torch.zeros(1))
     monkeypatch.undo()
     convolution._works.cache_clear()
