@@ -58,13 +58,13 @@ def threshold_curve(
     network.eval()
     try:
         costs: dict[tuple[int, int], Cost] = {}
-        return [_point(network, batches(), threshold, costs) for threshold in thresholds]
+        return [_curve_point(network, batches(), threshold, costs) for threshold in thresholds]
     finally:
         settings.threshold = before
         network.train(training)
 
 
-def _point(
+def _curve_point(
     network: Hydra | Collaboration,
     batches: Iterable[tuple[Tensor, Tensor]],
     threshold: float,

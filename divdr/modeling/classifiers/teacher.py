@@ -10,7 +10,7 @@ from ...errors import CheckpointError, ConfigError
 from ...moe import Distillation, is_named, last_linear, named_classifier
 from .build import image_channels
 
-_PREFIX = "system.members.0."
+_TEACHER_PREFIX = "system.members.0."
 
 
 def build_teacher(cfg: CfgNode) -> Distillation:
@@ -49,9 +49,9 @@ def _load(teacher: nn.Module, path: str) -> None:
     content = find_weights(read_weights(path))
     weights = {} if content is None else content.weights
     weights = {
-        name.removeprefix(_PREFIX): value
+        name.removeprefix(_TEACHER_PREFIX): value
         for name, value in weights.items()
-        if name.startswith(_PREFIX) or not name.startswith("system.")
+        if name.startswith(_TEACHER_PREFIX) or not name.startswith("system.")
     }
     try:
         teacher.load_state_dict(weights)
