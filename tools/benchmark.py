@@ -18,8 +18,7 @@ import torch
 
 from divdr import benchmark
 from divdr.engine import report_errors
-from divdr.engine.arguments import at_least, device
-from divdr.engine.setup import make_output_folder
+from divdr.engine.setup import at_least, device, make_output_folder
 from divdr.visualization.tradeoff import draw_benchmark
 
 SMALLEST = 3  # pixels; the stem's first convolution needs them

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..checkpoint import write_text_atomically
-from ..engine.arguments import at_least
+from ..engine.setup import at_least
 from .collecting import Numbers, collect
 from .definition import Study
 from .execution import execute
