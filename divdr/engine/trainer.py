@@ -55,7 +55,6 @@ from ..modeling import (
 from ..routing import DynamicRoutingNetwork
 from .about import About
 from .agreement import first_on_machine, together
-from .amp import MixedPrecisionTrainer
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .finite import MetricsFile, finite_losses, plain_numbers
@@ -64,7 +63,7 @@ from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
 from .setup import make_output_folder, on_available_device, one_sentence
-from .solver import build_lr_scheduler, build_optimizer
+from .solver import MixedPrecisionTrainer, build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
 
