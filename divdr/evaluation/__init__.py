@@ -7,11 +7,11 @@ from .build import (
     build_routing_evaluator,
     build_task_evaluator,
     check_evaluators,
+    summary_table,
 )
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
-from .table import summary_table
 
 __all__ = [
     "BackboneCostEvaluator",

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import Backbone
 from detectron2.utils import comm
+from tabulate import tabulate
 from torch import nn
 
 from ..errors import ConfigError
@@ -233,3 +234,22 @@ class CheckedSemSegEvaluator(SemSegEvaluator):
 
     def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
         return self._last.astype(dtype)
+
+
+def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a figure: data set, task, name, value.
+
+    Args:
+        results: {data set: {task: {name: number}}}.
+    """
+    rows = [
+        (dataset, task, name, value)
+        for dataset, tasks in results.items()
+        for task, figures in tasks.items()
+        if isinstance(figures, Mapping)
+        for name, value in figures.items()
+        if not (
+            task in ("sem_seg", "classification") and "-" in name
+        )  # one class each; in results.json
+    ]
+    return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")
