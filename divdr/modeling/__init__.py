@@ -13,9 +13,8 @@ from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
-from .neck import ProjectionNeck
+from .neck import ProjectionNeck, StaticBackbone, static_model
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
-from .static import StaticBackbone, static_model
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 
 __all__ = [
