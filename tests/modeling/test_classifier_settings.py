@@ -6,7 +6,7 @@ import torch
 from divdr.config import get_divdr_config
 from divdr.modeling.classifiers import build_classifier
 from divdr.modeling.classifiers.build import network, network_parts, network_stem
-from divdr.modeling.classifiers.teacher import build_teacher
+from divdr.modeling.classifiers.collaboration import build_teacher
 from divdr.moe import (
     CollaborationSettings,
     DenseNetParts,
