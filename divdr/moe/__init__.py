@@ -9,7 +9,18 @@ from .collaboration import Collaboration, CollaborationSettings, Delegation, Del
 from .condconv import CondConv2d, with_condconv
 from .curve import CurvePoint, threshold_curve
 from .densenet import DenseNetParts
-from .dispatch import Dispatch, Group, one_hot_choice, restrict, run_all, run_groups, scatter_sum
+from .dispatch import (
+    Dispatch,
+    Gater,
+    Group,
+    check_selection,
+    one_hot_choice,
+    restrict,
+    run_all,
+    run_groups,
+    scatter_sum,
+    select,
+)
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -20,7 +31,6 @@ from .embedding import (
     gather_rows,
     process_count,
 )
-from .gates import Gater, check_selection, select
 from .hydra import Hydra, HydraSettings
 from .interpolation import LinePoint, between, loss_between
 from .named import (

@@ -15,9 +15,17 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
-from .dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
+from .dispatch import (
+    Dispatch,
+    Gater,
+    Group,
+    check_selection,
+    restrict,
+    run_groups,
+    scatter_sum,
+    select,
+)
 from .embedding import check_labels, common_divisors
-from .gates import Gater, check_selection, select
 from .partition import given_partition
 from .prediction import Cost, Prediction, part_macs
 from .resnet import initialise
