@@ -7,7 +7,6 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 
 from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
 from .curve import CurvePoint, threshold_curve
-from .densenet import DenseNetParts
 from .dispatch import (
     Dispatch,
     Gater,
@@ -50,7 +49,7 @@ from .partition import (
 )
 from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, part_macs
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
-from .resnet import Part, ResNetParts
+from .resnet import DenseNetParts, Part, ResNetParts
 from .single import Ensemble, StageClassifier
 from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
 from .transport import balanced_capacities, exchange, vogel_assignment

@@ -14,7 +14,7 @@ from divdr.engine.classifier_analysis import curve_table
 from divdr.engine.partition_hook import CollaborationHook
 from divdr.errors import ConfigError
 from divdr.moe import PWLU, CondConv2d
-from divdr.moe.densenet import DenseLayer
+from divdr.moe.resnet import DenseLayer
 
 COE = "MODEL.CLASSIFIER.COE."
 
