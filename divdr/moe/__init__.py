@@ -6,7 +6,6 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 """
 
 from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
-from .curve import CurvePoint, threshold_curve
 from .dispatch import (
     Dispatch,
     Gater,
@@ -30,7 +29,7 @@ from .embedding import (
     process_count,
 )
 from .hydra import Hydra, HydraSettings
-from .interpolation import LinePoint, between, loss_between
+from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
     NamedStem,
     is_named,

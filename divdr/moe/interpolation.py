@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
+from .collaboration import Collaboration
 from .dispatch import run_groups
 from .hydra import Hydra
+from .prediction import Cost
 
 
 class LinePoint(NamedTuple):
@@ -101,3 +103,72 @@ def _point(
     if not images:
         raise DataError(f"no image belongs to the classes of branches {first} and {second}")
     return LinePoint(share, loss / images, 100 * right / images)
+
+
+class CurvePoint(NamedTuple):
+    """At one threshold.
+
+    Attributes:
+        threshold: τ.
+        mean_branches: λ, mean number of branches or experts that ran.
+        accuracy: top-1, in per cent.
+        macs: mean multiply-adds per image.
+    """
+
+    threshold: float
+    mean_branches: float
+    accuracy: float
+    macs: float
+
+
+@torch.no_grad()
+def threshold_curve(
+    network: Hydra | Collaboration,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    thresholds: Sequence[float],
+) -> list[CurvePoint]:
+    """Evaluate at every τ, without training anew; the network's own τ and mode are restored.
+
+    Args:
+        network: trained.
+        batches: makes (images, labels) of every image once.
+        thresholds: values of τ.
+
+    Raises:
+        ConfigError: a τ is not within 0 and 1.
+        DataError: there are no images.
+    """
+    settings, training = network.settings, network.training
+    before = settings.threshold
+    for threshold in thresholds:
+        network.check_threshold(threshold)
+    network.eval()
+    try:
+        costs: dict[tuple[int, int], Cost] = {}
+        return [_curve_point(network, batches(), threshold, costs) for threshold in thresholds]
+    finally:
+        settings.threshold = before
+        network.train(training)
+
+
+def _curve_point(
+    network: Hydra | Collaboration,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    threshold: float,
+    costs: dict[tuple[int, int], Cost],
+) -> CurvePoint:
+    network.settings.threshold = threshold
+    images = right = branches = 0
+    macs = 0.0
+    for inputs, labels in batches:
+        prediction = network(inputs)
+        images += len(inputs)
+        right += int((prediction.logits.argmax(1) == labels).sum())
+        branches += int(prediction.ran.sum())
+        size = (inputs.shape[-2], inputs.shape[-1])
+        if size not in costs:
+            costs[size] = network.cost(*size)
+        macs += float(costs[size].of(prediction.ran).sum())
+    if not images:
+        raise DataError("there are no images to evaluate on")
+    return CurvePoint(threshold, branches / images, 100 * right / images, macs / images)
