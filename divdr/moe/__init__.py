@@ -46,10 +46,17 @@ from .partition import (
     random_partition,
     save_partition,
 )
-from .prediction import ClassificationSystem, Cost, Prediction, num_parameters, part_macs
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .single import Ensemble, StageClassifier
+from .single import (
+    ClassificationSystem,
+    Cost,
+    Ensemble,
+    Prediction,
+    StageClassifier,
+    num_parameters,
+    part_macs,
+)
 from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
 from .transport import balanced_capacities, exchange, vogel_assignment
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .embedding import check_labels, gather_rows, process_count
-from .prediction import Cost, Prediction, part_macs
+from .single import Cost, Prediction, part_macs
 from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
 
 

@@ -27,8 +27,8 @@ from .dispatch import (
 )
 from .embedding import check_labels, common_divisors
 from .partition import given_partition
-from .prediction import Cost, Prediction, part_macs
 from .resnet import initialise
+from .single import Cost, Prediction, part_macs
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError
 from .collaboration import Collaboration
 from .dispatch import run_groups
 from .hydra import Hydra
-from .prediction import Cost
+from .single import Cost
 
 
 class LinePoint(NamedTuple):
