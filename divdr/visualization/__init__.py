@@ -6,9 +6,8 @@ from .montage import montage_figure, nearest_to_centres, read_nearest, read_thum
 from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
 from .report import write_report
-from .route_data import RouteData
 from .routes import follow, open_transforms, route_figure, routes_figure
-from .run_data import RunData
+from .run_data import RouteData, RunData
 from .sweep import SweepPanel, sweep_figure
 from .tradeoff import pareto_front, tradeoff_figure
 

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from .parts import MARKERS, NO_EXPERT, colour
-from .route_data import RouteData
+from .run_data import RouteData
 
 Place = Literal["outside lower left", "outside lower right"]
 METHODS = ("tsne", "pca")

@@ -8,8 +8,7 @@ import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
 from .parts import Entry, Section, Table, count, fixed, listing
-from .route_data import RouteData
-from .run_data import RunData
+from .run_data import RouteData, RunData
 
 
 def share(part: int, whole: int) -> str:

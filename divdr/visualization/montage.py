@@ -12,7 +12,7 @@ from PIL import Image
 
 from divdr.image_files import read_image
 
-from .route_data import RouteData
+from .run_data import RouteData
 
 _CELL = 1.6  # inches, width of a picture
 

@@ -9,9 +9,8 @@ import numpy as np
 from .embedding import embed, embedding_figure, method_used
 from .montage import montage_figure, nearest_to_centres, read_nearest
 from .parts import Picture, Section, count, fixed
-from .route_data import RouteData
 from .routes import open_transforms, routes_figure
-from .run_data import RunData
+from .run_data import RouteData, RunData
 
 _METHODS = {"tsne": "t-SNE", "pca": "PCA"}
 _PICTURES = 6
