@@ -8,8 +8,7 @@ from .parts import default_palette
 from .report import write_report
 from .routes import follow, open_transforms, route_figure, routes_figure
 from .run_data import RouteData, RunData
-from .sweep import SweepPanel, sweep_figure
-from .tradeoff import pareto_front, tradeoff_figure
+from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 
 __all__ = [
     "Example",
