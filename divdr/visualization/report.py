@@ -16,7 +16,6 @@ from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
 from .curves_section import curves_section
-from .experts_section import characters_section, images_section
 from .overlay import (
     Example,
     drawing_size,
@@ -27,7 +26,13 @@ from .overlay import (
 )
 from .parts import Section, class_colours, count, draw, listing
 from .results_section import results_section, ways_section
-from .routes_section import montage_section, plane_section, routes_section
+from .routes_section import (
+    characters_section,
+    images_section,
+    montage_section,
+    plane_section,
+    routes_section,
+)
 from .run_data import RunData
 
 PICTURE_BYTES = 5_600_000
