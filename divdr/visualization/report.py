@@ -15,7 +15,6 @@ from ..data.coco_json import reading
 from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
-from .curves_section import curves_section
 from .overlay import (
     Example,
     drawing_size,
@@ -25,7 +24,7 @@ from .overlay import (
     semantic_labels,
 )
 from .parts import Section, class_colours, count, draw, listing
-from .results_section import results_section, ways_section
+from .results_section import curves_section, results_section, ways_section
 from .routes_section import (
     characters_section,
     images_section,
