@@ -1,6 +1,15 @@
 """The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
 
-from .batch_norm import BatchNorm, SynchronisedBatchNorm, merge_moments, moments
+from .batch_norm import (
+    BatchNorm,
+    SynchronisedBatchNorm,
+    from_all_processes,
+    merge_moments,
+    moments,
+    process_count,
+    several_processes,
+    tie,
+)
 from .cost import CellCost, CostTable, CostTensors, cost_table, count_macs
 from .cost_target import BatchCost, CostController, CostTarget, budget_loss
 from .network import DEFAULT_OPS, DynamicRoutingNetwork
@@ -8,7 +17,6 @@ from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
-from .ties import from_all_processes, process_count, several_processes, tie
 
 __all__ = [
     "DEFAULT_OPS",

@@ -15,14 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .batch_norm import BatchNorm, is_synchronised
+from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
 from .ops import DropPathSchedule, NormFactory, Stem, initialise
 from .record import Routing
 from .space import RoutingSpace
-from .ties import several_processes
 from .travel import Arrival, Travellers, spread
 
 REACH_KINDS = ("open", "published")

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import tie
 from .cell import CellResult
 from .space import TRANSFORMS, Node
-from .ties import tie
 
 
 class Arrival:
