@@ -14,10 +14,10 @@ import sys
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
+from divdr.engine.execution_modes import load_trained
 from divdr.engine.export_experts import export_experts
 from divdr.engine.setup import at_least, make_output_folder
 from divdr.engine.static_experts import ExpertSettings
-from divdr.engine.ways import load_trained
 from divdr.inference.static_network import FORMATS
 
 

@@ -1,9 +1,7 @@
 """Measuring plans: time, multiply-adds and memory beside the published way of running."""
 
 from .cases import Case, close_gates, closed_share
-from .memory import Memory, measure_memory
-from .published import PublishedRun
-from .report import (
+from .figures import (
     Line,
     Target,
     as_numbers,
@@ -14,8 +12,9 @@ from .report import (
     target_table,
     targets,
 )
-from .timing import Times, describe, gemm_peak, in_turns
-from .ways import (
+from .memory import Memory, measure_memory
+from .published import PublishedRun
+from .run_modes import (
     Against,
     CapturedRoute,
     CaseResult,
@@ -25,6 +24,7 @@ from .ways import (
     measure,
     peak_bytes,
 )
+from .timing import Times, describe, gemm_peak, in_turns
 
 __all__ = [
     "Against",

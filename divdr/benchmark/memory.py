@@ -23,7 +23,7 @@ from ..inference.plan import InferencePlan
 from ..routing.network import DynamicRoutingNetwork
 from .cases import Case
 from .published import PublishedRun
-from .ways import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
+from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
 
 WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
 

@@ -8,6 +8,7 @@ from .catalog import (
     check_datasets,
     evaluation_dicts,
     read_once,
+    register_neon_trees,
     training_dicts,
 )
 from .classification import (
@@ -21,7 +22,6 @@ from .drawn_sets import load_characters, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
 from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
-from .neon_trees import register_neon_trees
 from .preflight import check_data
 
 __all__ = [

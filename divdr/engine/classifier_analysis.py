@@ -31,8 +31,8 @@ from ..moe import (
     save_partition,
     threshold_curve,
 )
+from .execution_modes import load_trained, time_in_turns
 from .partition_hook import normalised_batches, partition_by_detector
-from .ways import load_trained, time_in_turns
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 

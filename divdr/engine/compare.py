@@ -16,9 +16,9 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import DataError
+from .execution_modes import load_trained, time_in_turns
 from .setup import load_config
 from .trainer import Trainer
-from .ways import load_trained, time_in_turns
 
 
 @dataclass(frozen=True)

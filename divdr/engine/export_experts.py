@@ -16,8 +16,8 @@ from ..data import build_test_loader
 from ..inference import StaticNetwork
 from ..inference.static_network import export
 from ..modeling import DynamicRoutingDecoder, attached_routing, find_backbone
+from .execution_modes import compare_ways, ways_of, ways_table, write_ways
 from .static_experts import ExpertSettings, build_static_experts, gather, save_static_experts
-from .ways import compare_ways, ways_of, ways_table, write_ways
 
 DISPATCHED = "static_experts.pth"
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..data import annotated_images, classification_batches, describe, supercategories
 from ..errors import ConfigError, DataError
 from ..modeling import ImageClassifier, unwrap
-from ..modeling.class_partition import PartitionSource
 from ..modeling.classifiers import (
     choose_partition,
     collaboration_of,
@@ -23,6 +22,7 @@ from ..modeling.classifiers import (
     hydra_of,
     prepare_collaboration,
 )
+from ..modeling.partition_source import PartitionSource
 from ..modeling.roi_heads import box_embeddings, choose_box_partition, hydra_box_head_of
 from ..moe import PWLU, align, class_sums, cluster_partition, save_partition
 from ..routing import to_iterations

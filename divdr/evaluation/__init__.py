@@ -1,7 +1,8 @@
 """Evaluators, by data set, and those of cost and routing beside them."""
 
 from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
-from .build import (
+from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
+from .evaluators import (
     build_cost_evaluator,
     build_head_cost_evaluator,
     build_routing_evaluator,
@@ -9,7 +10,6 @@ from .build import (
     check_evaluators,
     summary_table,
 )
-from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
 

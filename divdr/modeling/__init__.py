@@ -11,9 +11,9 @@ from .attach import (
 )
 from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
-from .cost import backbone_macs, neck_macs
 from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck, StaticBackbone, static_model
+from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 

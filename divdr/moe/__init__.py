@@ -5,8 +5,26 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 (``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
 """
 
+from .class_partition import (
+    cluster_partition,
+    given_partition,
+    greedy_partition,
+    load_partition,
+    random_partition,
+    save_partition,
+)
 from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
-from .dispatch import (
+from .embedding import (
+    Embedder,
+    PixelEmbedder,
+    check_labels,
+    class_means,
+    class_sums,
+    common_divisors,
+    gather_rows,
+    process_count,
+)
+from .expert_dispatch import (
     Dispatch,
     Gater,
     Group,
@@ -18,16 +36,6 @@ from .dispatch import (
     scatter_sum,
     select,
 )
-from .embedding import (
-    Embedder,
-    PixelEmbedder,
-    check_labels,
-    class_means,
-    class_sums,
-    common_divisors,
-    gather_rows,
-    process_count,
-)
 from .hydra import Hydra, HydraSettings
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
@@ -37,14 +45,6 @@ from .named import (
     named_classifier,
     named_stem,
     without_last_linear,
-)
-from .partition import (
-    cluster_partition,
-    given_partition,
-    greedy_partition,
-    load_partition,
-    random_partition,
-    save_partition,
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .embedding import check_labels, gather_rows, process_count
+from .expert_dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .single import Cost, Prediction, part_macs
 from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
 

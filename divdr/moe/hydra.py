@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
-from .dispatch import (
+from .class_partition import given_partition
+from .embedding import check_labels, common_divisors
+from .expert_dispatch import (
     Dispatch,
     Gater,
     Group,
@@ -25,8 +27,6 @@ from .dispatch import (
     scatter_sum,
     select,
 )
-from .embedding import check_labels, common_divisors
-from .partition import given_partition
 from .resnet import initialise
 from .single import Cost, Prediction, part_macs
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from .collaboration import Collaboration
-from .dispatch import run_groups
+from .expert_dispatch import run_groups
 from .hydra import Hydra
 from .single import Cost
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .dispatch import one_hot_choice
+from .expert_dispatch import one_hot_choice
 from .transport import vogel_assignment
 
 WGM = ("delegator", "labels", "free", "none")

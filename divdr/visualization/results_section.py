@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..engine.ways import WayFigures
+from ..engine.execution_modes import WayFigures
 from .curves import (
     DIVERSITY,
     GFLOPS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from divdr.engine.ways import WayFigures, read_ways
+from divdr.engine.execution_modes import WayFigures, read_ways
 from divdr.errors import DataError
 from divdr.routing.space import RoutingSpace
 
@@ -122,7 +122,7 @@ class RunData:
         metrics: training curves by key (``read_metrics``).
         results: evaluation results by data set, nested dicts.
         routes: gate activations by data set.
-        ways: the same weights run in several ways (``divdr.engine.ways``).
+        ways: the same weights run in several ways (``divdr.engine.execution_modes``).
     """
 
     name: str

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from divdr.engine import BoxPartitionHook, Trainer, launch, load_config
 from divdr.engine.classifier_analysis import partition_by_model
-from divdr.engine.ways import load_trained
+from divdr.engine.execution_modes import load_trained
 from divdr.errors import CheckpointError
 from divdr.modeling.roi_heads import box_cost, box_head_of
 

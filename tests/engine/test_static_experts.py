@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
+from divdr.engine.execution_modes import load_trained, read_ways
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import (
     ExpertSettings,
@@ -18,7 +19,6 @@ from divdr.engine.static_experts import (
     load_static_experts,
     use_static_experts,
 )
-from divdr.engine.ways import load_trained, read_ways
 from divdr.errors import CheckpointError, ConfigError, DataError
 from divdr.inference import Route
 from divdr.modeling import attached_routing

@@ -17,7 +17,7 @@ from divdr.engine import (
     load_config,
 )
 from divdr.engine.classifier_analysis import curve_table, line_table, partition_by_model
-from divdr.engine.ways import load_trained
+from divdr.engine.execution_modes import load_trained
 from divdr.errors import ConfigError
 from divdr.moe import class_means, cluster_partition
 

@@ -22,8 +22,8 @@ from divdr.benchmark import (
     measure,
     target_table,
 )
-from divdr.benchmark import report as lines
-from divdr.benchmark import report as targets
+from divdr.benchmark import figures as lines
+from divdr.benchmark import figures as targets
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.inference.route import Route

@@ -5,8 +5,8 @@ import torch
 
 from divdr.config import get_divdr_config
 from divdr.modeling.classifiers import build_classifier
-from divdr.modeling.classifiers.build import network, network_parts, network_stem
-from divdr.modeling.classifiers.collaboration import build_teacher
+from divdr.modeling.classifiers.builders import network, network_parts, network_stem
+from divdr.modeling.classifiers.coe_classifier import build_teacher
 from divdr.moe import (
     CollaborationSettings,
     DenseNetParts,
@@ -91,7 +91,7 @@ def test_weights_of_a_library_are_asked_for(pretrained, monkeypatch):
     asked = []
     for name in ("named_classifier", "named_stem"):
         monkeypatch.setattr(
-            f"divdr.modeling.classifiers.build.{name}",
+            f"divdr.modeling.classifiers.builders.{name}",
             lambda *args, name=name, **keys: asked.append((name, *args, keys)),
         )
     cfg = config(PRETRAINED=pretrained, ARCHITECTURE="timm:whole", STEM="timm:stem.1")

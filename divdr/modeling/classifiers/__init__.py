@@ -1,9 +1,9 @@
 """Image classifiers as Detectron2 models."""
 
-from .build import CLASSIFIER_REGISTRY, build_classifier
-from .collaboration import collaboration_of, first_stage, prepare_collaboration
+from .builders import CLASSIFIER_REGISTRY, build_classifier
+from .classifier_partition import choose_partition, hydra_of
+from .coe_classifier import collaboration_of, first_stage, prepare_collaboration
 from .image_classifier import ImageClassifier
-from .partition import choose_partition, hydra_of
 
 __all__ = [
     "CLASSIFIER_REGISTRY",

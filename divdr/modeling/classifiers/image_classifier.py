@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import DataError
 from ...moe import ClassificationSystem, Cost
-from .build import build_classifier
+from .builders import build_classifier
 
 
 @META_ARCH_REGISTRY.register()

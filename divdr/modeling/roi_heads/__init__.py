@@ -1,9 +1,9 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
-from .coe import CoEBoxHead, CoEBoxSettings
-from .hydra import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
+from .coe_box_head import CoEBoxHead, CoEBoxSettings
+from .hydra_box_head import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
 from .layers import box_cost, box_head_of
-from .mixture import BoxMixture, BoxPrediction, MixtureROIHeads
+from .mixture_roi_heads import BoxMixture, BoxPrediction, MixtureROIHeads
 
 __all__ = [
     "BoxMixture",

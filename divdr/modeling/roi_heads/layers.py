@@ -14,8 +14,8 @@ from ...errors import ConfigError
 from ...moe import Cost
 from ..attach import unwrap
 from ..backbone import norm_factory
-from ..cost import module_macs
-from .mixture import BoxMixture
+from ..neck_cost import module_macs
+from .mixture_roi_heads import BoxMixture
 
 
 class BoxLayers(nn.Module):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...errors import ConfigError, DataError
 from ..folders import register_anew
+from .class_mapper import ClassificationMapper
 from .formats import Images, read_cifar, read_digits, read_fashion_mnist
-from .mapper import ClassificationMapper
 
 _FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

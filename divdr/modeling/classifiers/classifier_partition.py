@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...moe import Embedder, Hydra, PixelEmbedder, class_means, is_named, named_classifier
-from ..class_partition import PartitionSource, partition_as_set
-from .build import image_channels
+from ..partition_source import PartitionSource, partition_as_set
+from .builders import image_channels
 from .image_classifier import ImageClassifier
 
 

@@ -24,7 +24,7 @@ from ...moe import (
     without_last_linear,
 )
 from ...routing import to_iterations
-from .build import CLASSIFIER_REGISTRY, image_channels, network
+from .builders import CLASSIFIER_REGISTRY, image_channels, network
 from .image_classifier import ImageClassifier
 
 _TEACHER_PREFIX = "system.members.0."

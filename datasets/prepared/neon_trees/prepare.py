@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from divdr.data.catalog import FOLDER, SPLITS
 from divdr.errors import ConfigError, DataError
 
-from ..catalog import FOLDER, SPLITS
 from .credits import credits_text
 from .tiles import cut_boxes, grid_tiles, overlapping_tiles
 from .wheel import SHA256, Photograph, check_wheel, download_wheel, read_photograph

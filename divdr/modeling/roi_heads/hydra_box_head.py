@@ -31,11 +31,11 @@ from ...moe import (
     scatter_sum,
 )
 from ..attach import unwrap
-from ..class_partition import PartitionSource, hydra_settings, partition_as_set
-from ..cost import module_macs
+from ..neck_cost import module_macs
+from ..partition_source import PartitionSource, hydra_settings, partition_as_set
 from .classes import BranchClasses
 from .layers import BoxLayers
-from .mixture import BoxMixture, BoxPrediction
+from .mixture_roi_heads import BoxMixture, BoxPrediction
 
 KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
 

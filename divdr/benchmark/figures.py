@@ -9,7 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .memory import Memory
-from .ways import IMAGE_BY_IMAGE, PLAN, PLAN_BF16, PUBLISHED, STATIC, CaseResult, Row
+from .run_modes import IMAGE_BY_IMAGE, PLAN, PLAN_BF16, PUBLISHED, STATIC, CaseResult, Row
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ...moe import (
     named_classifier,
     named_stem,
 )
-from ..class_partition import hydra_settings
+from ..partition_source import hydra_settings
 
 
 def network(cfg: CfgNode) -> nn.Module:

@@ -30,10 +30,10 @@ from ...moe import (
     teach,
 )
 from ...routing import to_iterations
-from ..cost import module_macs
+from ..neck_cost import module_macs
 from .expert import BoxExpert, BoxTargets, ExpertPass, expert_losses
 from .layers import BoxLayers
-from .mixture import BoxMixture, BoxPrediction
+from .mixture_roi_heads import BoxMixture, BoxPrediction
 
 
 @dataclass

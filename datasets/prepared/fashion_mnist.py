@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from ...errors import DataError
-from .formats import read_fashion_mnist
+from divdr.data.classification.formats import read_fashion_mnist
+from divdr.errors import DataError
 
 logger = logging.getLogger(__name__)
 
