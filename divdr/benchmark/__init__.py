@@ -13,7 +13,7 @@ from .figures import (
     targets,
 )
 from .memory import Memory, measure_memory
-from .published import PublishedRun
+from .published_run import PublishedRun
 from .run_modes import (
     Against,
     CapturedRoute,

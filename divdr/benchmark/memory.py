@@ -22,7 +22,7 @@ from ..errors import DivdrError
 from ..inference.plan import InferencePlan
 from ..routing.network import DynamicRoutingNetwork
 from .cases import Case
-from .published import PublishedRun
+from .published_run import PublishedRun
 from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
 
 WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)

@@ -23,7 +23,7 @@ from ..inference.route import Route
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .cases import Case, closed_share
-from .published import PublishedRun
+from .published_run import PublishedRun
 from .timing import Times, in_turns
 
 

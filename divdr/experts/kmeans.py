@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from divdr.errors import ConfigError, DivdrError
-from divdr.experts._explore import SAMPLE_POINTS, explore
-from divdr.experts._hartigan import hartigan
-from divdr.experts._lloyd import inertia_of, lloyd, means
+from ..errors import ConfigError, DivdrError
+from ._explore import SAMPLE_POINTS, explore
+from ._hartigan import hartigan
+from ._lloyd import inertia_of, lloyd, means
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from divdr.errors import CheckpointError, ConfigError, DivdrError
-from divdr.experts.bank import ActivationBank
-from divdr.experts.clustering_loss import cluster_variance, clustering_loss
-from divdr.experts.diversity import ClusteringReport, diversity
-from divdr.experts.kmeans import KMeansResult, nearest_centre
-from divdr.experts.known_labels import KnownLabels
-from divdr.experts.partition import (
+from ..errors import CheckpointError, ConfigError, DivdrError
+from ..routing import several_processes
+from .bank import ActivationBank
+from .clustering_loss import cluster_variance, clustering_loss
+from .diversity import ClusteringReport, diversity
+from .kmeans import KMeansResult, nearest_centre
+from .known_labels import KnownLabels
+from .partition import (
     Membership,
     check_partition,
     check_scaling,
@@ -25,7 +26,6 @@ from divdr.experts.partition import (
     match_centres,
     weighted,
 )
-from divdr.routing import several_processes
 
 # The mixture goes on from the clusters before, but looks at all its starts once more where they
 # changed a lot (adjusted Rand index) and at every so many clusterings.

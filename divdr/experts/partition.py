@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from divdr.errors import ConfigError
-from divdr.experts.kmeans import KMeansResult, kmeans
-from divdr.experts.mixture import gaussian_mixture
+from ..errors import ConfigError
+from .kmeans import KMeansResult, kmeans
+from .mixture import gaussian_mixture
 
 PARTITIONS = ("kmeans", "mixture")
 BACKENDS = ("torch", "sklearn")

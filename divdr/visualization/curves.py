@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from divdr.errors import DataError
-
+from ..errors import DataError
 from .parts import colour
 
 #: A line, or a marker for numbers that come too rarely for one.

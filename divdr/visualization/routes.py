@@ -10,8 +10,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from divdr.routing.gate import CLOSED_BELOW
-from divdr.routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
+from ..routing.gate import CLOSED_BELOW
+from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 
 
 def follow(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:

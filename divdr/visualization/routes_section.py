@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
-from .embedding import embed, embedding_figure, method_used
 from .montage import montage_figure, nearest_to_centres, read_nearest
 from .parts import Entry, Picture, Section, Table, count, fixed, listing
 from .routes import open_transforms, routes_figure
 from .run_data import RouteData, RunData
+from .scatter import embed, embedding_figure, method_used
 
 _METHODS = {"tsne": "t-SNE", "pca": "PCA"}
 _PICTURES = 6

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from divdr.engine.execution_modes import WayFigures, read_ways
-from divdr.errors import DataError
-from divdr.routing.space import RoutingSpace
-
+from ..engine.execution_modes import WayFigures, read_ways
+from ..errors import DataError
+from ..routing.space import RoutingSpace
 from .curves import Metrics, read_metrics
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from divdr.benchmark import Line
-
+from ..benchmark import Line
 from .parts import MARKERS, colour
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from divdr.errors import ConfigError
-from divdr.moe import balanced_capacities, vogel_assignment
-from divdr.moe import transport as exchange
+from divdr.moe import balanced_capacities, exchange, vogel_assignment
 
 
 def one_by_one(costs, capacities):

@@ -19,11 +19,11 @@ from divdr.benchmark import (
     fixed_route,
     gemm_peak,
     in_turns,
+    lines,
     measure,
     target_table,
+    targets,
 )
-from divdr.benchmark import figures as lines
-from divdr.benchmark import figures as targets
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.inference.route import Route

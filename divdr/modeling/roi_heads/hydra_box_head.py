@@ -33,7 +33,7 @@ from ...moe import (
 from ..attach import unwrap
 from ..neck_cost import module_macs
 from ..partition_source import PartitionSource, hydra_settings, partition_as_set
-from .classes import BranchClasses
+from .class_branches import BranchClasses
 from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
 
