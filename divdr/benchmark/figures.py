@@ -32,7 +32,7 @@ class Target:
 
     @property
     def verdict(self) -> str:
-        """ "aim", "least" or "missed"."""
+        """One of "aim", "least" and "missed"."""
         sign = -1 if self.at_most else 1
         if sign * self.measured >= sign * self.aim:
             return "aim"

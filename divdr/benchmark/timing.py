@@ -25,6 +25,7 @@ class Times:
 
     @property
     def median(self) -> float:
+        """The median of all calls, in seconds."""
         return float(np.median(self.seconds))
 
     def summary(self) -> dict[str, float]:

@@ -95,7 +95,8 @@ def without_shared(model: nn.Module, missing: Iterable[str]) -> list[str]:
 
 def real_numbers(own: Mapping[str, Tensor]) -> list[str]:
     """Names of weights and statistics, not of whole numbers: counters, flags and tables, which a
-    checkpoint may be older than."""
+    checkpoint may be older than.
+    """
     return [n for n, v in own.items() if v.is_floating_point() or v.is_complex()]
 
 

@@ -311,7 +311,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict:
         """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
-        table and write ``inference/results.json``. Without a test data set nothing happens."""
+        table and write ``inference/results.json``. Without a test data set nothing happens.
+        """
         if not cfg.DATASETS.TEST:
             return OrderedDict()
         if evaluators is None:

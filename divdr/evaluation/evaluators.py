@@ -52,7 +52,8 @@ def build_cost_evaluator(
     cfg: CfgNode, dataset_name: str, model: nn.Module
 ) -> DatasetEvaluator | None:
     """The evaluator of cost: routing for a model with routing attached, the backbone's GFLOPs for
-    another one with a backbone, what ran for an image classifier, else None."""
+    another one with a backbone, what ran for an image classifier, else None.
+    """
     sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
     if attached_routing(model) is not None:
         return build_routing_evaluator(cfg, dataset_name, model)

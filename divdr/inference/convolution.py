@@ -124,6 +124,7 @@ class AsItIs:
         self._dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), None)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """What the layer makes of a map, in the map's own precision."""
         if self._dtype is None or self._dtype == x.dtype:
             return self._layer(x)
         return self._layer(x.to(self._dtype)).to(x.dtype)

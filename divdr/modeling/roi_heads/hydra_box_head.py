@@ -183,7 +183,8 @@ class HydraBoxHead(BoxMixture):
 
     def cost(self, predictor: nn.Module) -> Cost:
         """Stem, gater, combiner and predictor always, each branch if it runs; the extra heads
-        never."""
+        never.
+        """
         pooled, maps = _sizes(self.in_shape), _sizes(self.stem.output_shape)
         width = (self.output_shape.channels,)
         shared = module_macs(self.stem, pooled) + module_macs(self.gater, maps)
