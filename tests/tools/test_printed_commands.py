@@ -16,7 +16,7 @@ from divdr.engine import load_config
 from divdr.studies.reading import find_study
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_COMMANDS = [page for page in PAGES if blocks(page)]
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
@@ -72,7 +72,7 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
         trained.add(cfg.OUTPUT_DIR)
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_printed_commands_would_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's Python lines
@@ -130,7 +130,7 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
     """Those that train a Hydra, change its threshold, run it on a file and look at it, and find a
     partition."""
-    page = ROOT / "docs/classification.md"
+    page = ROOT / "docs/results/classification.md"
     (tmp_path / "shell").mkdir()
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
