@@ -130,14 +130,15 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
     """Those that train a Hydra, change its threshold, run it on a file and look at it, and find a
     partition."""
-    page = ROOT / "docs/results/classification.md"
-    (tmp_path / "shell").mkdir()
+    pages = [ROOT / "docs/guide/classification.md", ROOT / "docs/guide/hydra.md"]
+    for page in pages:
+        (tmp_path / "shell" / page.stem).mkdir(parents=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "FOLDER/digit.png")
     single = ["tools/train_net.py", "--config-file", "configs/classification/digits_single.yaml"]
-    printed = [c.words for c in commands(page, tmp_path / "shell")]
+    printed = [c.words for page in pages for c in commands(page, tmp_path / f"shell/{page.stem}")]
     wanted = [single, *(words for words in printed if "digits_dynk" in words[2])]
     wanted += [words for words in printed if words[0] == "tools/partition_classes.py"]
     assert len(wanted) >= 5
