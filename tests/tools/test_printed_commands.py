@@ -16,7 +16,10 @@ from divdr.engine import load_config
 from divdr.studies.reading import find_study
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 WITH_COMMANDS = [page for page in PAGES if blocks(page)]
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
@@ -92,6 +95,8 @@ def test_printed_commands_would_run(page, tmp_path, monkeypatch):
             assert imports
             for statement in imports:
                 exec(ast.unparse(statement), {})
+        elif command.words[:2] == ["-m", "pytest"]:
+            assert all((ROOT / path).exists() for path in command.words[2:]), command.place
         elif command.words[0] == "-m":
             path = command.words[command.words.index("--config-file") + 1]
             assert (ROOT / path).is_file(), command.place
