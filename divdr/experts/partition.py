@@ -175,7 +175,7 @@ def gate_weights(rows: Tensor, scaling: str) -> Tensor | None:
     K-means follows the directions of largest variance. In A(x) those can be a few gates that open
     and close fully, while others that tell subsets apart move less. "std" divides each by its
     spread, 1 / (standard deviation + 0.1), and scales all alike so that the total variance stays
-    what it was. The papers do not do this; what it changed is in docs/controlled_study.md.
+    what it was. The papers do not do this; what it changed is in docs/results/controlled_study.md.
 
     Args:
         rows: activations (N, D).
