@@ -1,4 +1,4 @@
-"""Results of a benchmark as tables to read and as numbers for JSON."""
+"""Results of a benchmark: tables, lines over multiply-adds, the authors' own targets, JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Times of functions that take turns, so that a slow moment of the machine meets them all."""
+"""Times of functions that take turns, so that a slow moment of the machine meets them all, and
+which machine that is.
+"""
 
 from __future__ import annotations
 

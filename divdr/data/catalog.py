@@ -1,4 +1,4 @@
-"""Data sets by name: checking that they are there, and loading them."""
+"""Data sets by name: registering those that are prepared here, checking, and loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mappers whose errors name the image, and that know images without anything on them."""
+"""Mappers for detection and panoptic segmentation, whose errors name the image."""
 
 from __future__ import annotations
 

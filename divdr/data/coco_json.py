@@ -1,4 +1,4 @@
-"""What is wrong with an annotation file in COCO's format, in sentences that name the file."""
+"""Annotation files in COCO's format: what is wrong with one, and its super-categories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tools/analyse_classifier.py and tools/partition_classes.py do with a trained classifier."""
+"""A trained classifier looked at: thresholds, lines between branches, class partitions, latency."""
 
 from __future__ import annotations
 

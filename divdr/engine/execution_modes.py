@@ -1,4 +1,4 @@
-"""One trained model, run in several ways: accuracy, cost and milliseconds side by side."""
+"""A trained model ready for evaluation, and run in several ways: accuracy, cost, milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks of training: K-means over gate activations, drop path, seeds."""
+"""Hooks of training: K-means over gate activations, drop path, seeds, cost targets."""
 
 from __future__ import annotations
 

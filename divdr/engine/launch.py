@@ -1,4 +1,4 @@
-"""The command-line program behind ``tools/train_net.py``."""
+"""The command-line program behind ``tools/train_net.py``, also when a disk is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gives the classes to a Hydra's branches when its training starts."""
+"""What mixtures of experts need as training starts and goes on: classes for branches, stages."""
 
 from __future__ import annotations
 

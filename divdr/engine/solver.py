@@ -1,4 +1,4 @@
-"""Optimizer and learning rate schedule from a config, with the additions of divdr's recipe."""
+"""Optimizer, learning rate schedule and mixed precision, with the additions of divdr's recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static experts of a trained DivDR model, from its routes on the training set."""
+"""Static experts of a trained DivDR model, from its routes on the training set, and their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost of backbones that run alike for every image, beside which routed ones are compared."""
+"""Cost of backbones that run alike for every image, and of box heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluators of a data set, by what its metadata says that it is."""
+"""Evaluators of a data set, by what its metadata says that it is, and a table of results."""
 
 from __future__ import annotations
 

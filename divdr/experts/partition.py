@@ -1,4 +1,4 @@
-"""The ways to partition activations among experts."""
+"""Partitions of activations among experts: K-means or mixture, scaled gates, ids that stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A convolution made ready to run: folded, in one precision, channels last."""
+"""A convolution made ready to run: folded, in one precision, channels last, fused if possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images of a batch go where from the cells of one layer."""
+"""Which images of a batch go where from the cells of one layer: decided by gates, or given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A route that can be read and edited by hand."""
+"""A route that can be read and edited by hand, or voted for by many images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A static sub-network: the cells of one route, without gates, as a plain module."""
+"""A static sub-network: the cells of one route, without gates, as a module, and its export."""
 
 from __future__ import annotations
 

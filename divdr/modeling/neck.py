@@ -1,4 +1,4 @@
-"""Necks over the routed maps: equal channels at every level, as detectors want them.
+"""Necks over the routed maps, equal channels at every level, and models on static sub-networks.
 
 Shapes: "res2" is (N, C, H/4, W/4), "res3" (N, 2C, H/8, W/8), …; "p2", "p3", … have the same rows
 and columns and one number of channels.

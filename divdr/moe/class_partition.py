@@ -1,4 +1,4 @@
-"""Which classes each branch is for (DynK-Hydra, Section 3.1): a number of a branch for every class.
+"""Which classes each branch is for (DynK-Hydra, Section 3.1), and the file that says so.
 
 A partition is (C,) int64. Balanced ones give every branch C / nb classes, and one more to the first
 branches where that does not divide.

@@ -1,4 +1,4 @@
-"""Embeddings of images by a classifier, and their mean for every class (Algorithm 2)."""
+"""Embeddings of images by a classifier, and their mean for every class, over all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running the chosen experts alone: gather an expert's samples, run it, scatter what it returns."""
+"""Choosing experts by gates, and running the chosen ones alone: gather, run, scatter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss along the line between two branches' weights (DynK-Hydra, Figure 5)."""
+"""Curves of a trained system: over thresholds, and along the line between two branches' weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PWLU: learned, piecewise linear activation functions, one a channel (Zhou et al., 2021)."""
+"""What makes an expert stronger: PWLU activations (Zhou et al., 2021) and CondConv."""
 
 from __future__ import annotations
 

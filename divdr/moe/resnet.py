@@ -1,4 +1,4 @@
-"""The ResNet of DynK-Hydra in its parts: two stages are the stem, the third is each branch's.
+"""Networks in their parts: the ResNet of DynK-Hydra, its DenseNet, and their layers.
 
 Section 4 of the paper; widths and FLOPs are those of He et al.'s networks for CIFAR (16, 32 and 64
 channels, `d` blocks of two 3×3 convolutions a stage).

@@ -1,4 +1,4 @@
-"""One network, and a plain ensemble of several: what the routed systems are compared with."""
+"""One network, and a plain ensemble of several, and what every system predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balanced assignment of samples to experts by Vogel's approximation.
+"""Balanced assignment of samples to experts by Vogel's approximation, and exchanges after it.
 
 Collaboration of Experts, Eq. 3 and 4, and its appendix A.1, which seeks the largest penalty among
 rows alone. Rows are samples, columns experts: (M, N).

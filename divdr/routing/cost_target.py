@@ -1,4 +1,4 @@
-"""A budget that hits: drives the mean real cost of training images to a number asked for.
+"""Two budgets: the published loss, and one that hits a real cost asked for.
 
 The published budget loss (``budget_loss``) shrinks gates. A gate of 0.01 costs as much as one of
 1 when it runs, so that real cost hardly follows. Here the real cost is a constraint on training:

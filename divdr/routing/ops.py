@@ -1,4 +1,4 @@
-"""Operations a cell can hold, by name (the search space of Dynamic Routing).
+"""Stem, operations, layers and drop path: what a cell is made of (Dynamic Routing's search space).
 
 Every operation keeps channels and size. ``register_op`` adds one's own.
 """

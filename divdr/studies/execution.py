@@ -1,4 +1,4 @@
-"""Training the runs of a study, several at once, trunks first."""
+"""Training the runs of a study, several at once, trunks first, with their progress."""
 
 from __future__ import annotations
 

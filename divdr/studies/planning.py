@@ -1,4 +1,4 @@
-"""From a study to runs: each a resolved config, a data set and a seed, known by a hash."""
+"""From a study to runs: each a resolved config, a data set, a seed, and what it forks from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the YAML file of a study, and finding it."""
+"""Reading the YAML file of a study, finding it, and making its data sets."""
 
 from __future__ import annotations
 

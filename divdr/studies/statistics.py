@@ -1,4 +1,4 @@
-"""Means over seeds, and paired differences with their confidence."""
+"""Means over seeds, paired differences with their confidence, and scores of single runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a study: variants, and pairs of them."""
+"""Numbers of a study's finished runs, and tables of them: variants, and pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label maps as colours, beside and on top of their images."""
+"""Predictions beside the truth: label maps as colours, boxes, and the report's examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is made of: sections with sentences, tables and pictures."""
+"""What a report is made of: sections, words for numbers, names and colours of classes."""
 
 from __future__ import annotations
 

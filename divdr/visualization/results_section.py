@@ -1,4 +1,4 @@
-"""Accuracy, cost and diversity of every run, in one table."""
+"""Accuracy, cost and diversity of every run: the table, curves over training, ways to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run left in its output folder, as far as pictures need it."""
+"""What a run left in its output folder, as far as pictures need it: figures and routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gate activations as points on a plane."""
+"""Gate activations as points on a plane, of one run or of several together."""
 
 from __future__ import annotations
 

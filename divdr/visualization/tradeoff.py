@@ -1,4 +1,4 @@
-"""Accuracy against cost over runs, with the Pareto front (DivDR, Figure 8)."""
+"""Pictures of accuracy against cost, of sweeps over a setting, and of benchmarks."""
 
 from __future__ import annotations
 
