@@ -1,15 +1,17 @@
 """Settings: what they take, what they refuse, and what is made from them."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 
 from divdr import get_divdr_config
 from divdr.engine import check_config
 from divdr.errors import ConfigError
-from divdr.modeling.attach import BANKS
+from divdr.modeling import DynamicRouting
 from divdr.modeling.backbone import INFERENCE_DTYPES, INFERENCE_KINDS
 from divdr.moe.teaching import LGM, WGM
 from divdr.routing import op_names
@@ -151,7 +153,6 @@ def test_choices_are_those_that_the_parts_know():
         (RoutingSettings, "reach"): REACH_KINDS,
         (RoutingSettings, "inference"): INFERENCE_KINDS,
         (RoutingSettings, "inference_dtype"): tuple(INFERENCE_DTYPES),
-        (ClusteringSettings, "bank"): BANKS,
         (CollaborationSettings, "wgm"): WGM,
         (CollaborationSettings, "lgm"): LGM,
     }
@@ -166,3 +167,14 @@ def test_every_key_of_a_group_is_declared_once():
     assert len(keys) == len(set(keys))
     assert OptimizerSettings.KEY + ".OPTIMIZER" in keys
     assert {e.key for e in entries(HydraSettings)} <= set(keys)
+
+
+def test_the_backbone_takes_its_settings_whole():
+    settings = RoutingSettings(layers=3, scales=2, channels=4, gate="full", drop_path=0.1)
+    backbone = DynamicRouting.of(settings, in_channels=1)
+    assert (len(backbone.space.layers), backbone.output_shape()["res2"].channels) == (3, 4)
+    cfg = get_divdr_config()
+    cfg.MODEL.ROUTING.LAYERS, cfg.MODEL.ROUTING.CHANNELS, cfg.MODEL.ROUTING.GATE_BIAS = 3, 4, 1
+    arguments = DynamicRouting.from_config(cfg, ShapeSpec(channels=3))
+    assert arguments["gate_bias"] == 1.0
+    assert set(arguments) == set(inspect.signature(DynamicRouting.__init__).parameters) - {"self"}
