@@ -26,6 +26,7 @@ from divdr.experts.partition import (
     weighted,
 )
 from divdr.routing import several_processes
+from divdr.settings import ClusteringSettings, KMeansSettings
 
 # The mixture goes on from the clusters before, but looks at all its starts once more where they
 # changed a lot (adjusted Rand index) and at every so many clusterings.
@@ -50,15 +51,15 @@ class LocalExperts:
         num_experts: int,
         dim: int,
         *,
-        restarts: int = 10,
-        warm_start: bool = False,
-        backend: str = "torch",
+        restarts: int = KMeansSettings.restarts,
+        warm_start: bool = KMeansSettings.warm_start,
+        backend: str = KMeansSettings.backend,
         seed: int = 0,
-        sigma2_floor: float = 1e-4,
+        sigma2_floor: float = ClusteringSettings.sigma2_floor,
         labels: KnownLabels | None = None,
-        scaling: str = "none",
-        partition: str = "kmeans",
-        stability: float = 0.0,
+        scaling: str = ClusteringSettings.scaling,
+        partition: str = ClusteringSettings.partition,
+        stability: float = ClusteringSettings.stability,
         bank_iterations: int = 0,
     ) -> None:
         """Set up experts without centres.

@@ -60,7 +60,7 @@ def norm_factory(name: str) -> NormFactory:
 Executor = Callable[[Tensor], tuple[list[Tensor], Routing]]
 """Runs images (N, C, H, W) as a network does: maps and record."""
 
-INFERENCE_KINDS = ("plan", "reference")
+INFERENCE_KINDS = RoutingSettings.choices("inference")
 INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 

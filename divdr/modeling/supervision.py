@@ -26,7 +26,7 @@ from ..routing import (
     process_count,
     several_processes,
 )
-from ..settings import ClusteringSettings
+from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
 
 
@@ -170,7 +170,7 @@ class RoutingSupervision:
         periods: Periods | None = None,
         cost: CostController | None = None,
         save_bank: bool = True,
-        budget_per: str = "image",
+        budget_per: str = BudgetSettings.per,
     ) -> None:
         self.backbone = backbone
         self.experts = experts

@@ -201,7 +201,7 @@ class Entry:
         """The last part of :attr:`key`."""
         return self.attribute.upper()
 
-    def taken(self, value: Any) -> Any:
+    def accept(self, value: Any) -> Any:
         """A value as this setting holds it: whole numbers as floats, lists as tuples.
 
         Raises:
@@ -253,7 +253,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for entry in entries(type(self)):
-            object.__setattr__(self, entry.attribute, entry.taken(getattr(self, entry.attribute)))
+            object.__setattr__(self, entry.attribute, entry.accept(getattr(self, entry.attribute)))
 
     @classmethod
     def of(cls: type[S], node: Mapping[str, Any]) -> S:
@@ -267,6 +267,11 @@ class Settings:
             ConfigError: one is of another type than its default, or out of its range.
         """
         return cls(**{e.attribute: node[e.name] for e in entries(cls) if e.name in node})
+
+    @classmethod
+    def choices(cls, name: str) -> tuple[str, ...]:
+        """The texts that one of the settings may be; () for any."""
+        return next(entry.choices for entry in entries(cls) if entry.attribute == name)
 
 
 def entries(group: type[Settings]) -> tuple[Entry, ...]:

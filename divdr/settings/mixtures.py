@@ -138,7 +138,7 @@ class CollaborationSettings(Settings):
         source="CoE",
     )
     selection_weight: float = setting(0.8, "η.", source="CoE, Eq. 8")
-    alpha: tuple[float, ...] = setting(
+    alpha: tuple[float, float] = setting(
         (0.2, 0.8),
         "α at the start and the end of the second stage; two numbers between 0 and 1.",
         source="CoE, Eq. 5",
@@ -319,7 +319,7 @@ class BoxCollaborationSettings(Settings):
         unit=WHEN,
         low=0,
     )
-    alpha: tuple[float, ...] = setting(
+    alpha: tuple[float, float] = setting(
         (0.2, 0.8),
         "α of the experts' loss weights at the start of that stage and at its end; two numbers "
         "between 0 and 1.",

@@ -238,7 +238,10 @@ class RoutingSettings(Settings):
         source="DR, Section 3.1",
     )
     channels: int = setting(
-        64, "Channels at stride 4; stride 4·2^s has 2^s times as many.", low=2, source="DR"
+        64,
+        "Channels at stride 4, an even number; stride 4·2^s has 2^s times as many.",
+        low=2,
+        source="DR",
     )
     ops: tuple[str, ...] = setting(
         ("sep_conv_3x3", "skip_connect"),
