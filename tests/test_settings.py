@@ -8,18 +8,21 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
-from divdr import get_divdr_config
+from divdr import get_divdr_config, moe
+from divdr.data import ClassificationMapper
 from divdr.engine import check_config
 from divdr.errors import ConfigError
-from divdr.modeling import DynamicRouting
+from divdr.experts import LocalExperts, kmeans
+from divdr.modeling import ClusteringLossSettings, DynamicRouting
 from divdr.modeling.backbone import INFERENCE_DTYPES, INFERENCE_KINDS
 from divdr.moe.teaching import LGM, WGM
-from divdr.routing import op_names
+from divdr.routing import DynamicRoutingNetwork, op_names
 from divdr.routing.gate import GATE_KINDS
 from divdr.routing.network import REACH_KINDS
 from divdr.settings import (
     GROUPS,
     BudgetSettings,
+    ClassificationInputSettings,
     ClassifierSettings,
     ClusteringSettings,
     CollaborationSettings,
@@ -178,3 +181,33 @@ def test_the_backbone_takes_its_settings_whole():
     arguments = DynamicRouting.from_config(cfg, ShapeSpec(channels=3))
     assert arguments["gate_bias"] == 1.0
     assert set(arguments) == set(inspect.signature(DynamicRouting.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize(
+    ("part", "group", "own"),
+    [
+        (DynamicRouting, RoutingSettings, ()),
+        (DynamicRoutingNetwork, RoutingSettings, ("norm",)),  # a maker in place of a name
+        # 0 keeps every row, and labels are read already.
+        (LocalExperts, ClusteringSettings, ("labels", "bank_iterations")),
+        (LocalExperts, KMeansSettings, ()),
+        (ClusteringLossSettings, ClusteringSettings, ()),
+        (kmeans, KMeansSettings, ()),
+        (moe.HydraSettings, HydraSettings, ()),
+        (moe.CollaborationSettings, CollaborationSettings, ()),
+        (moe.TeachingSettings, CollaborationSettings, ()),
+        (moe.ResNetParts, ClassifierSettings, ()),
+        (moe.DenseNetParts, ClassifierSettings, ()),
+        (ClassificationMapper, ClassificationInputSettings, ()),
+    ],
+)
+def test_arguments_default_to_what_the_settings_say(part, group, own):
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(part).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    shared = [e for e in entries(group) if e.attribute in defaults and e.attribute not in own]
+    assert shared
+    for entry in shared:
+        assert defaults[entry.attribute] == entry.default, entry.key

@@ -10,7 +10,7 @@ from . import GROUPS, Entry, Settings, entries, walk
 _HEAD = """# Settings
 
 Every key that divdr adds to Detectron2's configuration. Made by `python -m divdr.settings >
-docs/settings.md` from [divdr/settings](../divdr/settings/__init__.py), where each stands once.
+docs/settings.md` from `divdr/settings`, where each stands once.
 
 Keys are set in yaml files, or as pairs `KEY VALUE` on the command line. A whole number may stand
 where a number with a decimal point is the default. In Python the same settings are dataclasses,
@@ -61,7 +61,7 @@ def _range(entry: Entry) -> str:
         return "`True`, `False`"
     kind = entry.item or entry.kind
     if kind not in (int, float):
-        return "at least one text" if entry.not_empty else ""
+        return "at least one text" if entry.not_empty else "any"
     bounds = str(entry.allowed)
     if bounds == "finite":
         bounds = "whole" if kind is int else "any"

@@ -20,7 +20,7 @@ _LAYERS_OF_EACH = "Layers of each {}: channels of 3 × 3 convolutions."
 class _GatingSettings(Settings):
     """What Hydras have as classifiers and as box heads."""
 
-    branches: int = setting(20, "nb.", low=1, source="DynK-Hydra")
+    branches: int = setting(20, "nb, number of branches.", low=1, source="DynK-Hydra")
     top_k: int = setting(
         4,
         "K: branches that run at most for an image or a proposal.",
@@ -47,12 +47,17 @@ class _GatingSettings(Settings):
         source="DynK-Hydra, Eq. 6",
     )
     ensemble_weight: float = setting(
-        1.0, "α1 (of a box head: of the classes' loss).", low=0, source="DynK-Hydra, Eq. 7"
+        1.0,
+        "α1, weight of the ensemble's loss (of a box head: of the classes' loss).",
+        low=0,
+        source="DynK-Hydra, Eq. 7",
     )
-    gater_weight: float = setting(1.5, "α2.", low=0, source="DynK-Hydra, Eq. 7")
+    gater_weight: float = setting(
+        1.5, "α2, weight of the gater's loss.", low=0, source="DynK-Hydra, Eq. 7"
+    )
     branch_weight: float = setting(
         0.05,
-        "α3; 0 leaves out the branches' extra heads (HydraRes).",
+        "α3, weight of the branches' own losses; 0 leaves out their extra heads (HydraRes).",
         low=0,
         source="DynK-Hydra, Eq. 7",
     )
@@ -63,7 +68,7 @@ class _GatingSettings(Settings):
         choices=_PARTITIONS,
         source="DynK-Hydra, Algorithm 2",
     )
-    partition_file: str = setting("", 'The file of "file".')
+    partition_file: str = setting("", 'The file that PARTITION "file" reads.')
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class CollaborationSettings(Settings):
 
     experts: int = setting(
         4,
-        "n. 1 is the paper's ablation without LGM: one expert behind a delegator that ends early.",
+        "n, number of experts. 1 is the paper's ablation without LGM: one expert behind a "
+        "delegator that ends early.",
         low=1,
         source="CoE",
     )
@@ -103,7 +109,7 @@ class CollaborationSettings(Settings):
     )
     delegator_architecture: str = setting(
         "resnet",
-        "Feature extractor of the delegator: a network as above without its last layer.",
+        "ARCHITECTURE of the delegator's feature extractor: a network without its last layer.",
         source="CoE",
     )
     delegator_depth: int = setting(1, "DEPTH of that network.", low=1)
@@ -137,7 +143,9 @@ class CollaborationSettings(Settings):
         high=1,
         source="CoE",
     )
-    selection_weight: float = setting(0.8, "η.", source="CoE, Eq. 8")
+    selection_weight: float = setting(
+        0.8, "η, weight of the expert selector's loss.", source="CoE, Eq. 8"
+    )
     alpha: tuple[float, float] = setting(
         (0.2, 0.8),
         "α at the start and the end of the second stage; two numbers between 0 and 1.",
@@ -156,7 +164,9 @@ class CollaborationSettings(Settings):
         choices=("balanced", "free"),
         source="CoE, Table 8",
     )
-    srm: bool = setting(True, "SRM.", source="CoE, Table 8")
+    srm: bool = setting(
+        True, "SRM: samples on which experts differ count more.", source="CoE, Table 8"
+    )
     teacher: str = setting(
         "",
         'Knowledge distillation for task predictor and experts: "" is none, else '
@@ -276,7 +286,9 @@ class BoxHydraSettings(_GatingSettings):
 
     KEY: ClassVar[str] = "MODEL.ROI_BOX_HEAD.HYDRA"
 
-    branches: int = setting(12, "nb; COCO has 12 super-categories.", low=1, source="DynK-Hydra")
+    branches: int = setting(
+        12, "nb, number of branches; COCO has 12 super-categories.", low=1, source="DynK-Hydra"
+    )
     partition: str = setting(
         "cluster",
         'Classes of each branch: "cluster" (Algorithm 2 on the mean features of the classes\' '
@@ -302,7 +314,7 @@ class BoxCollaborationSettings(Settings):
 
     KEY: ClassVar[str] = "MODEL.ROI_BOX_HEAD.COE"
 
-    experts: int = setting(4, "n.", low=1, source="CoE")
+    experts: int = setting(4, "n, number of experts.", low=1, source="CoE")
     threshold: float = setting(
         0.9,
         "τ: a proposal ends at the delegator if its largest class probability, background's "
@@ -325,7 +337,9 @@ class BoxCollaborationSettings(Settings):
         "between 0 and 1.",
         source="CoE, Eq. 5",
     )
-    selector_weight: float = setting(0.8, "η.", source="CoE, Eq. 8")
+    selector_weight: float = setting(
+        0.8, "η, weight of the expert selector's loss.", source="CoE, Eq. 8"
+    )
     freeze_delegator: bool = setting(
         False,
         "Let the delegator learn no more in that stage, BatchNorm included, as the paper has it. "
@@ -335,7 +349,7 @@ class BoxCollaborationSettings(Settings):
     delegator_conv_dims: tuple[int, ...] = setting(
         (64,), "Channels of the delegator's convolutions.", low=1
     )
-    delegator_kernel: int = setting(1, "Their kernel.", unit="pixels of the map")
+    delegator_kernel: int = setting(1, "Kernel of those convolutions.", unit="pixels of the map")
     delegator_fc_dims: tuple[int, ...] = setting(
         (256,), "Sizes of the delegator's linear layers.", low=1
     )

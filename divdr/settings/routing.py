@@ -21,13 +21,21 @@ class BudgetSettings(Settings):
 
     DR-A is 0.8 and 0.1, DR-B 0.5 and 0.1, DR-C 0.5 and 0.2. The keys TARGET_… drive the mean *real*
     cost of training images to a number in place of that loss: one of TARGET_SHARE and
-    TARGET_GFLOPS, with WEIGHT 0 (see docs/budget.md).
+    TARGET_GFLOPS, with WEIGHT 0.
     """
 
     KEY: ClassVar[str] = "MODEL.ROUTING.BUDGET"
 
-    weight: float = setting(0.0, 'λ1; 0 is off ("Raw").', low=0, source="DR, Eq. 9")
-    target: float = setting(0.1, "μ.", unit="share of the all-open cost", low=0, source="DR, Eq. 9")
+    weight: float = setting(
+        0.0, 'λ1, weight of the budget loss; 0 is off ("Raw").', low=0, source="DR, Eq. 9"
+    )
+    target: float = setting(
+        0.1,
+        "μ, the expected cost that the loss pulls towards.",
+        unit="share of the all-open cost",
+        low=0,
+        source="DR, Eq. 9",
+    )
     per: str = setting(
         "image",
         'What is squared: the distance of each "image" from TARGET, or that of a process\'s mean '
@@ -116,13 +124,15 @@ class ClusteringSettings(Settings):
         "Keep the activation bank and run K-means. With WEIGHT 0 this only measures (plain DR), "
         "and checkpoints leave the bank out, unless STOP_ITER ends the run.",
     )
-    weight: float = setting(0.1, "λ2.", low=0, source="DivDR, Eq. 3")
+    weight: float = setting(
+        0.1, "λ2, weight of the clustering loss; 0 only measures.", low=0, source="DivDR, Eq. 3"
+    )
     num_experts: int = setting(
         3,
-        "K; 1 is the pull term alone. At least 1 where ENABLED.",
+        "K, number of experts; 1 is the pull term alone. At least 1 where ENABLED.",
         source="DivDR, Section 3.2",
     )
-    margin: float = setting(1.0, "α.", low=0, source="DivDR, Eq. 2")
+    margin: float = setting(1.0, "α, margin of the clustering loss.", low=0, source="DivDR, Eq. 2")
     squared: bool = setting(
         False,
         "Square the distances of Eq. 2, as the magnet loss does; the paper prints plain norms.",
@@ -147,8 +157,8 @@ class ClusteringSettings(Settings):
         "4,300 on COCO at batch 16, where the first 7,300 iterations cluster a part besides. "
         '"recent": likewise, but of the last BANK_ITERATIONS iterations alone. "subset" (COCO\'s '
         "configs): of BANK_IMAGES training images, evaluated anew before every clustering; "
-        '"exact": of all of them. These two run the backbone alone, in evaluation mode. See '
-        "docs/ablations.md.",
+        '"exact": of all of them. These two run the backbone alone, in evaluation mode. '
+        "The ablations compare them.",
         choices=("latest", "recent", "subset", "exact"),
     )
     bank_iterations: int = setting(
@@ -170,8 +180,8 @@ class ClusteringSettings(Settings):
         "none",
         'Distances between activations, in K-means and the loss: "none" takes A as it is; "std" '
         "divides each gate by its spread, so that those that open and close fully do not decide "
-        "alone (divdr.experts.gate_weights). It helped in some runs and not in others, see "
-        "docs/controlled_study.md.",
+        "alone (divdr.experts.gate_weights). It helped in some runs of "
+        "the controlled study and not in others.",
         choices=("none", "std"),
     )
     partition: str = setting(
