@@ -103,6 +103,7 @@ def test_settings_can_be_compared_and_kept_in_sets():
         (lambda: BudgetSettings(target_share=1.0), "SHARE must be at least 0 and below 1, not 1.0"),
         (lambda: BudgetSettings(weight=float("nan")), "WEIGHT must be at least 0, not nan"),
         (lambda: BudgetSettings(start=10**400), "START is too large for a number"),
+        (lambda: SolverSettings(restarts=[10**400]), "SOLVER.RESTARTS is too large for a number"),
         (lambda: BudgetSettings(per="pixel"), "PER must be one of image, batch, not 'pixel'"),
         (lambda: KMeansSettings(restarts=0), r"^MODEL.ROUTING.CLUSTERING.KMEANS.RESTARTS must be"),
         (lambda: KMeansSettings(restarts=2.0), "RESTARTS must be a whole number, as 10, not 2.0"),

@@ -98,6 +98,11 @@ def check_not_empty(key: str, values: Sequence[Any]) -> None:
         raise ConfigError(f"{key} must hold at least one value")
 
 
+def _is_list(value: Any) -> bool:
+    """Whether it is a list of whatever kind (a LazyConfig has its own)."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def as_default(value: Any, default: Any, what: str) -> Any:
     """A value as the type of a default: a whole number may stand for a number, any list for a list.
 
@@ -112,11 +117,7 @@ def as_default(value: Any, default: Any, what: str) -> Any:
     kind = type(default)
     if type(value) is kind or (default is None and type(value) in KINDS):
         return value
-    if (
-        kind in (list, tuple)
-        and isinstance(value, Sequence)
-        and not isinstance(value, (str, bytes))
-    ):
+    if kind in (list, tuple) and _is_list(value):
         return kind(value)
     if type(value) is int and kind is float:
         try:
@@ -128,11 +129,6 @@ def as_default(value: Any, default: Any, what: str) -> Any:
         f"{what} must be {KINDS.get(kind, kind.__name__)}, as {reprlib.repr(default)}, not "
         f"{reprlib.repr(value)}{hint}"
     )
-
-
-def _is_list(value: Any) -> bool:
-    """Whether it is a list of whatever kind (a LazyConfig has its own)."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def setting(
@@ -235,7 +231,9 @@ class Entry:
     def _item(self, item: Any) -> Any:
         if _is_list(item):
             return tuple(item)
-        return float(item) if self.item is float and type(item) is int else item
+        if self.item is float and type(item) is int:
+            return as_default(item, 0.0, self.key)
+        return item
 
 
 @dataclass(frozen=True)
