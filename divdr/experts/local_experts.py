@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, DivdrError
 from ..routing import several_processes
+from ..settings import ClusteringSettings, KMeansSettings
 from .bank import ActivationBank
 from .clustering_loss import cluster_variance, clustering_loss
 from .diversity import ClusteringReport, diversity
@@ -50,15 +51,15 @@ class LocalExperts:
         num_experts: int,
         dim: int,
         *,
-        restarts: int = 10,
-        warm_start: bool = False,
-        backend: str = "torch",
+        restarts: int = KMeansSettings.restarts,
+        warm_start: bool = KMeansSettings.warm_start,
+        backend: str = KMeansSettings.backend,
         seed: int = 0,
-        sigma2_floor: float = 1e-4,
+        sigma2_floor: float = ClusteringSettings.sigma2_floor,
         labels: KnownLabels | None = None,
-        scaling: str = "none",
-        partition: str = "kmeans",
-        stability: float = 0.0,
+        scaling: str = ClusteringSettings.scaling,
+        partition: str = ClusteringSettings.partition,
+        stability: float = ClusteringSettings.stability,
         bank_iterations: int = 0,
     ) -> None:
         """Set up experts without centres.

@@ -10,20 +10,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..settings import ClusteringSettings, KMeansSettings
 from .kmeans import KMeansResult, kmeans
 from .mixture import gaussian_mixture
 
-PARTITIONS = ("kmeans", "mixture")
-BACKENDS = ("torch", "sklearn")
+PARTITIONS = ClusteringSettings.choices("partition")
+BACKENDS = KMeansSettings.choices("backend")
 
 
 def find_partition(
     x: Tensor,
     k: int,
     *,
-    partition: str = "kmeans",
-    restarts: int = 10,
-    backend: str = "torch",
+    partition: str = ClusteringSettings.partition,
+    restarts: int = KMeansSettings.restarts,
+    backend: str = KMeansSettings.backend,
     seed: int = 0,
     centres: Tensor | None = None,
     labels: Tensor | None = None,
@@ -163,7 +164,7 @@ def _pairs(counts: Tensor) -> float:
     return float((counts * (counts - 1) / 2).sum())
 
 
-SCALINGS = ("none", "std")
+SCALINGS = ClusteringSettings.choices("scaling")
 
 # Gates whose spread is far below this are noise, and are not blown up to the size of the others.
 _FLOOR = 0.1

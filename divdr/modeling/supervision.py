@@ -26,6 +26,7 @@ from ..routing import (
     process_count,
     several_processes,
 )
+from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
 
 
@@ -134,10 +135,10 @@ class ClusteringLossSettings:
         update_bank: note activations while training (the "latest" bank).
     """
 
-    weight: float = 0.1
-    margin: float = 1.0
-    squared: bool = False
-    gates: str = "after"
+    weight: float = ClusteringSettings.weight
+    margin: float = ClusteringSettings.margin
+    squared: bool = ClusteringSettings.squared
+    gates: str = ClusteringSettings.gates
     update_bank: bool = True
 
 
@@ -169,7 +170,7 @@ class RoutingSupervision:
         periods: Periods | None = None,
         cost: CostController | None = None,
         save_bank: bool = True,
-        budget_per: str = "image",
+        budget_per: str = BudgetSettings.per,
     ) -> None:
         self.backbone = backbone
         self.experts = experts

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..settings import mixtures
 from .embedding import check_labels, gather_rows, process_count
 from .expert_dispatch import Dispatch, Group, one_hot_choice, run_groups
 from .single import Cost, Prediction, part_macs
@@ -124,9 +125,9 @@ class CollaborationSettings:
         teaching: LGM, WGM and SRM.
     """
 
-    threshold: float = 0.95
-    delegator_share: float = 0.3
-    selection_weight: float = 0.8
+    threshold: float = mixtures.CollaborationSettings.threshold
+    delegator_share: float = mixtures.CollaborationSettings.delegator_stage
+    selection_weight: float = mixtures.CollaborationSettings.selection_weight
     teaching: TeachingSettings = field(default_factory=TeachingSettings)
 
 

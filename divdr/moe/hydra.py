@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
+from ..settings import mixtures
 from .class_partition import given_partition
 from .embedding import check_labels, common_divisors
 from .expert_dispatch import (
@@ -45,12 +46,12 @@ class HydraSettings:
         branch_weight: α3; 0 makes no extra heads.
     """
 
-    top_k: int = 4
-    threshold: float = 0.08
-    train_threshold: float = 0.08
-    ensemble_weight: float = 1.0
-    gater_weight: float = 1.5
-    branch_weight: float = 0.05
+    top_k: int = mixtures.HydraSettings.top_k
+    threshold: float = mixtures.HydraSettings.threshold
+    train_threshold: float = mixtures.HydraSettings.train_threshold
+    ensemble_weight: float = mixtures.HydraSettings.ensemble_weight
+    gater_weight: float = mixtures.HydraSettings.gater_weight
+    branch_weight: float = mixtures.HydraSettings.branch_weight
 
     def chosen(self, gate_logits: Tensor, training: bool) -> Tensor:
         """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1)."""

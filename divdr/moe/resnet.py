@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..routing import BatchNorm
+from ..settings import mixtures
 
 
 def convolution(
@@ -124,14 +125,14 @@ class ResNetParts:
             with a 7×7 one of stride 2 and max pooling, for 224 × 224.
     """
 
-    depth: int = 1
-    channels: int = 16
+    depth: int = mixtures.ClassifierSettings.depth
+    channels: int = mixtures.ClassifierSettings.channels
     in_channels: int = 3
-    stem_width: float = 1.0
-    branch_width: float = 1.0
-    gater_width: float = 1.0
-    separable: bool = False
-    entry: str = "small"
+    stem_width: float = mixtures.ClassifierSettings.stem_width
+    branch_width: float = mixtures.ClassifierSettings.branch_width
+    gater_width: float = mixtures.ClassifierSettings.gater_width
+    separable: bool = mixtures.ClassifierSettings.separable
+    entry: str = mixtures.ClassifierSettings.entry
 
     def stem(self) -> Part:
         """Images to maps of half their size ("large": an eighth)."""

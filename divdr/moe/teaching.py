@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..settings import mixtures
 from .expert_dispatch import one_hot_choice
 from .transport import vogel_assignment
 
-WGM = ("delegator", "labels", "free", "none")
-LGM = ("balanced", "free")
+WGM = mixtures.CollaborationSettings.choices("wgm")
+LGM = mixtures.CollaborationSettings.choices("lgm")
 
 
 @dataclass
@@ -40,10 +41,10 @@ class TeachingSettings:
         ConfigError: a name is unknown, or α not within 0 and 1.
     """
 
-    wgm: str = "delegator"
-    alpha: tuple[float, float] = (0.2, 0.8)
-    lgm: str = "balanced"
-    srm: bool = True
+    wgm: str = mixtures.CollaborationSettings.wgm
+    alpha: tuple[float, float] = mixtures.CollaborationSettings.alpha
+    lgm: str = mixtures.CollaborationSettings.lgm
+    srm: bool = mixtures.CollaborationSettings.srm
 
     def __post_init__(self) -> None:
         for name, value, known in (("WGM", self.wgm, WGM), ("LGM", self.lgm, LGM)):
@@ -210,7 +211,12 @@ class Distillation:
         ConfigError: the weight is not within 0 and 1, or the temperature not above 0.
     """
 
-    def __init__(self, teacher: nn.Module, weight: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        weight: float = mixtures.CollaborationSettings.distillation_weight,
+        temperature: float = mixtures.CollaborationSettings.temperature,
+    ) -> None:
         if not 0 <= weight <= 1:
             raise ConfigError(f"DISTILLATION_WEIGHT must be between 0 and 1, not {weight}")
         if temperature <= 0:

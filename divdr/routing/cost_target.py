@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..settings import BudgetSettings
 from .record import Routing
 
 _SETTLED = 20  # batches whose mean sizes tell whether a target can be reached
@@ -41,9 +42,9 @@ class CostTarget:
     gflops: float = 0.0
     start: int = 0
     ramp: int = 0
-    gain: float = 200.0
-    memory: int = 50
-    temperature: float = 1.0
+    gain: float = BudgetSettings.target_gain
+    memory: int = BudgetSettings.target_memory
+    temperature: float = BudgetSettings.target_temperature
 
     def __post_init__(self) -> None:
         if (self.share > 0) == (self.gflops > 0):
@@ -188,7 +189,7 @@ class CostController:
             )
 
 
-def budget_loss(routing: Routing, target: float, per: str = "image") -> Tensor:
+def budget_loss(routing: Routing, target: float, per: str = BudgetSettings.per) -> Tensor:
     """(expected cost / cost with all gates open − target)² (DR, Eq. 9; DivDR, Eq. 3).
 
     DivDR's equation has it for every image, Dynamic Routing's code squares what the images of a
@@ -219,5 +220,8 @@ def check_per(per: str) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if per not in ("image", "batch"):
-        raise ConfigError(f'MODEL.ROUTING.BUDGET.PER must be "image" or "batch", not {per!r}')
+    known = BudgetSettings.choices("per")
+    if per not in known:
+        raise ConfigError(
+            f"MODEL.ROUTING.BUDGET.PER must be one of {', '.join(known)}, not {per!r}"
+        )

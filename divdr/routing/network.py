@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..settings import RoutingSettings
 from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
@@ -24,8 +25,8 @@ from .record import Routing
 from .space import RoutingSpace
 from .travel import InputSum, LayerInputs, spread
 
-REACH_KINDS = ("open", "published")
-DEFAULT_OPS = ("sep_conv_3x3", "skip_connect")
+REACH_KINDS = RoutingSettings.choices("reach")
+DEFAULT_OPS = RoutingSettings.ops
 
 
 class DynamicRoutingNetwork(nn.Module):
@@ -55,15 +56,15 @@ class DynamicRoutingNetwork(nn.Module):
         self,
         space: RoutingSpace,
         *,
-        channels: int = 64,
+        channels: int = RoutingSettings.channels,
         ops: Sequence[str] = DEFAULT_OPS,
-        gate: str = "small",
-        gate_bias: float = 1.5,
+        gate: str = RoutingSettings.gate,
+        gate_bias: float = RoutingSettings.gate_bias,
         norm: NormFactory = BatchNorm,
-        drop_path: float = 0.0,
+        drop_path: float = RoutingSettings.drop_path,
         in_channels: int = 3,
-        reach: str = "open",
-        conditional_training: bool = False,
+        reach: str = RoutingSettings.reach,
+        conditional_training: bool = RoutingSettings.conditional_training,
     ) -> None:
         super().__init__()
         if gate not in GATE_KINDS:

@@ -176,7 +176,12 @@ def refused(capsys, config, opts):
     ("system", "key", "value", "told"),
     [
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "cluster", "has no box in the training set"),
-        ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "best", "'best' is unknown; known are cluster"),
+        (
+            "hydra",
+            "ROI_BOX_HEAD.HYDRA.PARTITION",
+            "best",
+            "one of cluster, random, coarse, file, not 'best'",
+        ),
         ("hydra", "ROI_BOX_HEAD.HYDRA.BRANCHES", 5, "has 12 super-classes, and BRANCHES is 5"),
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "file", "class partition  cannot be read"),
         ("hydra", "ROI_HEADS.NAME", "StandardROIHeads", "HydraBoxHead needs MODEL.ROI_HEADS.NAME"),

@@ -133,7 +133,7 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
         ("HYDRA.THRESHOLD", 1.5, "must be between 0 and 1, not 1.5"),
         ("HYDRA.TOP_K", 6, "TOP_K must be between 1 and the 5 branches, not 6"),
         ("HYDRA.PARTITION", "coarse", "the training set has no super-classes"),
-        ("HYDRA.PARTITION", "best", "'best' is unknown; known are cluster, random"),
+        ("HYDRA.PARTITION", "best", "must be one of cluster, random, coarse, file, not 'best'"),
         ("HYDRA.EMBEDDER", "clip", "EMBEDDER 'clip' is unknown"),
         ("NAME", "build_nothing", "known are build_coe_classifier, build_ensemble_classifier"),
         ("NUM_CLASSES", 9, "NUM_CLASSES is 9, but data set"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...image_files import read_image
+from ...settings import ClassificationInputSettings
 
 _MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
 
@@ -41,11 +42,11 @@ class ClassificationMapper:
         self,
         *,
         image_format: str,
-        size: int = 0,
-        square: str = "pad",
+        size: int = ClassificationInputSettings.size,
+        square: str = ClassificationInputSettings.square,
         flip: bool = False,
-        pad_crop: int = 0,
-        cutout: int = 0,
+        pad_crop: int = ClassificationInputSettings.pad_crop,
+        cutout: int = ClassificationInputSettings.cutout,
         fill: tuple[float, ...] = (0.0,),
     ) -> None:
         if image_format not in _MODES:

@@ -30,6 +30,7 @@ from ...moe import (
     teach,
 )
 from ...routing import to_iterations
+from ...settings import BoxCollaborationSettings
 from ..neck_cost import module_macs
 from .expert import BoxExpert, BoxTargets, ExpertPass, expert_losses
 from .layers import BoxLayers
@@ -53,12 +54,12 @@ class CoEBoxSettings:
         ConfigError: τ is not within 0 and 1.
     """
 
-    threshold: float = 0.9
+    threshold: float = BoxCollaborationSettings.threshold
     start: int = 0
     max_iter: int = 1
     teaching: TeachingSettings = field(default_factory=TeachingSettings)
-    selector_weight: float = 0.8
-    freeze_delegator: bool = False
+    selector_weight: float = BoxCollaborationSettings.selector_weight
+    freeze_delegator: bool = BoxCollaborationSettings.freeze_delegator
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
