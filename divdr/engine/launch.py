@@ -23,9 +23,15 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..data import read_once
 from ..errors import ConfigError, DivdrError
-from .agreement import together
 from .execution_modes import load_trained
-from .setup import INTERRUPTED, load_config, make_output_folder, on_available_device, report_errors
+from .setup import (
+    INTERRUPTED,
+    load_config,
+    make_output_folder,
+    on_available_device,
+    report_errors,
+    together,
+)
 from .trainer import Trainer, check_run_data
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -26,7 +26,7 @@ from ..modeling.partition_source import PartitionSource
 from ..modeling.roi_heads import box_embeddings, choose_box_partition, hydra_box_head_of
 from ..moe import PWLU, align, class_sums, cluster_partition, save_partition
 from ..routing import to_iterations
-from .agreement import together
+from .setup import together
 
 logger = logging.getLogger(__name__)
 

@@ -54,7 +54,6 @@ from ..modeling import (
 )
 from ..routing import DynamicRoutingNetwork
 from .about import About
-from .agreement import first_on_machine, together
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .finite import MetricsFile, finite_losses, plain_numbers
@@ -62,7 +61,7 @@ from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refil
 from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
-from .setup import make_output_folder, on_available_device, one_sentence
+from .setup import first_on_machine, make_output_folder, on_available_device, one_sentence, together
 from .solver import MixedPrecisionTrainer, build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from divdr import get_divdr_config
 from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config, partition_hook
 from divdr.engine import partition_hook as box_partition
 from divdr.engine import trainer as trainer_module
-from divdr.engine.agreement import together
 from divdr.engine.partition_hook import PartitionHook
+from divdr.engine.setup import together
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
 from divdr.evaluation.evaluators import CheckedSemSegEvaluator
