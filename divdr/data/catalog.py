@@ -23,8 +23,7 @@ from ..errors import DataError
 from ..image_keys import name_images
 from .checked_mapper import CheckedMapper, DetectionMapper
 from .checks import check_annotations, check_images
-from .classification.class_mapper import ClassificationMapper
-from .classification.class_sets import check_class_labels
+from .classification.class_sets import ClassificationMapper, check_class_labels
 from .coco_json import check_file, reading
 
 

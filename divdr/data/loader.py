@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..image_keys import IMAGE_KEY
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
-from .classification.class_mapper import ClassificationMapper
+from .classification.class_sets import ClassificationMapper
 from .mapper import SemanticCropMapper
 
 Ticket = tuple[int, int]
