@@ -94,7 +94,7 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
         asked.append((name, num_classes, keys))
         return network.train()
 
-    monkeypatch.setattr("divdr.modeling.classifiers.classifier_partition.named_classifier", named)
+    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.named_classifier", named)
     cfg = get_divdr_config()
     cfg.MODEL.DEVICE, cfg.MODEL.PIXEL_MEAN, cfg.INPUT.CLASSIFICATION.SIZE = "cpu", [0.0], 4
     hydra = cfg.MODEL.CLASSIFIER.HYDRA
@@ -109,7 +109,7 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
         seen.append(class_means(embed, *args))
         return seen[0]
 
-    monkeypatch.setattr("divdr.modeling.classifiers.classifier_partition.class_means", means)
+    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.class_means", means)
     found = choose_partition(cfg, list("abcdef"), None, lambda: batches)
     assert asked == [
         ("timm:network", None, {"in_channels": 1, "pretrained": True, "image_size": 4})

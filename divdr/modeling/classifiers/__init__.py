@@ -1,9 +1,8 @@
 """Image classifiers as Detectron2 models."""
 
 from .builders import CLASSIFIER_REGISTRY, build_classifier
-from .classifier_partition import choose_partition, hydra_of
 from .coe_classifier import collaboration_of, first_stage, prepare_collaboration
-from .image_classifier import ImageClassifier
+from .image_classifier import ImageClassifier, choose_partition, hydra_of
 
 __all__ = [
     "CLASSIFIER_REGISTRY",
