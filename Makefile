@@ -1,6 +1,7 @@
 # make demo   train and evaluate on drawn street scenes, write output/demo/report.html
 # make test   lint, types and the whole test suite
 # make rehearsal  the paper's configs for 30 iterations each, by two processes, in half precision
+# make docs   the pages and the API as a site, in output/site
 # make setup  only the environment, in .venv
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
@@ -13,7 +14,7 @@ JOBS ?= 2
 # The first start of every program would compile it otherwise, and each start where Python may not write.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo rehearsal test lint format lock clean
+.PHONY: setup demo rehearsal test lint format docs lock clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +49,11 @@ test: lint
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What builds the site is no part of the locked environment: nothing else needs it.
+docs: setup
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements/docs.txt
+	$(BIN)/mkdocs build --strict
 
 # Newest versions that fit, for every Python and platform, with hashes.
 lock: setup

@@ -8,8 +8,8 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.data.shapes_coco import make_shapes_coco
 from divdr.engine import report_errors
+from drawn.shapes_coco import make_shapes_coco
 
 
 @report_errors

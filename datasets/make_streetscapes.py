@@ -8,9 +8,9 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.data.drawn import available_cores
-from divdr.data.streetscapes import make_streetscapes
 from divdr.engine import report_errors
+from drawn.files import available_cores
+from drawn.streetscapes import make_streetscapes
 
 
 @report_errors

@@ -8,9 +8,9 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.data.drawn import available_cores
-from divdr.data.subsets import KINDS, make_subsets
 from divdr.engine import report_errors
+from drawn.files import available_cores
+from drawn.subsets import KINDS, make_subsets
 
 
 @report_errors

@@ -8,8 +8,8 @@ import logging
 import sys
 
 import _environment  # noqa: F401
+from prepared.fashion_mnist import prepare_fashion_mnist
 
-from divdr.data.classification.fashion_mnist import prepare_fashion_mnist
 from divdr.engine import report_errors
 
 

@@ -8,8 +8,8 @@ import logging
 import sys
 
 import _environment  # noqa: F401
+from prepared.neon_trees import prepare_neon_trees
 
-from divdr.data.neon_trees import prepare_neon_trees
 from divdr.engine import report_errors
 
 

@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # several test processes share the cores
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Where Python looks first for what a script of tools/ or datasets/ imports.
-sys.path.append(str(REPOSITORY / "tools"))
+sys.path += [str(REPOSITORY / "tools"), str(REPOSITORY / "datasets")]
 
 
 @pytest.fixture(scope="session")

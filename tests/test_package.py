@@ -41,21 +41,33 @@ def test_dependencies_leave_detectron2_to_the_user(repository):
     assert not [name for name in named if "detectron" in name]
 
 
+def test_imports_inside_the_package_are_relative(repository):
+    for file in (repository / "divdr").rglob("*.py"):
+        for line in file.read_text().splitlines():
+            assert not re.match(r" *(from|import) divdr\b", line), f"{file}: {line}"
+
+
+def test_a_module_name_stands_once(repository):
+    names = [f.stem for f in (repository / "divdr").rglob("*.py") if f.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_rooms_import_downwards_only(repository):
-    rooms = ["routing", "experts", "inference", "classification", "modeling", "data"]
-    rooms += ["evaluation", "engine", "visualization", "checkpoint"]
+    rooms = ["routing", "experts", "inference", "moe", "modeling", "data"]
+    rooms += ["evaluation", "engine", "visualization", "checkpoint", "benchmark"]
     may_import = {
         "routing": set(),
         "experts": {"routing"},
         "inference": {"routing", "experts"},
-        "classification": {"routing", "experts"},
-        "modeling": {"routing", "experts", "inference", "classification", "checkpoint"},
+        "moe": {"routing", "experts"},
+        "modeling": {"routing", "experts", "inference", "moe", "checkpoint"},
         "data": set(),
-        "evaluation": {"routing", "experts", "classification", "modeling"},
+        "evaluation": {"routing", "experts", "moe", "modeling"},
         "engine": set(rooms) - {"visualization"},
         "visualization": set(rooms),
         "studies": set(rooms),
         "checkpoint": set(),
+        "benchmark": {"routing", "experts", "inference"},
     }
     for room, allowed in may_import.items():
         for file in (repository / "divdr" / room).rglob("*.py"):

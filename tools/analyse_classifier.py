@@ -16,9 +16,8 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.arguments import at_least, listed
-from divdr.engine.classifier_analysis import curve_table, line_table
-from divdr.engine.classifier_latency import latency_table
+from divdr.engine.classifier_analysis import curve_table, latency_table, line_table
+from divdr.engine.setup import at_least, listed
 
 
 @report_errors

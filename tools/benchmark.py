@@ -16,11 +16,10 @@ from pathlib import Path
 import _environment  # noqa: F401
 import torch
 
+from divdr import benchmark
 from divdr.engine import report_errors
-from divdr.engine.arguments import at_least, device
-from divdr.engine.setup import make_output_folder
-from divdr.inference import benchmark
-from divdr.visualization.benchmark_picture import draw_benchmark
+from divdr.engine.setup import at_least, device, make_output_folder
+from divdr.visualization.tradeoff import draw_benchmark
 
 SMALLEST = 3  # pixels; the stem's first convolution needs them
 DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))

@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from divdr.engine import report_errors
-from divdr.engine.arguments import at_least, device
+from divdr.engine.setup import at_least, device
 from divdr.experts import kmeans
 
 

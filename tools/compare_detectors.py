@@ -9,8 +9,8 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import report_errors
-from divdr.engine.arguments import at_least
 from divdr.engine.compare import compare_runs, comparison_table
+from divdr.engine.setup import at_least
 
 
 @report_errors

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if not compare_ways(Path(args.output) / RUNS["DivDR"]):
         return 1
     print("Writing the report ...", flush=True)
-    from divdr.visualization.from_runs import report_from_runs
+    from divdr.visualization.report import report_from_runs
 
     report = report_from_runs(
         Path(args.output) / "report.html",

@@ -14,12 +14,11 @@ import sys
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.arguments import at_least
+from divdr.engine.execution_modes import load_trained
 from divdr.engine.export_experts import export_experts
-from divdr.engine.setup import make_output_folder
+from divdr.engine.setup import at_least, make_output_folder
 from divdr.engine.static_experts import ExpertSettings
-from divdr.engine.trained import load_trained
-from divdr.inference.export import FORMATS
+from divdr.inference.static_network import FORMATS
 
 
 @report_errors

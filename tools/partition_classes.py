@@ -13,8 +13,8 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.arguments import at_least
 from divdr.engine.classifier_analysis import partition_by_model
+from divdr.engine.setup import at_least
 
 
 @report_errors

@@ -15,8 +15,8 @@ from pathlib import Path
 import _environment  # noqa: F401
 
 from divdr.engine import report_errors
-from divdr.engine.arguments import at_least
 from divdr.engine.rehearsal import NAMES, Rehearsal, rehearse
+from divdr.engine.setup import at_least
 from divdr.errors import DivdrError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import _environment  # noqa: F401
 
 from divdr.engine import report_errors
 from divdr.errors import ConfigError
-from divdr.visualization.from_runs import report_from_runs
+from divdr.visualization.report import report_from_runs
 
 
 @report_errors

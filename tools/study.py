@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a study of configs/studies/: trainings over seeds, tables and pictures; see docs/studies.md.
+"""Run a study of configs/studies/: trainings over seeds, tables, pictures (docs/guide/studies.md).
 
     python tools/study.py miniature
     python tools/study.py --list

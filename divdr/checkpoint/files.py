@@ -141,7 +141,8 @@ def is_whole(path: str | os.PathLike) -> bool:
 
 def _check_memo(file: IO[bytes]) -> None:
     """See that a pickle is well-formed and numbers what it remembers in turn: Python makes room for
-    as many things as a damaged number says, which can be more than the machine has."""
+    as many things as a damaged number says, which can be more than the machine has.
+    """
     numbered = 0
     for operation, argument, _ in pickletools.genops(file):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):

@@ -2,13 +2,13 @@
 
 import os
 
-from .annotated import annotated_images
 from .catalog import (
     build_bank_loader,
     build_test_loader,
     check_datasets,
     evaluation_dicts,
     read_once,
+    register_neon_trees,
     training_dicts,
 )
 from .classification import (
@@ -17,13 +17,12 @@ from .classification import (
     describe,
     register_published,
 )
+from .coco_json import supercategories
+from .drawn_sets import load_characters, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
-from .loader import build_mapper, build_train_loader, seed_everything
+from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
-from .neon_trees import register_neon_trees
 from .preflight import check_data
-from .subsets import register_subsets
-from .supercategories import supercategories
 
 __all__ = [
     "ClassificationMapper",
@@ -38,6 +37,8 @@ __all__ = [
     "classification_batches",
     "describe",
     "evaluation_dicts",
+    "load_characters",
+    "load_subsets",
     "read_once",
     "register_class_folders",
     "register_neon_trees",

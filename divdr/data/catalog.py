@@ -1,4 +1,4 @@
-"""Data sets by name: checking that they are there, and loading them."""
+"""Data sets by name: registering those that are prepared here, checking, and loading."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.datasets import register_coco_instances
 from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..image_keys import name_images
 from .checked_mapper import CheckedMapper, DetectionMapper
 from .checks import check_annotations, check_images
-from .classification.catalog import check_class_labels
-from .classification.mapper import ClassificationMapper
+from .classification.class_sets import ClassificationMapper, check_class_labels
 from .coco_json import check_file, reading
 
 
@@ -220,3 +220,34 @@ def _evaluation_batch(cfg: CfgNode) -> dict[str, int]:
 def _check_classification(cfg: CfgNode, names: Sequence[str], dicts: list[dict]) -> None:
     if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
         check_class_labels(cfg, names, dicts)
+
+
+#: Photographs of each split; no photograph, and so no tile, is in two of them.
+SPLITS = {
+    "train": ("2019_YELL_2_528000_4978000_image_crop2",),
+    "test": ("2019_YELL_2_541000_4977000_image_crop",),
+    "other_sites": ("OSBS_029", "SOAP_061"),
+}
+FOLDER = "neon_trees"
+
+
+def register_neon_trees(root: str | os.PathLike[str]) -> None:
+    """Register ``neon_trees_train``, ``neon_trees_test`` and ``neon_trees_other_sites``.
+
+    Nothing is read until they are used. Names that exist already are given the new folder.
+
+    Args:
+        root: the folder that holds "neon_trees"; as $DETECTRON2_DATASETS names.
+    """
+    folder = os.path.join(os.fspath(root), FOLDER)
+    for split in SPLITS:
+        name = f"neon_trees_{split}"
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_coco_instances(
+            name,
+            {"thing_classes": ["tree"]},
+            os.path.join(folder, "annotations", f"{split}.json"),
+            os.path.join(folder, split),
+        )

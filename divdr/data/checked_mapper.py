@@ -1,9 +1,9 @@
-"""Mappers whose errors name the image, and that know images without anything on them."""
+"""Mappers for detection and panoptic segmentation, whose errors name the image."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,35 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..image_files import check_labels, read_image, read_labels, read_raw
 from ..image_keys import IMAGE_KEY
-from .augmentations import extra_augmentations
 from .classes import predicted_stuff
+
+_MAKERS: dict[str, Callable[[], list[T.Augmentation]]] = {
+    "vertical_flip": lambda: [T.RandomFlip(horizontal=False, vertical=True)],
+    # Seen from above, nothing says where up is.
+    "quarter_turns": lambda: [T.RandomRotation([0, 90, 180, 270], sample_style="choice")],
+    "colour": lambda: [
+        T.RandomBrightness(0.7, 1.3),
+        T.RandomContrast(0.7, 1.3),
+        T.RandomSaturation(0.5, 1.5),
+    ],
+}
+
+
+def extra_augmentations(names: Sequence[str]) -> list[T.Augmentation]:
+    """Those of ``INPUT.EXTRA_AUGMENTATIONS``, in the order named.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    unknown = [name for name in names if name not in _MAKERS]
+    if unknown:
+        raise ConfigError(
+            f"INPUT.EXTRA_AUGMENTATIONS {unknown[0]!r} is unknown; known are {', '.join(_MAKERS)}"
+        )
+    return [augmentation for name in names for augmentation in _MAKERS[name]()]
 
 
 class CheckedMapper:

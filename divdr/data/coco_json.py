@@ -1,4 +1,4 @@
-"""What is wrong with an annotation file in COCO's format, in sentences that name the file."""
+"""Annotation files in COCO's format: what is wrong with one, and its super-categories."""
 
 from __future__ import annotations
 
@@ -359,3 +359,35 @@ def _words(error: Exception) -> str:
             "keeps images without"
         )
     return text or type(error).__name__
+
+
+def supercategories(name: str) -> list[int] | None:
+    """The super-category of every class of things, from 0 in the order of their first classes.
+
+    They come from the metadata's ``thing_supercategories``, a name for each class, else from the
+    categories of its COCO file.
+
+    Args:
+        name: a registered data set that has been loaded.
+
+    Returns:
+        One number a class; None where the data set has no super-categories.
+    """
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_supercategories") or _from_file(metadata)
+    if not names:
+        return None
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(names))}
+    return [numbers[group] for group in names]
+
+
+def _from_file(metadata) -> list[str] | None:
+    path = metadata.get("json_file")
+    places = metadata.get("thing_dataset_id_to_contiguous_id")
+    if not path or not places:
+        return None
+    with PathManager.open(path, "r") as file:
+        categories = {c["id"]: c for c in json.load(file)["categories"]}
+    ordered = sorted(places, key=places.get)
+    names = [categories.get(number, {}).get("supercategory") for number in ordered]
+    return names if all(names) else None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -28,7 +29,7 @@ from ..errors import ConfigError
 from ..image_keys import IMAGE_KEY
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
-from .classification.mapper import ClassificationMapper
+from .classification.class_sets import ClassificationMapper
 from .mapper import SemanticCropMapper
 
 Ticket = tuple[int, int]
@@ -237,3 +238,25 @@ def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
 
 def _as_list(items: list) -> list:
     return items
+
+
+def annotated_images(cfg: CfgNode, part: int = 0, parts: int = 1) -> Iterator[dict]:
+    """Dicts of "image" (C, H, W) and "instances", resized as for evaluation, each image once.
+
+    Args:
+        cfg: the whole configuration; images are those of ``DATASETS.TRAIN``.
+        part: which share of them, from 0.
+        parts: number of shares.
+
+    Raises:
+        DataError: see :func:`training_dicts`; or an image cannot be used.
+    """
+    mapper = CheckedMapper(
+        DetectionMapper(
+            is_train=True,
+            augmentations=build_augmentation(cfg, is_train=False),
+            image_format=cfg.INPUT.FORMAT,
+        )
+    )
+    for record in training_dicts(cfg)[part::parts]:
+        yield mapper(record)

@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 
 from ..errors import ConfigError, DataError
 from ..image_files import check_labels, read_image, read_labels
+from ..settings import InputSettings
 
 
 class SemanticCropMapper:
@@ -43,7 +44,7 @@ class SemanticCropMapper:
         pixel_mean: list[float],
         num_classes: int,
         ignore_value: int,
-        padding: str = "mean",
+        padding: str = InputSettings.crop_padding,
     ) -> None:
         if padding not in ("mean", "black"):
             raise ConfigError(f'INPUT.CROP_PADDING must be "mean" or "black", not {padding!r}')

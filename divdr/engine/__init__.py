@@ -1,11 +1,10 @@
 """Training: trainer, hooks, checkpointer and configuration from the command line."""
 
-from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
-from .cost_target_hook import CostTargetHook
-from .hooks import ClusteringHook, DropPathHook, SeedHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
 from .own_data import fit_to_data
+from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors

@@ -34,8 +34,7 @@ from ..checkpoint.fit import (
 )
 from ..errors import CheckpointError, DivdrError
 from .about import KEY, About
-from .agreement import together
-from .setup import one_sentence
+from .setup import one_sentence, together
 
 logger = logging.getLogger(__name__)
 

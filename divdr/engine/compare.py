@@ -16,9 +16,8 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import DataError
+from .execution_modes import load_trained, time_in_turns
 from .setup import load_config
-from .timing import time_in_turns
-from .trained import load_trained
 from .trainer import Trainer
 
 

@@ -20,19 +20,11 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ..errors import ConfigError
+from ..settings.field import as_default
 
 logger = logging.getLogger(__name__)
 
 BASE = "_BASE_"
-# What a value is called after its type; yacs' configurations hold no other types.
-_KINDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    tuple: "a list",
-}
 
 
 def merge_file(cfg: CfgNode, path: str, within: Sequence[str] = ()) -> None:
@@ -155,7 +147,7 @@ def _merge(root: CfgNode, node: CfgNode, values: Any, prefix: str, where: str) -
                 raise ConfigError(f"{where}{key} is a group of keys, not {reprlib.repr(value)}")
             _merge(root, default, value, f"{key}.", where)
         else:
-            node[name] = _as(value, default, where + key)
+            node[name] = as_default(value, default, where + key)
 
 
 def _decoded(value: Any, default: Any) -> Any:
@@ -168,25 +160,6 @@ def _decoded(value: Any, default: Any) -> Any:
         return value
     # A folder may be called 2024.
     return value if isinstance(default, str) and isinstance(found, (int, float)) else found
-
-
-def _as(value: Any, default: Any, what: str) -> Any:
-    """A value as the type of the default; begins sentences with ``what``."""
-    kind = type(default)
-    if type(value) is kind or (default is None and type(value) in _KINDS):
-        return value
-    if isinstance(value, (list, tuple)) and kind in (list, tuple):
-        return kind(value)
-    if type(value) is int and kind is float:
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError(f"{what} is too large for a number: {reprlib.repr(value)}") from None
-    hint = ' ("" is none)' if value is None and kind is str else ""
-    raise ConfigError(
-        f"{what} must be {_KINDS.get(kind, kind.__name__)}, as {reprlib.repr(default)}, not "
-        f"{reprlib.repr(value)}{hint}"
-    )
 
 
 def _unknown_key(key: str, cfg: CfgNode) -> str:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from ..checkpoint import write_atomically, write_text_atomically
 from ..data import build_test_loader
 from ..inference import StaticNetwork
-from ..inference.export import export
+from ..inference.static_network import export
 from ..modeling import DynamicRoutingDecoder, attached_routing, find_backbone
-from .static_experts import ExpertSettings, build_static_experts, gather
-from .static_files import save_static_experts
-from .ways import compare_ways, ways_of, ways_table, write_ways
+from .execution_modes import compare_ways, ways_of, ways_table, write_ways
+from .static_experts import ExpertSettings, build_static_experts, gather, save_static_experts
 
 DISPATCHED = "static_experts.pth"
 
@@ -71,7 +70,7 @@ def export_experts(
         model: trained, with routing attached.
         settings: how the experts are made.
         folder: takes the files.
-        formats: of ``divdr.inference.export``.
+        formats: of ``divdr.inference.static_network``.
         size: (height, width) of exported files, pixels; None: as the first test image is padded.
         evaluate: compare the ways (``experts.json`` holds the table).
 

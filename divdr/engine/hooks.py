@@ -1,4 +1,4 @@
-"""Hooks of training: K-means over gate activations, drop path, seeds."""
+"""Hooks of training: K-means over gate activations, drop path, seeds, cost targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from ..data import seed_everything
 from ..experts import LocalExperts
 from ..modeling import cluster_and_log
-from ..routing import DynamicRoutingNetwork, Periods
+from ..routing import CostController, DynamicRoutingNetwork, Periods
 
 
 class ClusteringHook(HookBase):
@@ -133,3 +133,19 @@ class _ForwardEnds(Exception):  # noqa: N818  nothing went wrong
 
 def _end_forward(module: nn.Module, args: tuple, output: Any) -> None:
     raise _ForwardEnds
+
+
+class CostTargetHook(HookBase):
+    """Notes the learning rate before every step.
+
+    Args:
+        controller: to tell.
+    """
+
+    def __init__(self, controller: CostController) -> None:
+        self.controller = controller
+
+    def before_step(self) -> None:
+        """Note it as a share of its largest."""
+        group = self.trainer.optimizer.param_groups[0]
+        self.controller.rate = group["lr"] / group["initial_lr"]

@@ -15,8 +15,8 @@ from ..data import ClassificationMapper
 from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
 from .about import drawing_metadata
+from .execution_modes import load_with_about
 from .setup import on_available_device
-from .trained import load_with_about
 
 
 class Predictor:

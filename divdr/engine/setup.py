@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -119,3 +120,87 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, DataError) and len(error.problems) > 1:
         return text
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """A number of at least ``low``; ``kind`` makes it of the text, ``int`` or ``float``."""
+
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"must be at least {low:g}, not {text}")
+        return value
+
+    return number
+
+
+def listed(number: Callable[[str], Any], count: int | None = None) -> Callable[[str], list]:
+    """Numbers with commas between them; ``count`` of them, or any number from one on."""
+
+    def numbers(text: str) -> list:
+        parts = text.split(",")
+        if count is not None and len(parts) != count:
+            raise argparse.ArgumentTypeError(f"{count} numbers are wanted, not {text!r}")
+        return [number(part) for part in parts]
+
+    return numbers
+
+
+def device(text: str) -> str:
+    """The name of a device that is there."""
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; it is cuda or cpu") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text} needs a GPU, and there is none here")
+    return text
+
+
+T = TypeVar("T")
+
+
+def together(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function on all processes; if one of them cannot go on, none does.
+
+    A file that is missing on one machine alone would else stop its processes, and leave the others
+    waiting for them until the process group's time is over. All processes must call this.
+
+    Returns:
+        What the function returns on this process.
+
+    Raises:
+        Exception: what the function raised on this process.
+        DivdrError: it raised on another one; of that error's kind and with its sentence.
+    """
+    error: Exception | None = None
+    try:
+        result = function(*args, **kwargs)
+    except Exception as caught:
+        error = caught
+    own = None if error is None else (_kind(error), one_sentence(error).splitlines()[0])
+    told = comm.all_gather(own)
+    if error is not None:
+        raise error
+    for rank, other in enumerate(told):
+        if other is not None:
+            kind, sentence = other
+            raise kind(f"{sentence} (process {rank} of {len(told)})")
+    return result
+
+
+def first_on_machine() -> bool:
+    """Whether this process is the first one of its machine."""
+    if comm.get_world_size() == 1:
+        return True
+    try:
+        return comm.get_local_rank() == 0
+    except AssertionError:  # nobody told Detectron2 which processes share a machine
+        return True
+
+
+def _kind(error: Exception) -> type[DivdrError]:
+    return type(error) if isinstance(error, DivdrError) else DivdrError

@@ -1,10 +1,11 @@
-"""Static experts of a trained DivDR model, from its routes on the training set."""
+"""Static experts of a trained DivDR model, from its routes on the training set, and their files."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm import tqdm
 
+from ..checkpoint import read_weights, write_atomically
 from ..data import build_train_loader
-from ..errors import ConfigError
-from ..inference import Dispatcher, DispatchPlan, StaticNetwork, vote
+from ..errors import CheckpointError, ConfigError
+from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
+from ..routing import DynamicRoutingNetwork
 from .precise_bn import precise_bn_layers, update_precise_bn
 from .solver import build_optimizer
 
@@ -217,3 +220,74 @@ def _with_experts(model: nn.Module) -> RoutingSupervision:
             "MODEL.ROUTING.CLUSTERING.ENABLED, and its checkpoint"
         )
     return routing
+
+
+def save_static_experts(path: str | Path, experts: StaticExperts) -> None:
+    """Write static experts and their dispatcher; ``MODEL.ROUTING.STATIC_EXPERTS`` names the file.
+
+    It holds tensors, numbers and strings alone.
+    """
+    dispatcher = experts.dispatcher
+    state = {
+        "scales_per_layer": list(experts.networks[0].space.scales_per_layer),
+        "dispatch_layers": dispatcher.layers,
+        "weight": dispatcher.weight,
+        "bias": dispatcher.bias,
+        "images": experts.images,
+        "experts": [
+            {
+                "gates": network.route.gates,
+                "initial": network.route.initial,
+                "weights": network.state_dict(),
+            }
+            for network in experts.networks
+        ],
+    }
+    write_atomically(path, state)
+
+
+def load_static_experts(path: str | Path, network: DynamicRoutingNetwork) -> StaticExperts:
+    """Read what :func:`save_static_experts` wrote.
+
+    Args:
+        path: the file.
+        network: the network that the experts were made from.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or belongs to another routing space.
+    """
+    state = read_weights(path)
+    try:
+        if tuple(state["scales_per_layer"]) != network.space.scales_per_layer:
+            raise CheckpointError(f"{path} belongs to another routing space")
+        dispatcher = Dispatcher(state["dispatch_layers"], state["weight"], state["bias"])
+        networks = []
+        for part in state["experts"]:
+            static = StaticNetwork(network, Route(network.space, part["gates"], part["initial"]))
+            static.load_state_dict(part["weights"])
+            networks.append(static.to(next(network.parameters()).device).eval())
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} holds no static experts of this model ({reason})") from None
+    return StaticExperts(networks, dispatcher, state["images"])
+
+
+def use_static_experts(model: nn.Module, path: str | Path) -> None:
+    """Let a trained model run its static experts in evaluation.
+
+    Args:
+        model: with routing attached.
+        path: file of :func:`save_static_experts`.
+
+    Raises:
+        CheckpointError: the file does not fit.
+        ConfigError: the model has no routed backbone.
+    """
+    routing = attached_routing(model)
+    if routing is None:
+        raise ConfigError("MODEL.ROUTING.STATIC_EXPERTS needs a model with a routed backbone")
+    model.eval()
+    experts = load_static_experts(path, routing.backbone.network)
+    routing.backbone.run_with(experts.plan(routing))

@@ -54,20 +54,15 @@ from ..modeling import (
 )
 from ..routing import DynamicRoutingNetwork
 from .about import About
-from .agreement import first_on_machine, together
-from .amp import MixedPrecisionTrainer
-from .box_partition import BoxPartitionHook
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
-from .collaboration_hook import CollaborationHook
-from .cost_target_hook import CostTargetHook
 from .finite import MetricsFile, finite_losses, plain_numbers
-from .hooks import ClusteringHook, DropPathHook, SeedHook, refill_bank
-from .partition_hook import PartitionHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
+from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
-from .setup import make_output_folder, on_available_device, one_sentence
-from .solver import build_lr_scheduler, build_optimizer
+from .setup import first_on_machine, make_output_folder, on_available_device, one_sentence, together
+from .solver import MixedPrecisionTrainer, build_lr_scheduler, build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +310,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict:
         """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
-        table and write ``inference/results.json``. Without a test data set nothing happens."""
+        table and write ``inference/results.json``. Without a test data set nothing happens.
+        """
         if not cfg.DATASETS.TEST:
             return OrderedDict()
         if evaluators is None:

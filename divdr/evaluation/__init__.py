@@ -1,18 +1,17 @@
 """Evaluators, by data set, and those of cost and routing beside them."""
 
-from .backbone_cost import BackboneCostEvaluator
-from .box_head_cost import BoxHeadCostEvaluator
-from .build import (
+from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
+from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
+from .evaluators import (
     build_cost_evaluator,
     build_head_cost_evaluator,
     build_routing_evaluator,
     build_task_evaluator,
     check_evaluators,
+    summary_table,
 )
-from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
-from .table import summary_table
 
 __all__ = [
     "BackboneCostEvaluator",

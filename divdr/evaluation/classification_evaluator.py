@@ -10,7 +10,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 
 from ..errors import DataError
-from .gathering import gathered
+from .routing_evaluator import gathered
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import Backbone
+from detectron2.utils import comm
 from torch import nn
 
 from ..errors import ConfigError
@@ -19,7 +20,18 @@ from ..experts import Diversity, diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
 from ..routing.gate import CLOSED_BELOW
-from .gathering import gathered
+
+Row = TypeVar("Row")
+
+
+def gathered(rows: Sequence[Row]) -> list[Row] | None:
+    """The rows of all processes, one process's after another's; None on all but the main one.
+
+    All processes have to call it.
+    """
+    comm.synchronize()
+    parts = comm.gather(list(rows))
+    return [row for part in parts for row in part] if comm.is_main_process() else None
 
 
 @dataclass

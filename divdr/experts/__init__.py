@@ -5,24 +5,15 @@ them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away f
 `diversity` measures how well that works. `LocalExperts` ties these together for a trainer.
 """
 
-from divdr.experts.assignment import nearest_centre
-from divdr.experts.bank import ActivationBank
-from divdr.experts.clustering_loss import cluster_variance, clustering_loss
-from divdr.experts.clustering_report import ClusteringReport
-from divdr.experts.diversity import Diversity, diversity
-from divdr.experts.kmeans import KMeansResult, kmeans
-from divdr.experts.known_labels import KnownLabels
-from divdr.experts.local_experts import LocalExperts
-from divdr.experts.matching import match_centres
-from divdr.experts.membership import Membership
-from divdr.experts.mixture import gaussian_mixture
-from divdr.experts.recovery import (
-    kmeans_recovery,
-    linear_recovery,
-    matched_share,
-    mixture_recovery,
-)
-from divdr.experts.scaling import gate_weights, weighted
+from .bank import ActivationBank
+from .clustering_loss import cluster_variance, clustering_loss
+from .diversity import ClusteringReport, Diversity, diversity
+from .kmeans import KMeansResult, kmeans, nearest_centre
+from .known_labels import KnownLabels
+from .local_experts import LocalExperts
+from .mixture import gaussian_mixture
+from .partition import Membership, gate_weights, match_centres, weighted
+from .recovery import kmeans_recovery, linear_recovery, matched_share, mixture_recovery
 
 __all__ = [
     "ActivationBank",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from divdr.experts._lloyd import inertia_of, lloyd, means, nearest
-from divdr.experts._seeding import draw, kmeans_plus_plus
+from ._lloyd import inertia_of, lloyd, means, nearest
+from ._seeding import draw, kmeans_plus_plus
 
 # The small copy has at most so many points, and about so many numbers.
 SAMPLE_POINTS = 4096

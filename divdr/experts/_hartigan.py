@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from divdr.experts._lloyd import inertia_of_means, means, partial_distances, smallest
+from ._lloyd import inertia_of_means, means, partial_distances, smallest
 
 # Moves that are selected by their promise in one round, at most.
 _MOST_SELECTED = 64

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from divdr.errors import CheckpointError
-from divdr.routing import several_processes
+from ..errors import CheckpointError
+from ..routing import several_processes
 
 logger = logging.getLogger(__name__)
 

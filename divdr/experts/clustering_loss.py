@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from divdr.experts.assignment import nearest_centre
+from .kmeans import nearest_centre
 
 
 def clustering_loss(

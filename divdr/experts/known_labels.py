@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from divdr.errors import ConfigError, DataError
-from divdr.experts.kmeans import KMeansResult
+from ..errors import ConfigError, DataError
+from .kmeans import KMeansResult
 
 
 class KnownLabels:

@@ -10,19 +10,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from divdr.errors import CheckpointError, ConfigError, DivdrError
-from divdr.experts.assignment import nearest_centre
-from divdr.experts.bank import ActivationBank
-from divdr.experts.clustering_loss import cluster_variance, clustering_loss
-from divdr.experts.clustering_report import ClusteringReport
-from divdr.experts.diversity import diversity
-from divdr.experts.kmeans import KMeansResult
-from divdr.experts.known_labels import KnownLabels
-from divdr.experts.matching import match_centres
-from divdr.experts.membership import Membership
-from divdr.experts.partition import check_partition, find_partition
-from divdr.experts.scaling import check_scaling, gate_weights, weighted
-from divdr.routing import several_processes
+from ..errors import CheckpointError, ConfigError, DivdrError
+from ..routing import several_processes
+from ..settings import ClusteringSettings, KMeansSettings
+from .bank import ActivationBank
+from .clustering_loss import cluster_variance, clustering_loss
+from .diversity import ClusteringReport, diversity
+from .kmeans import KMeansResult, nearest_centre
+from .known_labels import KnownLabels
+from .partition import (
+    Membership,
+    check_partition,
+    check_scaling,
+    find_partition,
+    gate_weights,
+    match_centres,
+    weighted,
+)
 
 # The mixture goes on from the clusters before, but looks at all its starts once more where they
 # changed a lot (adjusted Rand index) and at every so many clusterings.
@@ -47,15 +51,15 @@ class LocalExperts:
         num_experts: int,
         dim: int,
         *,
-        restarts: int = 10,
-        warm_start: bool = False,
-        backend: str = "torch",
+        restarts: int = KMeansSettings.restarts,
+        warm_start: bool = KMeansSettings.warm_start,
+        backend: str = KMeansSettings.backend,
         seed: int = 0,
-        sigma2_floor: float = 1e-4,
+        sigma2_floor: float = ClusteringSettings.sigma2_floor,
         labels: KnownLabels | None = None,
-        scaling: str = "none",
-        partition: str = "kmeans",
-        stability: float = 0.0,
+        scaling: str = ClusteringSettings.scaling,
+        partition: str = ClusteringSettings.partition,
+        stability: float = ClusteringSettings.stability,
         bank_iterations: int = 0,
     ) -> None:
         """Set up experts without centres.

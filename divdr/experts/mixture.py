@@ -11,9 +11,9 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from divdr.errors import ConfigError, DivdrError
-from divdr.experts._tied import Mixtures, TiedPoints
-from divdr.experts.kmeans import KMeansResult, inertia_to, kmeans
+from ..errors import ConfigError, DivdrError
+from ._tied import Mixtures, TiedPoints
+from .kmeans import KMeansResult, inertia_to, kmeans
 
 # Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
 # 0.03 within a cluster should not decide.

@@ -1,24 +1,30 @@
-"""The ways to partition activations among experts."""
+"""Partitions of activations among experts: K-means or mixture, scaled gates, ids that stay."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from divdr.errors import ConfigError
-from divdr.experts.kmeans import KMeansResult, kmeans
-from divdr.experts.mixture import gaussian_mixture
+from ..errors import ConfigError
+from ..settings import ClusteringSettings, KMeansSettings
+from .kmeans import KMeansResult, kmeans
+from .mixture import gaussian_mixture
 
-PARTITIONS = ("kmeans", "mixture")
-BACKENDS = ("torch", "sklearn")
+PARTITIONS = ClusteringSettings.choices("partition")
+BACKENDS = KMeansSettings.choices("backend")
 
 
 def find_partition(
     x: Tensor,
     k: int,
     *,
-    partition: str = "kmeans",
-    restarts: int = 10,
-    backend: str = "torch",
+    partition: str = ClusteringSettings.partition,
+    restarts: int = KMeansSettings.restarts,
+    backend: str = KMeansSettings.backend,
     seed: int = 0,
     centres: Tensor | None = None,
     labels: Tensor | None = None,
@@ -54,3 +60,150 @@ def check_partition(partition: str, backend: str) -> None:
         )
     if backend not in BACKENDS:
         raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
+
+
+@torch.no_grad()
+def match_centres(old: Tensor, new: Tensor) -> Tensor:
+    """Match new centres to old ones so that the sum of distances is least (Hungarian method).
+
+    Args:
+        old: centres (K, D) whose ids are to be kept.
+        new: as many centres (K, D), in any order.
+
+    Returns:
+        Permutation (K,) of int64 on the device of `new`: row k of `new[perm]` takes the id k.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if old.dim() != 2 or old.shape != new.shape:
+        raise ValueError(
+            f"Centres to match must be (K, D) alike, got {tuple(old.shape)} and {tuple(new.shape)}."
+        )
+    cost = torch.cdist(
+        old.detach().cpu().double(),
+        new.detach().cpu().double(),
+        compute_mode="donot_use_mm_for_euclid_dist",
+    )
+    _, columns = linear_sum_assignment(cost.numpy())
+    return torch.as_tensor(columns, dtype=torch.long, device=new.device)
+
+
+class Membership:
+    """The outcome of a clustering, image by image.
+
+    Args:
+        keys: of the images, N.
+        experts: (N,) of int64, their experts.
+    """
+
+    def __init__(self, keys: Sequence[str] = (), experts: Tensor | None = None) -> None:
+        self._keys = list(keys)
+        self._values = torch.zeros(0, dtype=torch.long) if experts is None else experts.cpu()
+        self._experts = dict(zip(self._keys, self._values.tolist(), strict=True))
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the images."""
+        return list(self._keys)
+
+    def of(self, keys: Sequence[str]) -> Tensor | None:
+        """Experts (N,) of int64, −1 for images that were not there; None if none was."""
+        if keys == self._keys:
+            return self._values if self._keys else None
+        found = [self._experts.get(key, -1) for key in keys]
+        return torch.tensor(found) if any(expert >= 0 for expert in found) else None
+
+    def agreement(self, keys: Sequence[str], experts: Tensor) -> float:
+        """How much another clustering agrees with this one, whatever the experts' numbers.
+
+        Returns:
+            The adjusted Rand index over images that are in both: 1 for the same clusters, about 0
+            for unrelated ones. 0 if there are none.
+        """
+        before = self.of(keys)
+        if before is None:
+            return 0.0
+        both = before >= 0
+        return adjusted_rand(before[both], experts.cpu()[both])
+
+    def renamed(self, names: Mapping[str, str]) -> Membership:
+        """The same with other keys, by present key; images without one are left out."""
+        kept = {names[key]: value for key, value in self._experts.items() if key in names}
+        return Membership(list(kept), torch.tensor(list(kept.values()), dtype=torch.long))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keys, and their experts as a tensor."""
+        return {"keys": list(self._experts), "experts": torch.tensor(list(self._experts.values()))}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any] | None) -> Membership:
+        """What :meth:`state_dict` gave; None, as in checkpoints of before, for nobody."""
+        return cls() if state is None else cls(state["keys"], state["experts"].long())
+
+
+def adjusted_rand(one: Tensor, other: Tensor) -> float:
+    """Adjusted Rand index (Hubert and Arabie, 1985) of two clusterings (N,), N >= 1.
+
+    Args:
+        one: cluster of each point, from 0.
+        other: likewise.
+    """
+    width = int(other.max()) + 1
+    counts = torch.bincount(one * width + other).double()
+    pairs = _pairs(counts)
+    of_one, of_other = _pairs(torch.bincount(one).double()), _pairs(torch.bincount(other).double())
+    total = len(one) * (len(one) - 1) / 2
+    if pairs == of_one == of_other:  # the same clusters, also where there is a single pair or none
+        return 1.0
+    chance = of_one * of_other / total
+    return (pairs - chance) / ((of_one + of_other) / 2 - chance)
+
+
+def _pairs(counts: Tensor) -> float:
+    return float((counts * (counts - 1) / 2).sum())
+
+
+SCALINGS = ClusteringSettings.choices("scaling")
+
+# Gates whose spread is far below this are noise, and are not blown up to the size of the others.
+_FLOOR = 0.1
+
+
+def gate_weights(rows: Tensor, scaling: str) -> Tensor | None:
+    """What each gate is multiplied by before distances are taken.
+
+    K-means follows the directions of largest variance. In A(x) those can be a few gates that open
+    and close fully, while others that tell subsets apart move less. "std" divides each by its
+    spread, 1 / (standard deviation + 0.1), and scales all alike so that the total variance stays
+    what it was. The papers do not do this; what it changed is in docs/results/controlled_study.md.
+
+    Args:
+        rows: activations (N, D).
+        scaling: "none" or "std".
+
+    Returns:
+        Positive weights (D,) in the dtype of ``rows``; None for "none".
+    """
+    if scaling == "none":
+        return None
+    variance = rows.double().var(0, unbiased=False)
+    weights = 1 / (variance.sqrt() + _FLOOR)
+    spread = (variance * weights.square()).sum()
+    if spread > 0:
+        weights = weights * (variance.sum() / spread).sqrt()
+    return weights.to(rows)
+
+
+def check_scaling(scaling: str) -> None:
+    """Raises ConfigError for an unknown scaling."""
+    if scaling not in SCALINGS:
+        raise ConfigError(
+            f"MODEL.ROUTING.CLUSTERING.SCALING must be one of {', '.join(SCALINGS)}, "
+            f"not {scaling!r}"
+        )
+
+
+def weighted(x: Tensor, weights: Tensor | None) -> Tensor:
+    """``x`` (…, D) times the weights, or as it is."""
+    return x if weights is None else x * weights.to(x.device)

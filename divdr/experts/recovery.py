@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from divdr.experts.kmeans import kmeans
-from divdr.experts.mixture import gaussian_mixture
+from .kmeans import kmeans
+from .mixture import gaussian_mixture
 
 
 def matched_share(assignment: Tensor, labels: Tensor) -> float:

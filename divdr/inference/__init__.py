@@ -1,12 +1,9 @@
 """Running a trained network fast: conditional execution, routes fixed by hand, static experts."""
 
-from .current import CurrentPlan
-from .dispatch import DispatchPlan
-from .dispatcher import Dispatcher
-from .plan import InferencePlan
-from .route import Route
+from .dispatch import Dispatcher, DispatchPlan
+from .plan import CurrentPlan, InferencePlan
+from .route import Route, vote
 from .static_network import StaticNetwork
-from .vote import vote
 
 __all__ = [
     "CurrentPlan",

@@ -1,13 +1,70 @@
-"""A convolution made ready to run: folded, in one precision, channels last."""
+"""A convolution made ready to run: folded, in one precision, channels last, fused if possible."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import onednn
-from .folding import fold
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested plain ``nn.Sequential`` containers, in the order they run."""
+    # A subclass may run its children in another way, so it counts as one layer.
+    if type(module) is not nn.Sequential:
+        yield module
+        return
+    for child in module:
+        yield from leaves(child)
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a module is exactly ``nn.Conv2d``, zero padded, with numbers for its padding."""
+    return (
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def is_foldable_norm(module: nn.Module) -> bool:
+    """Whether a module normalises by running statistics: BN, SyncBN, FrozenBN and their like."""
+    return (
+        not module.training
+        and not list(module.children())
+        and isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(getattr(module, "running_var", None), Tensor)
+        and hasattr(module, "eps")
+        and hasattr(module, "weight")
+        and hasattr(module, "bias")
+    )
+
+
+def fold(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one convolution that does what ``conv`` and then ``norm`` do.
+
+    Args:
+        conv: the convolution, (O, I, kH, kW).
+        norm: a normalisation (``is_foldable_norm``) of O channels; None for the bare convolution.
+
+    Returns:
+        Weight (O, I, kH, kW) and bias (O,), None for none, in float64: the caller rounds once.
+    """
+    weight = conv.weight.detach().double()
+    bias = None if conv.bias is None else conv.bias.detach().double()
+    if norm is None:
+        return weight, bias
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean * scale if bias is None else (bias - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return weight * scale[:, None, None, None], shift
 
 
 class Convolution:
@@ -34,7 +91,7 @@ class Convolution:
         assert not isinstance(conv.padding, str)
         self._stride, self._padding = list(conv.stride), list(conv.padding)
         self._dilation, self._groups = list(conv.dilation), conv.groups
-        self._fused = onednn.available(self._weight)
+        self._fused = fusing_available(self._weight)
         pointwise = conv.kernel_size == (1, 1) and self._stride == [1, 1] and self._groups == 1
         # In fp32 the fused sum gains nothing over a sum of its own, in bf16 it does.
         self._sums = (
@@ -45,12 +102,150 @@ class Convolution:
         """(N, C, H, W) → (N, C', H', W'), memory of its own."""
         options = (self._stride, self._padding, self._dilation, self._groups)
         if self._fused:
-            return onednn.convolution(x, self._weight, self._bias, *options, self.relu)
+            return fused(x, self._weight, self._bias, *options, self.relu)
         y = F.conv2d(x, self._weight, self._bias, *options)
         return y.relu_() if self.relu else y
 
     def onto(self, total: Tensor, x: Tensor) -> Tensor:
         """ReLU(``total`` + convolution of ``x``), in the memory of ``total``."""
-        if self._sums and onednn.can_sum(total, x):
-            return onednn.convolution_onto(total, x, self._weight, self._bias)
+        if self._sums and can_sum_onto(total, x):
+            return fused_onto(total, x, self._weight, self._bias)
         return total.add_(self(x)).relu_()
+
+
+Step = Callable[[Tensor], Tensor]
+
+
+class AsItIs:
+    """A layer of the network that the plan does not know: it runs itself, in its own precision."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the layer makes of a map, in the map's own precision."""
+        if self._dtype is None or self._dtype == x.dtype:
+            return self._layer(x)
+        return self._layer(x.to(self._dtype)).to(x.dtype)
+
+
+class Chain:
+    """A module made of layers in a row.
+
+    Attributes:
+        steps: what runs.
+
+    Args:
+        module: the module of the network, in evaluation.
+        dtype: precision of the maps.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.steps: list[Step] = []
+        layers = [m for m in leaves(module) if type(m) is not nn.Identity]
+        while layers:
+            layer = layers.pop(0)
+            if not is_plain_convolution(layer):
+                self.steps.append(AsItIs(layer))
+                continue
+            assert isinstance(layer, nn.Conv2d)
+            norm = layers.pop(0) if layers and is_foldable_norm(layers[0]) else None
+            relu = bool(layers) and type(layers[0]) is nn.ReLU
+            if relu:
+                layers.pop(0)
+            self.steps.append(Convolution(layer, norm, relu, dtype))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it returns its input."""
+        return not self.steps
+
+    @property
+    def owns_result(self) -> bool:
+        """Whether its result is memory of its own, that nothing else looks at."""
+        return bool(self.steps) and isinstance(self.steps[-1], Convolution)
+
+    @property
+    def tail(self) -> Convolution | None:
+        """The last step if that is a convolution without ReLU."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, Convolution) and not last.relu else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H', W')."""
+        for step in self.steps:
+            x = step(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """All steps but the last."""
+        for step in self.steps[:-1]:
+            x = step(x)
+        return x
+
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """``conv2d`` and, if ``relu``, ReLU: (N, C, H, W) → (N, C', H', W')."""
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], ""
+    )
+
+
+def fused_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``total`` ← ReLU(``total`` + pointwise convolution of ``x``), in place.
+
+    Only for maps where :func:`can_sum_onto` holds.
+    """
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
+    )
+
+
+def can_sum_onto(total: Tensor, x: Tensor) -> bool:
+    """Whether the fused sum takes these maps: it fails where it cannot tell channels last apart."""
+    layout = torch.channels_last
+    return (
+        x.shape[1] > 1
+        and x.shape[2] * x.shape[3] > 1
+        and total.is_contiguous(memory_format=layout)
+        and x.is_contiguous(memory_format=layout)
+    )
+
+
+def fusing_available(tensor: Tensor) -> bool:
+    """Whether the fused operations serve a tensor's device and precision."""
+    if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+        return False
+    return torch.backends.mkldnn.is_available() and _works(tensor.dtype)
+
+
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Try both on small numbers that every precision holds exactly."""
+    with torch.inference_mode(False), torch.no_grad():
+        x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
+        bias = torch.tensor([1.0, -2.0, 0.0]).to(dtype)
+        wanted = F.conv2d(x.float(), weight.float(), bias.float())
+        total = x.clone()
+        try:
+            one = fused(x, weight, bias, [1, 1], [0, 0], [1, 1], 1, True)
+            fused_onto(total, x, weight, bias)
+        except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+            return False
+        right = one.float().equal(wanted.relu())
+        return right and total.float().equal((wanted + x.float()).relu())

@@ -10,14 +10,12 @@ from .attach import (
     with_routing,
 )
 from .backbone import DynamicRouting, Executor, find_backbone
-from .classification import CLASSIFIER_REGISTRY, ImageClassifier
-from .clustering import cluster_and_log
-from .cost import backbone_macs, neck_macs
+from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .decoder import DynamicRoutingDecoder
-from .neck import ProjectionNeck
+from .neck import ProjectionNeck, StaticBackbone, static_model
+from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
-from .static import StaticBackbone, static_model
-from .supervision import ClusteringLossSettings, RoutingSupervision
+from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 
 __all__ = [
     "CLASSIFIER_REGISTRY",

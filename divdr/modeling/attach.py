@@ -15,13 +15,12 @@ from torch import nn
 from ..errors import ConfigError
 from ..experts import KnownLabels, LocalExperts
 from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
-from ..routing.budget import check_per
+from ..routing.cost_target import check_per
+from ..settings import BudgetSettings, ClusteringSettings, RoutingSettings
 from .backbone import DynamicRouting, find_backbone
 from .supervision import ClusteringLossSettings, RoutingSupervision
 
 _ATTRIBUTE = "_divdr_routing"
-
-BANKS = ("latest", "recent", "subset", "exact")
 
 
 def attach_routing(
@@ -30,8 +29,8 @@ def attach_routing(
     num_experts: int = 0,
     clustering: ClusteringLossSettings | None = None,
     budget: Ramp | None = None,
-    budget_target: float = 0.1,
-    budget_per: str = "image",
+    budget_target: float = BudgetSettings.target,
+    budget_per: str = BudgetSettings.per,
     periods: Periods | None = None,
     cost_target: CostTarget | None = None,
     save_bank: bool = True,
@@ -99,17 +98,23 @@ def _check_cost_target(model: nn.Module, budget: Ramp | None) -> None:
         raise ConfigError('a cost target needs gates to steer, and MODEL.ROUTING.GATE is "none"')
 
 
-def with_routing(model: nn.Module, **settings: Any) -> nn.Module:
+def with_routing(
+    model: nn.Module, *, routing: RoutingSettings | None = None, **settings: Any
+) -> nn.Module:
     """The model itself, with routing attached: for LazyConfig, whose models are calls.
 
     Args:
         model: a Detectron2 model with one ``DynamicRouting`` backbone.
-        settings: of :func:`attach_routing`.
+        routing: settings of budget and clustering, whole.
+        settings: with ``routing`` of :func:`attach_settings`, and else of :func:`attach_routing`.
 
     Raises:
         ValueError: see :func:`attach_routing`.
     """
-    attach_routing(model, **settings)
+    if routing is not None:
+        attach_settings(model, routing, **settings)
+    else:
+        attach_routing(model, **settings)
     return model
 
 
@@ -129,91 +134,111 @@ def attach_routing_from_config(
     """
     if not any(isinstance(m, DynamicRouting) for m in model.modules()):
         return None
-    routing = cfg.MODEL.ROUTING
-    settings = routing.CLUSTERING
-    if settings.GATES not in ("after", "before"):
-        raise ConfigError(
-            f'MODEL.ROUTING.CLUSTERING.GATES must be "after" or "before", not {settings.GATES!r}'
-        )
-    _check_bank(cfg, cluster)
-    max_iter = cfg.SOLVER.MAX_ITER
-    budget = routing.BUDGET
-    return attach_routing(
+    solver = cfg.SOLVER
+    return attach_settings(
         model,
-        num_experts=settings.NUM_EXPERTS if settings.ENABLED else 0,
-        clustering=ClusteringLossSettings(
-            weight=settings.WEIGHT,
-            margin=settings.MARGIN,
-            squared=settings.SQUARED,
-            gates=settings.GATES,
-            update_bank=settings.BANK in ("latest", "recent"),
-        ),
-        budget=Ramp(
-            budget.WEIGHT,
-            to_iterations(budget.START, max_iter),
-            to_iterations(budget.RAMP, max_iter),
-        ),
-        budget_target=budget.TARGET,
-        budget_per=budget.PER,
-        cost_target=cost_target_from_config(cfg),
-        periods=periods_from_config(cfg) if cluster else None,
-        # A run that stops to be continued, as those that studies fork, hands its bank on.
-        save_bank=settings.WEIGHT > 0 or 0 < cfg.SOLVER.STOP_ITER < max_iter,
-        bank_iterations=settings.BANK_ITERATIONS if settings.BANK == "recent" else 0,
-        restarts=settings.KMEANS.RESTARTS,
-        warm_start=settings.KMEANS.WARM_START,
-        backend=settings.KMEANS.BACKEND,
+        RoutingSettings.of(cfg.MODEL.ROUTING),
+        max_iter=solver.MAX_ITER,
+        batch_size=solver.IMS_PER_BATCH,
         seed=max(0, cfg.SEED),
-        sigma2_floor=settings.SIGMA2_FLOOR,
-        scaling=settings.SCALING,
-        partition=settings.PARTITION,
-        stability=settings.STABILITY,
-        labels=KnownLabels.from_file(settings.LABELS) if settings.LABELS else None,
+        cluster=cluster,
+        # A run that stops to be continued, as those that studies fork, hands its bank on.
+        stops=0 < solver.STOP_ITER < solver.MAX_ITER,
     )
 
 
-def _check_bank(cfg: CfgNode, cluster: bool) -> None:
-    settings = cfg.MODEL.ROUTING.CLUSTERING
-    bank, experts = settings.BANK, settings.NUM_EXPERTS
-    if bank not in BANKS:
-        raise ConfigError(
-            f"MODEL.ROUTING.CLUSTERING.BANK must be one of {', '.join(BANKS)}, not {bank!r}"
-        )
-    if cluster and bank in ("subset", "exact"):
-        raise ConfigError(
-            f'MODEL.ROUTING.CLUSTERING.BANK "{bank}" passes over training images, which a model '
-            "cannot do from its forward; use divdr.engine.ClusteringHook"
-        )
-    seen = settings.BANK_ITERATIONS * cfg.SOLVER.IMS_PER_BATCH
-    if bank == "recent" and (settings.BANK_ITERATIONS < 1 or seen < experts):
-        raise ConfigError(
-            f"MODEL.ROUTING.CLUSTERING.BANK_ITERATIONS must be 1 or more and see {experts} images, "
-            f"one for each expert, but {settings.BANK_ITERATIONS} iterations see {max(0, seen)}"
-        )
-    if bank == "subset" and max(1, experts) > settings.BANK_IMAGES:
-        raise ConfigError(
-            f"MODEL.ROUTING.CLUSTERING.BANK_IMAGES must be at least the number of experts, "
-            f"{experts}, not {settings.BANK_IMAGES}"
-        )
+def attach_settings(
+    model: nn.Module,
+    settings: RoutingSettings,
+    *,
+    max_iter: int,
+    batch_size: int,
+    seed: int = 0,
+    cluster: bool = True,
+    stops: bool = False,
+) -> RoutingSupervision:
+    """Attach as settings say, whose times may be shares of training.
 
-
-def cost_target_from_config(cfg: CfgNode) -> CostTarget | None:
-    """What ``cfg.MODEL.ROUTING.BUDGET`` drives the real cost to; None if to nothing.
+    Args:
+        model: a Detectron2 model with one ``DynamicRouting`` backbone.
+        settings: of which those of budget and clustering are taken.
+        max_iter: length of training.
+        batch_size: images of an iteration, of all processes together.
+        seed: of K-means.
+        cluster: let training forwards cluster the bank when it is due.
+        stops: whether the run will be continued, and needs the bank in any case.
 
     Raises:
-        ConfigError: a setting is out of its range.
+        ValueError: see :func:`attach_routing`.
+        ConfigError: settings contradict each other, or the model.
     """
-    budget, max_iter = cfg.MODEL.ROUTING.BUDGET, cfg.SOLVER.MAX_ITER
-    if budget.TARGET_SHARE == 0 and budget.TARGET_GFLOPS == 0:
+    clustering, budget = settings.clustering, settings.budget
+    _check_bank(clustering, batch_size, cluster)
+    return attach_routing(
+        model,
+        num_experts=clustering.num_experts if clustering.enabled else 0,
+        clustering=ClusteringLossSettings(
+            weight=clustering.weight,
+            margin=clustering.margin,
+            squared=clustering.squared,
+            gates=clustering.gates,
+            update_bank=clustering.bank in ("latest", "recent"),
+        ),
+        budget=Ramp(
+            budget.weight,
+            to_iterations(budget.start, max_iter),
+            to_iterations(budget.ramp, max_iter),
+        ),
+        budget_target=budget.target,
+        budget_per=budget.per,
+        cost_target=_cost_target(budget, max_iter),
+        periods=_periods(clustering, max_iter) if cluster else None,
+        save_bank=clustering.weight > 0 or stops,
+        bank_iterations=clustering.bank_iterations if clustering.bank == "recent" else 0,
+        restarts=clustering.kmeans.restarts,
+        warm_start=clustering.kmeans.warm_start,
+        backend=clustering.kmeans.backend,
+        seed=seed,
+        sigma2_floor=clustering.sigma2_floor,
+        scaling=clustering.scaling,
+        partition=clustering.partition,
+        stability=clustering.stability,
+        labels=KnownLabels.from_file(clustering.labels) if clustering.labels else None,
+    )
+
+
+def _check_bank(clustering: ClusteringSettings, batch_size: int, cluster: bool) -> None:
+    bank, experts, key = clustering.bank, clustering.num_experts, clustering.KEY
+    if cluster and bank in ("subset", "exact"):
+        raise ConfigError(
+            f'{key}.BANK "{bank}" passes over training images, which a model cannot do from its '
+            "forward; use divdr.engine.ClusteringHook"
+        )
+    seen = clustering.bank_iterations * batch_size
+    if bank == "recent" and seen < experts:
+        raise ConfigError(
+            f"{key}.BANK_ITERATIONS must be 1 or more and see {experts} images, one for each "
+            f"expert, but {clustering.bank_iterations} iterations see {max(0, seen)}"
+        )
+    if bank == "subset" and max(1, experts) > clustering.bank_images:
+        raise ConfigError(
+            f"{key}.BANK_IMAGES must be at least the number of experts, {experts}, not "
+            f"{clustering.bank_images}"
+        )
+
+
+def _cost_target(budget: BudgetSettings, max_iter: int) -> CostTarget | None:
+    """What the real cost is driven to; None if to nothing."""
+    if budget.target_share == 0 and budget.target_gflops == 0:
         return None
     return CostTarget(
-        share=budget.TARGET_SHARE,
-        gflops=budget.TARGET_GFLOPS,
-        start=to_iterations(budget.TARGET_START, max_iter),
-        ramp=to_iterations(budget.TARGET_RAMP, max_iter),
-        gain=budget.TARGET_GAIN,
-        memory=budget.TARGET_MEMORY,
-        temperature=budget.TARGET_TEMPERATURE,
+        share=budget.target_share,
+        gflops=budget.target_gflops,
+        start=to_iterations(budget.target_start, max_iter),
+        ramp=to_iterations(budget.target_ramp, max_iter),
+        gain=budget.target_gain,
+        memory=budget.target_memory,
+        temperature=budget.target_temperature,
     )
 
 
@@ -223,9 +248,12 @@ def periods_from_config(cfg: CfgNode) -> Periods:
     Raises:
         ConfigError: a setting is out of its range.
     """
-    settings = cfg.MODEL.ROUTING.CLUSTERING
-    start = to_iterations(settings.START, cfg.SOLVER.MAX_ITER)
-    return Periods(start, settings.PERIOD, settings.PERIOD_GROWTH)
+    return _periods(ClusteringSettings.of(cfg.MODEL.ROUTING.CLUSTERING), cfg.SOLVER.MAX_ITER)
+
+
+def _periods(clustering: ClusteringSettings, max_iter: int) -> Periods:
+    start = to_iterations(clustering.start, max_iter)
+    return Periods(start, clustering.period, clustering.period_growth)
 
 
 def attached_routing(model: nn.Module) -> RoutingSupervision | None:

@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from detectron2.utils import comm
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..inference import CurrentPlan, InferencePlan, Route
-from ..routing import DEFAULT_OPS, DynamicRoutingNetwork, Routing, RoutingSpace
-from .norm import norm_factory
+from ..routing import (
+    BatchNorm,
+    DynamicRoutingNetwork,
+    Routing,
+    RoutingSpace,
+    SynchronisedBatchNorm,
+)
+from ..routing.ops import NormFactory
+from ..settings import RoutingSettings
+
+# Detectron2's names for normalisation over the images of all processes.
+_SYNCHRONISED = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+
+def norm_factory(name: str) -> NormFactory:
+    """Maker of the normalisation that Detectron2 knows by ``name``.
+
+    "" is SyncBN where several processes train, on whatever device, and BN otherwise. All of
+    Detectron2's synchronised kinds are ``divdr.routing.SynchronisedBatchNorm``, as theirs do not
+    bear cells that the images of some process do not reach. "GN" has as many of 32 groups as
+    divide the channels.
+
+    Raises:
+        ConfigError: Detectron2 knows no such normalisation.
+    """
+    if not name:
+        name = "SyncBN" if comm.get_world_size() > 1 else "BN"
+    if name == "BN":
+        return BatchNorm
+    if name in _SYNCHRONISED:
+        return SynchronisedBatchNorm
+    # Detectron2's GN has 32 groups always, more than a narrow cell has channels.
+    if name == "GN":
+        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
+    try:
+        get_norm(name, 2)
+    except KeyError:
+        raise ConfigError(f"unknown normalisation {name!r}") from None
+    return lambda channels: get_norm(name, channels)
+
 
 Executor = Callable[[Tensor], tuple[list[Tensor], Routing]]
 """Runs images (N, C, H, W) as a network does: maps and record."""
 
-INFERENCE_KINDS = ("plan", "reference")
+INFERENCE_KINDS = RoutingSettings.choices("inference")
 INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+# Arguments of the backbone that are settings of the same name.
+_SETTINGS = (
+    *("layers", "scales", "scales_per_layer", "channels", "ops", "gate", "gate_bias", "norm"),
+    *("drop_path", "reach", "inference", "inference_dtype", "conditional_training"),
+)
+
+
+def _arguments(settings: RoutingSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in _SETTINGS}
 
 
 class _LastRouting(threading.local):
@@ -75,20 +127,20 @@ class DynamicRouting(Backbone):
     def __init__(
         self,
         *,
-        layers: int = 16,
-        scales: int = 4,
-        scales_per_layer: Sequence[int] = (),
-        channels: int = 64,
-        ops: Sequence[str] = DEFAULT_OPS,
-        gate: str = "small",
-        gate_bias: float = 1.5,
-        norm: str = "",
-        drop_path: float = 0.0,
-        reach: str = "open",
+        layers: int = RoutingSettings.layers,
+        scales: int = RoutingSettings.scales,
+        scales_per_layer: Sequence[int] = RoutingSettings.scales_per_layer,
+        channels: int = RoutingSettings.channels,
+        ops: Sequence[str] = RoutingSettings.ops,
+        gate: str = RoutingSettings.gate,
+        gate_bias: float = RoutingSettings.gate_bias,
+        norm: str = RoutingSettings.norm,
+        drop_path: float = RoutingSettings.drop_path,
+        reach: str = RoutingSettings.reach,
         in_channels: int = 3,
-        inference: str = "plan",
-        inference_dtype: str = "float32",
-        conditional_training: bool = False,
+        inference: str = RoutingSettings.inference,
+        inference_dtype: str = RoutingSettings.inference_dtype,
+        conditional_training: bool = RoutingSettings.conditional_training,
     ) -> None:
         super().__init__()
         if inference not in INFERENCE_KINDS:
@@ -124,23 +176,13 @@ class DynamicRouting(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         """Arguments from ``cfg.MODEL.ROUTING``."""
-        routing = cfg.MODEL.ROUTING
-        return {
-            "layers": routing.LAYERS,
-            "scales": routing.SCALES,
-            "scales_per_layer": routing.SCALES_PER_LAYER,
-            "channels": routing.CHANNELS,
-            "ops": routing.OPS,
-            "gate": routing.GATE,
-            "gate_bias": routing.GATE_BIAS,
-            "norm": routing.NORM,
-            "drop_path": routing.DROP_PATH,
-            "reach": routing.REACH,
-            "in_channels": input_shape.channels,
-            "inference": routing.INFERENCE,
-            "inference_dtype": routing.INFERENCE_DTYPE,
-            "conditional_training": routing.CONDITIONAL_TRAINING,
-        }
+        settings = RoutingSettings.of(cfg.MODEL.ROUTING)
+        return {"in_channels": input_shape.channels, **_arguments(settings)}
+
+    @classmethod
+    def of(cls, settings: RoutingSettings, in_channels: int = 3) -> DynamicRouting:
+        """The backbone that settings describe; those of losses and clustering concern it not."""
+        return cls(in_channels=in_channels, **_arguments(settings))
 
     @property
     def routing(self) -> Routing | None:

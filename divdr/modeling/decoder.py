@@ -9,9 +9,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..routing.layers import conv_norm, initialise
-from ..routing.macs import count_macs
-from .norm import norm_factory
+from ..routing.cost import count_macs
+from ..routing.ops import conv_norm, initialise
+from .backbone import norm_factory
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

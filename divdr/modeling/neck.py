@@ -1,4 +1,4 @@
-"""Necks over the routed maps: equal channels at every level, as detectors want them.
+"""Necks over the routed maps, equal channels at every level, and models on static sub-networks.
 
 Shapes: "res2" is (N, C, H/4, W/4), "res3" (N, 2C, H/8, W/8), …; "p2", "p3", … have the same rows
 and columns and one number of channels.
@@ -6,6 +6,7 @@ and columns and one number of channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -13,12 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..inference import StaticNetwork
 from ..routing import tie
-from .backbone import DynamicRouting
-from .norm import norm_factory
+from .backbone import DynamicRouting, find_backbone, norm_factory
 
 
 class ProjectionNeck(Backbone):
@@ -150,3 +151,56 @@ def _fpn(cfg: CfgNode, bottom_up: DynamicRouting, top_block) -> FPN:
         top_block=top_block,
         fuse_type=fpn.FUSE_TYPE,
     )
+
+
+class StaticBackbone(Backbone):
+    """A static sub-network as a backbone: the features of the routed one, without routing.
+
+    Args:
+        network: the sub-network.
+        routed: the backbone that it comes from.
+
+    Attributes:
+        network: as given; its parameters keep the names that they had.
+    """
+
+    def __init__(self, network: StaticNetwork, routed: DynamicRouting) -> None:
+        super().__init__()
+        self.network = network
+        self._shapes = routed.output_shape()
+        self._divisibility = routed.size_divisibility
+
+    @property
+    def size_divisibility(self) -> int:
+        """As of the routed backbone."""
+        return self._divisibility
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every feature."""
+        return dict(self._shapes)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) → {"res2": (N, C, H/4, W/4), "res3": …}."""
+        return dict(zip(self._shapes, self.network(x), strict=True))
+
+
+def static_model(model: nn.Module, network: StaticNetwork) -> nn.Module:
+    """A copy of a model that runs a static sub-network, which it holds itself, not as a copy.
+
+    What routing is attached to the model does nothing in the copy.
+
+    Args:
+        model: a Detectron2 model with one ``DynamicRouting`` backbone, wherever it sits.
+        network: of that backbone.
+
+    Raises:
+        ValueError: the model has no such backbone, or several, or is nothing but the backbone.
+    """
+    duplicate = copy.deepcopy(model)
+    routed = find_backbone(duplicate)
+    for parent in duplicate.modules():
+        for name, child in parent.named_children():
+            if child is routed:
+                setattr(parent, name, StaticBackbone(network, routed))
+                return duplicate
+    raise ValueError("the model is nothing but the backbone; there is no place to put another")

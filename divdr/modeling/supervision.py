@@ -8,16 +8,117 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ..errors import DataError
 from ..experts import LocalExperts
 from ..image_keys import former_key, image_keys, recognise
-from ..routing import CostController, Periods, Ramp, Routing, budget_loss
+from ..routing import (
+    BatchCost,
+    CostController,
+    DynamicRoutingNetwork,
+    Periods,
+    Ramp,
+    Routing,
+    budget_loss,
+    process_count,
+    several_processes,
+)
+from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
-from .clustering import cluster_and_log
-from .cost_control import cost_target_loss
+
+
+def cost_target_loss(
+    controller: CostController,
+    network: DynamicRoutingNetwork,
+    routing: Routing,
+    iteration: int,
+    storage: EventStorage | None,
+) -> Tensor:
+    """λ · (real cost above the set point, as a share of what gates decide upon).
+
+    The controller moves on with every batch that is trained on, and in no other.
+
+    Args:
+        controller: gives λ and the set point.
+        network: that made the record.
+        routing: record of a batch.
+        iteration: of training, from 0.
+        storage: where share and multiplier are logged.
+
+    Raises:
+        ConfigError: no route of the training images costs what is asked for.
+    """
+    costs = torch.stack(
+        [
+            routing.real_cost.mean(),
+            routing.real_cost.new_tensor(routing.fixed_cost),
+            routing.real_cost.new_tensor(routing.full_real_cost),
+        ]
+    )
+    # Passes without gradients (precise BatchNorm) are no training.
+    trained = torch.is_grad_enabled()
+    batch = BatchCost(*(_mean_over_processes(costs) if trained else costs).tolist())
+    if trained:
+        controller.observe(batch, iteration)
+    multiplier = controller.multiplier(batch, iteration)
+    if trained and storage is not None:
+        span = batch.full - batch.fixed
+        storage.put_scalar("train/real_share", (batch.real - batch.fixed) / span)
+        storage.put_scalar("train/budget_multiplier", multiplier)
+    temperature = controller.target.temperature
+    cost = network.steerable_cost(routing, temperature, closing=multiplier > 0).mean()
+    above = (cost - controller.set_point(batch, iteration)) / controller.span(batch)
+    return multiplier * above
+
+
+def _mean_over_processes(values: Tensor) -> Tensor:
+    if several_processes():
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= process_count()
+    return values
+
+
+def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage | None) -> None:
+    """Cluster the bank; a collective call.
+
+    Writes, under ``clustering/``: inter_experts, intra_pairs_experts, intra_centre_experts (the new
+    experts over the bank), sigma2, movement, inertia, seconds, agreement, and size_K of every
+    expert. Waits, with a line in the log, while the bank
+    holds fewer images than there are experts.
+
+    Args:
+        experts: bank and centres.
+        iteration: of training.
+        storage: where the figures go; None: nowhere.
+    """
+    report = experts.cluster(iteration)
+    if report is None:
+        logger.info(
+            "Clustering waits: %d activations for %d experts",
+            len(experts.bank),
+            experts.num_experts,
+        )
+        return
+    if storage is None:
+        return
+    values = {
+        "inter_experts": report.inter,
+        "intra_pairs_experts": report.intra_pairs,
+        "intra_centre_experts": report.intra_centre,
+        "sigma2": report.sigma2,
+        "movement": report.movement,
+        "inertia": report.inertia,
+        "seconds": report.seconds,
+        "agreement": report.agreement,
+        **{f"size_{expert}": size for expert, size in enumerate(report.sizes)},
+    }
+    for name, value in values.items():
+        storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
+
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +135,10 @@ class ClusteringLossSettings:
         update_bank: note activations while training (the "latest" bank).
     """
 
-    weight: float = 0.1
-    margin: float = 1.0
-    squared: bool = False
-    gates: str = "after"
+    weight: float = ClusteringSettings.weight
+    margin: float = ClusteringSettings.margin
+    squared: bool = ClusteringSettings.squared
+    gates: str = ClusteringSettings.gates
     update_bank: bool = True
 
 
@@ -69,7 +170,7 @@ class RoutingSupervision:
         periods: Periods | None = None,
         cost: CostController | None = None,
         save_bank: bool = True,
-        budget_per: str = "image",
+        budget_per: str = BudgetSettings.per,
     ) -> None:
         self.backbone = backbone
         self.experts = experts

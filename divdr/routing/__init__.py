@@ -1,16 +1,22 @@
 """The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
 
-from .batch_norm import BatchNorm, SynchronisedBatchNorm, merge_moments, moments
-from .budget import budget_loss
-from .cost import CellCost, CostTable, CostTensors, cost_table
-from .cost_target import BatchCost, CostController, CostTarget
-from .macs import count_macs
+from .batch_norm import (
+    BatchNorm,
+    SynchronisedBatchNorm,
+    from_all_processes,
+    merge_moments,
+    moments,
+    process_count,
+    several_processes,
+    tie,
+)
+from .cost import CellCost, CostTable, CostTensors, cost_table, count_macs
+from .cost_target import BatchCost, CostController, CostTarget, budget_loss
 from .network import DEFAULT_OPS, DynamicRoutingNetwork
 from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
-from .ties import from_all_processes, process_count, several_processes, tie
 
 __all__ = [
     "DEFAULT_OPS",

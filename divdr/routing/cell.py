@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
-from .drop_path import DropPathSchedule, drop_path
 from .gate import CLOSED_BELOW, Gate, open_gates
-from .layers import NormFactory, conv_norm
-from .ops import build_op
+from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
 
 @dataclass
-class Departure:
+class CellOutput:
     """Maps that leave a cell along one transform.
 
     Attributes:
@@ -44,14 +42,14 @@ class CellResult:
         logits: (n, 3) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
         gates: (n, 3) gate values.
         leads: (n, 3) bool, open paths; keep is one of them for a closed cell.
-        departures: the maps that go on.
+        cell_outputs: the maps that go on.
         skipped: layers that conditional training left out.
     """
 
     logits: Tensor
     gates: Tensor
     leads: Tensor
-    departures: list[Departure]
+    cell_outputs: list[CellOutput]
     skipped: list[nn.Module] = field(default_factory=list)
 
 
@@ -141,11 +139,11 @@ class Cell(nn.Module):
         if KEEP in self.node.transforms:
             leads[:, KEEP] |= closed
         if not self.training:
-            departures = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
-            return CellResult(logits, gates, leads, departures)
+            cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
+            return CellResult(logits, gates, leads, cell_outputs)
         needed = self._needed(gates)
-        departures = self._run_needed(x, gates, closed, needed, up_size)
-        return CellResult(logits, gates, leads, departures, self._others(needed))
+        cell_outputs = self._run_needed(x, gates, closed, needed, up_size)
+        return CellResult(logits, gates, leads, cell_outputs, self._others(needed))
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (x.shape[0], len(TRANSFORMS))
@@ -180,19 +178,19 @@ class Cell(nn.Module):
         closed: Tensor,
         needed: Sequence[int],
         up_size: tuple[int, int] | None,
-    ) -> list[Departure]:
+    ) -> list[CellOutput]:
         if not needed:
             self._draw_drop_path(x)
-            return [Departure(KEEP, x, None)] if KEEP in self.node.transforms else []
+            return [CellOutput(KEEP, x, None)] if KEEP in self.node.transforms else []
         feature = self._feature(x)
-        departures = []
+        cell_outputs = []
         for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
             maps = self._transform(feature, transform, weight, up_size)
             if transform == KEEP:
                 maps = torch.where(closed[:, None, None, None], x.to(maps.dtype), maps)
-            departures.append(Departure(transform, maps, None))
-        return departures
+            cell_outputs.append(CellOutput(transform, maps, None))
+        return cell_outputs
 
     def _run_open(
         self,
@@ -201,14 +199,14 @@ class Cell(nn.Module):
         opened: Tensor,
         closed: Tensor,
         up_size: tuple[int, int] | None,
-    ) -> list[Departure]:
-        departures = []
+    ) -> list[CellOutput]:
+        cell_outputs = []
         passing = _positions(closed, x.device)
         if KEEP in self.node.transforms and (passing is None or len(passing)):
-            departures.append(Departure(KEEP, _rows(x, passing), passing))
+            cell_outputs.append(CellOutput(KEEP, _rows(x, passing), passing))
         active = _positions(~closed, x.device)
         if active is not None and not len(active):
-            return departures
+            return cell_outputs
         feature = self._feature(_rows(x, active))
         for transform in self.node.transforms:
             chosen = opened[:, transform]
@@ -218,8 +216,8 @@ class Cell(nn.Module):
             within = _positions(chosen[~closed], x.device)
             weight = _rows(gates, images)[:, transform, None, None, None].to(feature.dtype)
             maps = self._transform(_rows(feature, within), transform, weight, up_size)
-            departures.append(Departure(transform, maps, images))
-        return departures
+            cell_outputs.append(CellOutput(transform, maps, images))
+        return cell_outputs
 
     def _draw_drop_path(self, x: Tensor) -> None:
         """Draw as :meth:`_feature` does, so that the cells that follow draw the same numbers."""

@@ -1,4 +1,4 @@
-"""A budget that hits: drives the mean real cost of training images to a number asked for.
+"""Two budgets: the published loss, and one that hits a real cost asked for.
 
 The published budget loss (``budget_loss``) shrinks gates. A gate of 0.01 costs as much as one of
 1 when it runs, so that real cost hardly follows. Here the real cost is a constraint on training:
@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..errors import ConfigError
+from ..settings import BudgetSettings
+from .record import Routing
 
 _SETTLED = 20  # batches whose mean sizes tell whether a target can be reached
 _FIRMEST = 3.0  # times the gain; with more, single batches push gates about
@@ -38,9 +42,9 @@ class CostTarget:
     gflops: float = 0.0
     start: int = 0
     ramp: int = 0
-    gain: float = 200.0
-    memory: int = 50
-    temperature: float = 1.0
+    gain: float = BudgetSettings.target_gain
+    memory: int = BudgetSettings.target_memory
+    temperature: float = BudgetSettings.target_temperature
 
     def __post_init__(self) -> None:
         if (self.share > 0) == (self.gflops > 0):
@@ -183,3 +187,41 @@ class CostController:
                 f"cost {self._fixed / 1e9:.4g} with every gate closed (the stem alone) and "
                 f"{self._full / 1e9:.4g} with every gate open"
             )
+
+
+def budget_loss(routing: Routing, target: float, per: str = BudgetSettings.per) -> Tensor:
+    """(expected cost / cost with all gates open − target)² (DR, Eq. 9; DivDR, Eq. 3).
+
+    DivDR's equation has it for every image, Dynamic Routing's code squares what the images of a
+    process cost on average. They are the same with one image a process. With more, the mean over
+    images is larger by the variance of their costs: it also works against routes of different cost.
+
+    Args:
+        routing: record of N images.
+        target: μ, the share aimed at.
+        per: "image" or "batch".
+
+    Returns:
+        (N,) losses of images, or (1,) that of their mean cost.
+
+    Raises:
+        ConfigError: ``per`` is neither.
+    """
+    check_per(per)
+    share = routing.expected_cost / routing.full_cost
+    if per == "batch":
+        share = share.mean(dim=0, keepdim=True)
+    return (share - target) ** 2
+
+
+def check_per(per: str) -> None:
+    """See that ``per`` is something :func:`budget_loss` knows.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    known = BudgetSettings.choices("per")
+    if per not in known:
+        raise ConfigError(
+            f"MODEL.ROUTING.BUDGET.PER must be one of {', '.join(known)}, not {per!r}"
+        )

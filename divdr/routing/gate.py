@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import NormFactory, conv_norm
+from ..settings import RoutingSettings
+from .ops import NormFactory, conv_norm
 
 CLOSED_BELOW = 1e-4
 """A cell whose gates sum below this computes nothing and passes its input on."""
 
-GATE_KINDS = ("small", "full", "none")
+GATE_KINDS = RoutingSettings.choices("gate")
 
 
 class Gate(nn.Module):

@@ -15,20 +15,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .batch_norm import BatchNorm, is_synchronised
+from ..settings import RoutingSettings
+from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
 from .cost import CostTensors, cost_table
-from .drop_path import DropPathSchedule
 from .gate import GATE_KINDS, Gate
-from .layers import NormFactory, initialise
+from .ops import DropPathSchedule, NormFactory, Stem, initialise
 from .record import Routing
 from .space import RoutingSpace
-from .stem import Stem
-from .ties import several_processes
-from .travel import Arrival, Travellers, spread
+from .travel import InputSum, LayerInputs, spread
 
-REACH_KINDS = ("open", "published")
-DEFAULT_OPS = ("sep_conv_3x3", "skip_connect")
+REACH_KINDS = RoutingSettings.choices("reach")
+DEFAULT_OPS = RoutingSettings.ops
 
 
 class DynamicRoutingNetwork(nn.Module):
@@ -58,15 +56,15 @@ class DynamicRoutingNetwork(nn.Module):
         self,
         space: RoutingSpace,
         *,
-        channels: int = 64,
+        channels: int = RoutingSettings.channels,
         ops: Sequence[str] = DEFAULT_OPS,
-        gate: str = "small",
-        gate_bias: float = 1.5,
+        gate: str = RoutingSettings.gate,
+        gate_bias: float = RoutingSettings.gate_bias,
         norm: NormFactory = BatchNorm,
-        drop_path: float = 0.0,
+        drop_path: float = RoutingSettings.drop_path,
         in_channels: int = 3,
-        reach: str = "open",
-        conditional_training: bool = False,
+        reach: str = RoutingSettings.reach,
+        conditional_training: bool = RoutingSettings.conditional_training,
     ) -> None:
         super().__init__()
         if gate not in GATE_KINDS:
@@ -154,11 +152,11 @@ class DynamicRoutingNetwork(nn.Module):
         count = x.shape[0]
         maps = self.stem(x)
         imposed = None if route is None else route.unflatten(1, (-1, 3))
-        travellers = Travellers(count, maps)
-        arrivals = travellers.arrivals(self.space.scales_per_layer[0])
+        layer_inputs = LayerInputs(count, maps)
+        input_sums = layer_inputs.input_sums(self.space.scales_per_layer[0])
         first = self.initial(maps, None)
-        travellers.send(first, self.initial.node, None, arrivals)
-        travellers.leave_out(first.skipped)
+        layer_inputs.send(first, self.initial.node, None, input_sums)
+        layer_inputs.leave_out(first.skipped)
         # Processes that wait for each other in a cell have to agree whether it runs.
         together = self.training and several_processes() and is_synchronised(self)
 
@@ -167,38 +165,38 @@ class DynamicRoutingNetwork(nn.Module):
         reached: list[Tensor] = []
         for number, layer in enumerate(self._layers()):
             last = number + 1 == self.space.num_layers
-            following = travellers.arrivals(
+            following = layer_inputs.input_sums(
                 len(layer) if last else self.space.scales_per_layer[number + 1]
             )
-            masks = torch.stack([a.reached for a in arrivals])
+            masks = torch.stack([a.reached for a in input_sums])
             running = masks.any(dim=1, keepdim=True)
             if together:
                 running = _anywhere(running)
             # One wait for the device a layer.
             host = torch.cat([running, masks], dim=1).cpu()
-            for cell, arrival, row in zip(layer, arrivals, host, strict=True):
+            for cell, input_sum, row in zip(layer, input_sums, host, strict=True):
                 values = None if imposed is None else imposed[:, cell.node.index]
                 result, images = None, None
                 if row[0]:
-                    result, images = self._visit(cell, arrival, row[1:], sizes, values)
+                    result, images = self._visit(cell, input_sum, row[1:], sizes, values)
                 if result is None:
                     if self.training:
-                        travellers.leave_out([cell], arrival)
-                    blank = travellers.blank_gates
+                        layer_inputs.leave_out([cell], input_sum)
+                    blank = layer_inputs.blank_gates
                     logits.append(blank)
                     gates.append(blank)
                     continue
-                travellers.send(result, cell.node, images, following)
-                travellers.leave_out(result.skipped)
+                layer_inputs.send(result, cell.node, images, following)
+                layer_inputs.leave_out(result.skipped)
                 logits.append(spread(result.logits, images, count))
                 gates.append(spread(result.gates, images, count))
             reached.extend(masks)
-            arrivals = following
-        outputs = travellers.tie(
+            input_sums = following
+        outputs = layer_inputs.tie(
             [
-                arrival.map(channels, size)
-                for arrival, channels, size in zip(
-                    arrivals, self.out_channels(), sizes, strict=False
+                input_sum.map(channels, size)
+                for input_sum, channels, size in zip(
+                    input_sums, self.out_channels(), sizes, strict=False
                 )
             ]
         )
@@ -223,7 +221,7 @@ class DynamicRoutingNetwork(nn.Module):
     def _visit(
         self,
         cell: Cell,
-        arrival: Arrival,
+        input_sum: InputSum,
         mask: Tensor,
         sizes: Sequence[tuple[int, int]],
         imposed: Tensor | None,
@@ -231,7 +229,7 @@ class DynamicRoutingNetwork(nn.Module):
         """Run a cell for the images of a mask (N,) on the host, perhaps none of this process."""
         scale = cell.node.scale
         up_size = sizes[scale - 1] if scale else None
-        maps = arrival.map(cell.channels, sizes[scale])
+        maps = input_sum.map(cell.channels, sizes[scale])
         if mask.all():
             return cell(maps, up_size, imposed), None
         images = mask.nonzero().flatten().to(maps.device)

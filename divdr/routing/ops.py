@@ -1,4 +1,4 @@
-"""Operations a cell can hold, by name (the search space of Dynamic Routing).
+"""Stem, operations, layers and drop path: what a cell is made of (Dynamic Routing's search space).
 
 Every operation keeps channels and size. ``register_op`` adds one's own.
 """
@@ -7,10 +7,71 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import NormFactory, conv_norm, depthwise
+
+NormFactory = Callable[[int], nn.Module]
+"""Makes a normalisation layer for a number of channels."""
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    norm: NormFactory,
+    *,
+    kernel_size: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Convolution without bias, normalisation and, if ``relu``, ReLU.
+
+    ``padding`` keeps the size (at stride 1) unless given.
+    """
+    if padding is None:
+        padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+    )
+    layers: list[nn.Module] = [conv, norm(out_channels)]
+    if relu:
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def depthwise(channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """3×3 depthwise convolution without bias; the size is kept at stride 1."""
+    return nn.Conv2d(
+        channels,
+        channels,
+        3,
+        stride=stride,
+        padding=dilation,
+        dilation=dilation,
+        groups=channels,
+        bias=False,
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming initialisation (fan in) of every convolution below ``module``, biases at 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
 
 OpBuilder = Callable[[int, NormFactory], nn.Module]
 
@@ -21,7 +82,7 @@ def register_op(name: str) -> Callable[[OpBuilder], OpBuilder]:
     """Decorator: makes a builder ``(channels, norm) -> module`` selectable by ``name``.
 
     The module maps (N, C, H, W) to (N, C, H, W). Its cost is counted from the layers that it
-    holds (``divdr.routing.macs``), so it is best an ``nn.Sequential``.
+    holds (``divdr.routing.cost``), so it is best an ``nn.Sequential``.
 
     Raises:
         ConfigError: the name is taken.
@@ -110,3 +171,56 @@ def _avg_pool(channels: int, norm: NormFactory) -> nn.Module:
 @register_op("max_pool_3x3")
 def _max_pool(channels: int, norm: NormFactory) -> nn.Module:
     return nn.MaxPool2d(3, stride=1, padding=1)
+
+
+class Stem(nn.Module):
+    """3×3 stride-2 convolution without padding, then two depthwise-separable ones.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the result.
+        norm: makes the normalisation layer.
+        inner: channels of the first two blocks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: NormFactory, inner: int = 64) -> None:
+        super().__init__()
+        self.first = conv_norm(in_channels, inner, norm, kernel_size=3, stride=2, padding=0)
+        self.second = nn.Sequential(depthwise(inner), conv_norm(inner, inner, norm))
+        self.third = nn.Sequential(depthwise(inner, stride=2), conv_norm(inner, channels, norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) → maps (N, channels, ~H/4, ~W/4)."""
+        return self.third(self.second(self.first(x)))
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero each image's map with ``probability``; the others grow so that the mean stays.
+
+    Args:
+        x: (N, C, H, W).
+        probability: in [0, 1).
+    """
+    if probability <= 0.0:
+        return x
+    survive = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= probability
+    return x * (survive.to(x.dtype) / (1.0 - probability))
+
+
+class DropPathSchedule:
+    """Probability that grows linearly with depth and with training progress.
+
+    Attributes:
+        maximum: probability of the last layer at the end of training.
+        progress: share of training that is done, in [0, 1]; whoever trains sets it.
+    """
+
+    def __init__(self, maximum: float) -> None:
+        if not 0.0 <= maximum < 1.0:
+            raise ConfigError(f"drop path probability must be in [0, 1), not {maximum}")
+        self.maximum = maximum
+        self.progress = 0.0
+
+    def probability(self, layer: int, num_layers: int) -> float:
+        """Probability for a layer (from 0) at the present progress."""
+        return self.maximum * self.progress * (layer + 1) / num_layers

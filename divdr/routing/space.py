@@ -89,6 +89,7 @@ class RoutingSpace:
 
     @property
     def num_layers(self) -> int:
+        """L, the initial cell's layer not counted."""
         return len(self.scales_per_layer)
 
     @property
@@ -103,6 +104,7 @@ class RoutingSpace:
 
     @property
     def max_scales(self) -> int:
+        """S, the cells of the widest layer."""
         return max(self.scales_per_layer)
 
     @property
@@ -117,6 +119,7 @@ class RoutingSpace:
 
     @cached_property
     def initial(self) -> Node:
+        """The node before the first layer, at stride 4."""
         targets = range(self.scales_per_layer[0])
         return Node(-1, 0, -1, tuple(t for t in (UP, KEEP, DOWN) if t - 1 in targets))
 

@@ -1,4 +1,4 @@
-"""How maps travel from the cells of one layer to those of the next, image by image."""
+"""The input sums of a layer's cells, image by image, from what left the layer before."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import tie
 from .cell import CellResult
 from .space import TRANSFORMS, Node
-from .ties import tie
 
 
-class Arrival:
+class InputSum:
     """Sum of the maps that come to one cell, and which images reach it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Arrival:
         return self._sum
 
 
-class Travellers:
+class LayerInputs:
     """Moves the maps of a batch of N images from layer to layer.
 
     Attributes:
@@ -59,28 +59,28 @@ class Travellers:
         self._left_out: list[Tensor] = []
         self.blank_gates = torch.zeros(count, len(TRANSFORMS), device=template.device)
 
-    def arrivals(self, scales: int) -> list[Arrival]:
-        """Empty arrivals for a layer of ``scales`` cells."""
-        return [Arrival(self._count, self._template) for _ in range(scales)]
+    def input_sums(self, scales: int) -> list[InputSum]:
+        """Empty sums for a layer of ``scales`` cells."""
+        return [InputSum(self._count, self._template) for _ in range(scales)]
 
     def send(
-        self, result: CellResult, node: Node, images: Tensor | None, targets: list[Arrival]
+        self, result: CellResult, node: Node, images: Tensor | None, targets: list[InputSum]
     ) -> None:
         """Bring what left the cell at ``node`` to the next layer; it ran ``images``."""
-        for departure in result.departures:
-            target = targets[node.target_scale(departure.transform)]
-            target.add(departure.maps, _compose(images, departure.images))
+        for cell_output in result.cell_outputs:
+            target = targets[node.target_scale(cell_output.transform)]
+            target.add(cell_output.maps, _compose(images, cell_output.images))
         leads = spread(result.leads, images, self._count)
         for transform in node.transforms:
             targets[node.target_scale(transform)].reached |= leads[:, transform]
 
-    def leave_out(self, layers: Iterable[nn.Module], arrival: Arrival | None = None) -> None:
+    def leave_out(self, layers: Iterable[nn.Module], input_sum: InputSum | None = None) -> None:
         """Note layers that training skips, and what came to a cell that no image reaches."""
         # Distributed training waits for a gradient of every parameter, even one of zero.
         for layer in layers:
             self._left_out.extend(p.sum() * 0.0 for p in layer.parameters() if p.requires_grad)
-        if arrival is not None and arrival.total is not None:
-            self._left_out.append(arrival.total.sum() * 0.0)
+        if input_sum is not None and input_sum.total is not None:
+            self._left_out.append(input_sum.total.sum() * 0.0)
 
     def tie(self, outputs: list[Tensor]) -> list[Tensor]:
         """Tie everything left out to the outputs with weight zero."""

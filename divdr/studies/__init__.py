@@ -2,9 +2,8 @@
 
 from .command import main, write_study
 from .definition import Metric, Pictures, Study, Sweep, Variant
-from .execution import execute
+from .execution import execute, follow
 from .planning import Run, plan
-from .progress import follow
 from .reading import find_study, load_study
 from .statistics import Difference, Summary, paired_difference, summarise
 

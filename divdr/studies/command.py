@@ -13,14 +13,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..checkpoint import write_text_atomically
-from ..engine.arguments import at_least
-from .collecting import Numbers, collect
+from ..engine.setup import at_least
 from .definition import Study
 from .execution import execute
 from .pictures import write_pictures
 from .planning import Run, plan
 from .reading import find_study, list_studies
-from .tables import differences, pairs_markdown, summaries, table_csv, table_markdown
+from .tables import (
+    Numbers,
+    collect,
+    differences,
+    pairs_markdown,
+    summaries,
+    table_csv,
+    table_markdown,
+)
 
 
 def main(root: Path, arguments: Sequence[str] | None = None) -> int:

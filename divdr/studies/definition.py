@@ -96,7 +96,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file defines it; docs/studies.md explains every entry.
+    """A study as its file defines it; docs/guide/define_study.md explains every entry.
 
     Attributes:
         name: file name without ending.

@@ -17,9 +17,9 @@ from ..visualization import (
     sweep_figure,
     tradeoff_figure,
 )
-from .collecting import Numbers, values
 from .definition import Study, Sweep
 from .planning import Run
+from .tables import Numbers, values
 
 Runs = Mapping[str, Mapping[int, Run]]
 _NEAREST = 5  # images a centre, as in Figure 5

@@ -1,9 +1,14 @@
-"""From a study to runs: each a resolved config, a data set and a seed, known by a hash."""
+"""From a study to runs: each a resolved config, a data set, a seed, and what it forks from."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +16,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..checkpoint import read_weights, write_atomically, write_text_atomically
 from ..engine import load_config
 from ..errors import ConfigError
+from ..experts import LocalExperts
 from ..routing import to_iterations
 from .definition import Study, Variant
 
@@ -154,3 +161,127 @@ def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def start_from_trunk(run: Run) -> None:
+    """Put the trunk's last checkpoint and its curves into the run's folder, unless done before.
+
+    Weights, optimiser, schedule, activation bank and centres go along. A run with another number
+    of experts, partition or scaling clusters the same bank anew; one that clusters other values
+    (gates before instead of after their non-linearity) starts with an empty bank.
+    """
+    if run.trunk is None or (run.folder / "last_checkpoint").is_file():
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    content = read_weights(run.trunk.folder / "model_final.pth")
+    experts = content.get("routing", {}).get("experts")
+    if experts is not None:
+        content["routing"]["experts"] = _suited(experts, run.trunk, run)
+    curves = run.trunk.folder / "metrics.json"
+    if curves.is_file():
+        shutil.copyfile(curves, run.folder / "metrics.json")
+    name = f"model_{content['iteration']:07d}.pth"
+    write_atomically(run.folder / name, content)
+    write_text_atomically(run.folder / "last_checkpoint", name)
+
+
+def _suited(state: dict[str, Any], trunk: Run, run: Run) -> dict[str, Any]:
+    before, after = _clustering(trunk), _clustering(run)
+    if all(before[key] == after[key] for key in ("NUM_EXPERTS", "GATES", "PARTITION", "SCALING")):
+        return state
+    experts = LocalExperts(
+        after.NUM_EXPERTS,
+        state["dim"],
+        restarts=after.KMEANS.RESTARTS,
+        seed=run.seed,
+        partition=after.PARTITION,
+        scaling=after.SCALING,
+    )
+    # A run that ended by itself and only measured has no bank to hand on.
+    if before.GATES == after.GATES and state["bank"] is not None:
+        experts.bank.load_state_dict(state["bank"])
+        if state["centres"] is not None:
+            experts.cluster(trunk.cfg.SOLVER.STOP_ITER)
+    return experts.state_dict()
+
+
+def _clustering(run: Run) -> CfgNode:
+    return run.cfg.MODEL.ROUTING.CLUSTERING
+
+
+class Job:
+    """Trains and evaluates a run with ``tools/train_net.py``, from its last checkpoint if any.
+
+    A lock that the process inherits keeps a second one away from the folder, also one of another
+    study, for as long as the first lives.
+
+    Args:
+        run: what to train; its trunk is finished.
+        root: the repository.
+        environment: of the process.
+
+    Raises:
+        BlockingIOError: another process trains it.
+    """
+
+    def __init__(self, run: Run, root: Path, environment: Mapping[str, str]) -> None:
+        self.run = run
+        self._started = time.time()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            start_from_trunk(run)
+            definition = run.folder / "definition.yaml"
+            write_text_atomically(definition, run.cfg.dump())
+            command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--resume"]
+            with self._console.open("a") as console:
+                self.process = subprocess.Popen(
+                    [*command, "--config-file", str(definition)],
+                    cwd=root,
+                    env={**environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[lock.fileno()],
+                )
+
+    @property
+    def _console(self) -> Path:
+        return self.run.folder / "console.txt"
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self.process.poll() is not None
+
+    def close(self) -> bool:
+        """Note what the ended run was and took, drop its passing checkpoints; whether it is whole.
+
+        ``run.json`` says, for people, which run of which data lies in the folder, and the seconds.
+        """
+        folder = self.run.folder
+        record = folder / "run.json"
+        before = json.loads(record.read_text())["seconds"] if record.is_file() else 0.0
+        note = {
+            "name": self.run.name,
+            "seed": self.run.seed,
+            "data": list(self.run.data),
+            "trunk": self.run.trunk.key if self.run.trunk else None,
+            "seconds": round(before + time.time() - self._started, 1),
+        }
+        write_text_atomically(record, json.dumps(note, indent=2))
+        if self.process.returncode or not self.run.finished():
+            return False
+        for checkpoint in folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()
+        return True
+
+    def last_words(self) -> str:
+        """The end of what it printed."""
+        text = self._console.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.strip().splitlines()[-12:])
+
+    def stop(self) -> None:
+        """End the process; a later one goes on from its last checkpoint."""
+        if not self.ended():
+            self.process.terminate()
+            self.process.wait()

@@ -1,7 +1,11 @@
-"""Reading the YAML file of a study, and finding it."""
+"""Reading the YAML file of a study, finding it, and making its data sets."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..engine.config_file import read_yaml
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .definition import Metric, Pictures, Study, Sweep, Variant
 
 FOLDER = Path("configs/studies")
@@ -123,3 +127,35 @@ def _check(study: Study) -> None:
         raise ConfigError(f"study {study.name}: fork cannot be negative: {study.fork}")
     if pictures.tradeoff and len(pictures.tradeoff) != 2:
         raise ConfigError(f"study {study.name}: tradeoff wants the keys of cost and accuracy")
+
+
+def data_folder(command: tuple[str, ...], store: Path) -> Path:
+    """Folder of the data set that a command makes: the command's name and a hash of its words.
+
+    Args:
+        command: ``datasets/NAME.py`` and its options, ``--output`` left out.
+        store: folder of all data sets of studies.
+    """
+    digest = hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:8]
+    return store / f"{Path(command[0]).stem}_{digest}"
+
+
+def make_data(command: tuple[str, ...], store: Path, root: Path) -> Path:
+    """Run the command that makes a data set; it skips what is there.
+
+    Args:
+        command: see ``data_folder``.
+        store: see ``data_folder``.
+        root: the repository, in which the command runs.
+
+    Returns:
+        The folder that $DETECTRON2_DATASETS must name.
+
+    Raises:
+        DataError: the command failed.
+    """
+    place = data_folder(command, store)
+    words = [sys.executable, "-W", "ignore", *command, "--output", str(place)]
+    if subprocess.run(words, cwd=root, check=False).returncode:
+        raise DataError(f"`{' '.join(command)}` failed; its own words stand above")
+    return place

@@ -1,13 +1,19 @@
-"""Means over seeds, and paired differences with their confidence."""
+"""Means over seeds, paired differences with their confidence, and scores of single runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import stats
+
+from ..engine import load_config
+from ..experts import diversity, kmeans
+from ..visualization import RunData
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,59 @@ def paired_difference(
         return Difference(1, mean, math.nan, math.nan)
     half = stats.sem(differences) * stats.t.ppf((1 + confidence) / 2, n - 1)
     return Difference(n, mean, float(mean - half), float(mean + half))
+
+
+EXPERTS = (2, 3, 4, 6)
+
+
+def spread(folder: Path) -> dict[str, float]:
+    """Inter and intra distances (DivDR, Table 2) of a new K-means over A of the test images.
+
+    The same yardstick for runs that were trained with different K, or with gates clustered before
+    their non-linearity: A is taken after it, and clustered anew. The experts of the training play
+    no part.
+
+    Args:
+        folder: of a finished run, evaluated on one data set.
+
+    Returns:
+        "inter_refit_K", "intra_pairs_refit_K" and "intra_centre_refit_K" for K = 2, 3, 4, 6; those
+        K are left out for which there are too few images.
+    """
+    routes = next(iter((RunData.load(folder).routes or {}).values()), None)
+    if routes is None:
+        return {}
+    rows = torch.from_numpy(routes.activations)
+    found = {}
+    for k in EXPERTS:
+        if len(rows) < k:
+            continue
+        clusters = kmeans(rows, k, seed=0)
+        distances = diversity(rows, clusters.centres, clusters.assignment)
+        found[f"inter_refit_{k}"] = distances.inter
+        found[f"intra_pairs_refit_{k}"] = distances.intra_pairs
+        found[f"intra_centre_refit_{k}"] = distances.intra_centre
+    return found
+
+
+def off_target(folder: Path) -> dict[str, float]:
+    """Real cost of the test images against ``BUDGET.TARGET_SHARE`` or ``TARGET_GFLOPS``, per cent.
+
+    Args:
+        folder: of a finished run, evaluated on one data set.
+
+    Returns:
+        "gflops", of the whole real cost, and "share", of the part that gates decide upon; 2.0 is
+        2 % more than was asked for. Nothing for a run without a cost target.
+    """
+    budget = load_config(str(folder / "config.yaml")).MODEL.ROUTING.BUDGET
+    results: dict = next(iter((RunData.load(folder).results or {}).values()), {})
+    figures = results.get("routing")
+    if not figures or not (budget.TARGET_SHARE or budget.TARGET_GFLOPS):
+        return {}
+    stem, span = figures["stem_gflops"], figures["all_open_gflops"] - figures["stem_gflops"]
+    asked = budget.TARGET_GFLOPS or stem + budget.TARGET_SHARE * span
+    return {
+        "gflops": 100.0 * (figures["real_gflops"] / asked - 1.0),
+        "share": 100.0 * ((figures["real_gflops"] - stem) / (asked - stem) - 1.0),
+    }

@@ -1,19 +1,14 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
-from .colours import default_palette
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
-from .embedding import embed, embedding_figure
-from .example import Example
-from .joint import joint_embedding_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
-from .overlay import colour_labels, overlay, side_by_side_figure
-from .reach import follow, open_transforms
+from .overlay import Example, colour_labels, overlay, side_by_side_figure
+from .parts import default_palette
 from .report import write_report
-from .route_data import RouteData
-from .routes import route_figure, routes_figure
-from .run_data import RunData
-from .sweep import SweepPanel, sweep_figure
-from .tradeoff import pareto_front, tradeoff_figure
+from .routes import follow, open_transforms, route_figure, routes_figure
+from .run_data import RouteData, RunData
+from .scatter import embed, embedding_figure, joint_embedding_figure
+from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 
 __all__ = [
     "Example",

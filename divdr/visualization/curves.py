@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from divdr.errors import DataError
-
-from .colours import colour
+from ..errors import DataError
+from .parts import colour
 
 #: A line, or a marker for numbers that come too rarely for one.
 Style = Literal["-", "--", ":", "D", "s", "^"]

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from divdr.image_files import read_image
-
-from .route_data import RouteData
+from ..image_files import read_image
+from .run_data import RouteData
 
 _CELL = 1.6  # inches, width of a picture
 

@@ -1,12 +1,17 @@
-"""What a report is made of: sections with sentences, tables and pictures."""
+"""What a report is made of: sections, words for numbers, names and colours of classes."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import matplotlib
+import numpy as np
+from cityscapesscripts.helpers.labels import trainId2label
+from detectron2.data import Metadata
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -83,3 +88,102 @@ def _png(figure: Figure, dpi: float) -> bytes:
     with Image.open(raw) as image:
         image.convert("RGB").save(packed, format="PNG", optimize=True)
     return packed.getvalue()
+
+
+MISSING = "–"
+_MINUS = "−"
+
+
+def figures(value: float | None, digits: int = 3) -> str:
+    """A number with at least ``digits`` significant figures and no exponent in the usual range."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -4 or size >= 7:
+        return f"{value:.{digits - 1}e}".replace("-", _MINUS)
+    return fixed(value, max(digits - 1 - size, 0))
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """A number with a fixed number of decimals."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", _MINUS) if float(text) else text.lstrip("-")
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign; ``±0`` where it rounds to nothing."""
+    text = fixed(value, decimals)
+    if float(text.replace(_MINUS, "-")) == 0:
+        return "±" + text
+    return text if text.startswith(_MINUS) else "+" + text
+
+
+def change(name: str, first: float, last: float) -> str:
+    """``inter rose from 1.20 to 2.31``, as the two numbers show after rounding."""
+    before, after = figures(first), figures(last)
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return f"{name} went from {before} to {after}"
+    if before == after:
+        return f"{name} stayed at {after}"
+    return f"{name} {'rose' if last > first else 'fell'} from {before} to {after}"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """``1 image``, ``3 images``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """``A``, ``A and B``, ``A, B and C``."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+NO_EXPERT = "#b8bcc2"
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">")
+# Okabe and Ito's colours, which people with any common colour vision tell apart, then Tol's.
+_DISTINCT = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#332288",
+    "#882255",
+    "#999933",
+    "#444444",
+)
+
+
+def colour(index: int) -> str:
+    """Colour of an expert or run by its number; grey below 0; they repeat after ten."""
+    return NO_EXPERT if index < 0 else _DISTINCT[index % len(_DISTINCT)]
+
+
+def default_palette(classes: int) -> np.ndarray:
+    """(classes, 3) uint8 for data sets that bring no colours of their own."""
+    base = np.asarray(matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    rounds = np.arange(classes) // len(base)
+    shades = base[np.arange(classes) % len(base)] * (0.75**rounds)[:, None]
+    return np.round(shades * 255).astype(np.uint8)
+
+
+def class_colours(metadata: Metadata) -> list[tuple[int, int, int]] | None:
+    """(R, G, B) of each semantic class: the metadata's own, or Cityscapes' for its classes.
+
+    Detectron2 registers Cityscapes without colours, which would then be drawn at random.
+    """
+    colours = metadata.get("stuff_colors")
+    if colours is not None:
+        return [tuple(c) for c in colours]
+    names = metadata.get("stuff_classes")
+    labels = [trainId2label[i] for i in range(19)]
+    if names is not None and list(names) == [label.name for label in labels]:
+        return [label.color for label in labels]
+    return None

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..engine import Predictor
 from ..errors import DataError, DivdrError
 from ..image_files import image_files, read_image
-from .prediction import best_classes, drawing_size, prediction_picture, reduced
+from .overlay import best_classes, drawing_size, prediction_picture, reduced
 from .routes import route_figure
 
 

@@ -1,13 +1,24 @@
-"""Accuracy, cost and diversity of every run, in one table."""
+"""Accuracy, cost and diversity of every run: the table, curves over training, ways to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .parts import Entry, Section, Table
+from matplotlib.figure import Figure
+
+from ..engine.execution_modes import WayFigures
+from .curves import (
+    DIVERSITY,
+    GFLOPS,
+    Metrics,
+    diversity_figure,
+    gflops_figure,
+    loss_keys,
+    losses_figure,
+)
+from .parts import MISSING, Entry, Picture, Section, Table, change, figures, fixed, listing, signed
 from .run_data import RunData
-from .words import MISSING, fixed, listing, signed
 
 Reader = Callable[[RunData, str], float | None]
 
@@ -172,3 +183,109 @@ def _compared(columns: Sequence[Column], run: RunData, first: RunData, data: str
         if names
     ]
     return f"Compared with {first.name}, {run.name} has {'; '.join(parts)}."
+
+
+_CAPTION = (
+    "The same weights run in several ways. Dynamic: every image decides its own route. Static "
+    "experts: the gates of the first layers pick one of a few fixed routes. Milliseconds are the "
+    "median of the whole model for one image, the ways taking turns; GFLOPs are real ones of the "
+    "backbone. The small numbers are differences to dynamic."
+)
+
+
+def ways_section(runs: Sequence[RunData]) -> Section:
+    """Build the tables; runs without static experts have none."""
+    section = Section("Dynamic, static, all open")
+    for run in runs:
+        if run.ways:
+            section.tables.append(_table(run.name, run.ways))
+            section.sentences.append(_sentence(run.name, run.ways))
+    return section
+
+
+def _table(name: str, ways: Sequence[WayFigures]) -> Table:
+    measures = list(ways[0].accuracy)
+    header = [name, *(f"{m}, %" for m in measures), "real GFLOPs", "ms an image"]
+    rows = []
+    for way in ways:
+        entries = []
+        for measure in measures:
+            value, first = way.accuracy[measure], ways[0].accuracy[measure]
+            difference = "" if way is ways[0] else signed(round(value, 2) - round(first, 2), 2)
+            entries.append(Entry(fixed(value, 2), difference))
+        ratio = way.milliseconds / ways[0].milliseconds
+        entries.append(Entry(figures(way.gflops, 4)))
+        entries.append(
+            Entry(fixed(way.milliseconds, 1), "" if way is ways[0] else f"× {fixed(ratio, 2)}")
+        )
+        rows.append((way.name, entries))
+    return Table(_CAPTION, header, rows)
+
+
+def _sentence(name: str, ways: Sequence[WayFigures]) -> str:
+    fastest = min(ways, key=lambda way: way.milliseconds)
+    return f"Of the ways to run {name}, the fastest is: {fastest.name}."
+
+
+def curves_section(runs: Sequence[RunData]) -> Section:
+    """Build up to three pictures: losses, GFLOPs, diversity."""
+    section = Section("Training")
+    metrics = {run.name: run.metrics or {} for run in runs}
+    without = [name for name, series in metrics.items() if not series]
+    if without:
+        section.sentences.append(f"There are no training curves for {listing(without)}.")
+    if len(without) == len(runs):
+        return section
+    losses = {key: key for key in loss_keys(metrics)}
+    words = "The losses that training minimises."
+    _add(section, losses_figure, metrics, losses, words, "losses", "wide")
+    _add(
+        section,
+        gflops_figure,
+        metrics,
+        {f"{name} cost": key for name, key in GFLOPS.items()},
+        "Expected cost (solid: gates × multiply-adds) and real cost (dashed: what would run) of "
+        "the training images.",
+        "costs",
+    )
+    _add(
+        section,
+        diversity_figure,
+        metrics,
+        DIVERSITY,
+        "Diversity of the routes: inter is the mean distance between centres, intra the mean "
+        "distance within a cluster, over its pairs of images or to its centre. Lines are of the "
+        "experts over the training images, at each clustering; marks are of a new K-means over "
+        "the evaluated images (refit), at each evaluation.",
+        "clustering measures",
+    )
+    return section
+
+
+def _add(
+    section: Section,
+    build: Callable[[Mapping[str, Metrics]], Figure],
+    metrics: dict[str, Metrics],
+    keys: Mapping[str, str],
+    words: str,
+    what: str,
+    shape: str = "",
+) -> None:
+    if not any(key in series for series in metrics.values() for key in keys.values()):
+        section.sentences.append(f"The training curves hold no {what}.")
+        return
+    section.pictures.append(Picture(build(metrics), f"{words} {_changes(metrics, keys)}", shape))
+
+
+def _changes(metrics: Mapping[str, Metrics], keys: Mapping[str, str]) -> str:
+    sentences = []
+    for run, series in metrics.items():
+        parts = []
+        for name, key in keys.items():
+            if key in series:
+                iterations, values = series[key]
+                if len(iterations) > 1:
+                    parts.append(change(name, float(values[0]), float(values[-1])))
+        if parts:
+            sentences.append(f"{run}: from the first to the last entry, {listing(parts)}.")
+    return " ".join(sentences)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from divdr.classification import (
+from divdr.errors import ConfigError, DataError
+from divdr.moe import (
     Collaboration,
     CollaborationSettings,
     Delegator,
@@ -21,7 +22,6 @@ from divdr.classification import (
     threshold_curve,
     without_last_linear,
 )
-from divdr.errors import ConfigError, DataError
 
 CLASSES = 5
 

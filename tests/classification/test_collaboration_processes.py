@@ -4,12 +4,7 @@ import torch
 from torch import nn
 from two_processes import in_two_processes
 
-from divdr.classification import (
-    Collaboration,
-    CollaborationSettings,
-    Delegator,
-    gather_rows,
-)
+from divdr.moe import Collaboration, CollaborationSettings, Delegator, gather_rows
 
 SPLITS = [(0, 3), (3, 10)]
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from divdr.classification import (
+from divdr.errors import ConfigError
+from divdr.moe import (
     PWLU,
     CondConv2d,
     ResNetParts,
@@ -18,7 +19,6 @@ from divdr.classification import (
     with_condconv,
     with_pwlu,
 )
-from divdr.errors import ConfigError
 
 
 def network():

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from divdr.classification import (
+from divdr.errors import ConfigError, DataError
+from divdr.moe import (
     DenseNetParts,
     Gater,
     Hydra,
@@ -16,7 +17,6 @@ from divdr.classification import (
     select,
     threshold_curve,
 )
-from divdr.errors import ConfigError, DataError
 
 CLASSES, BRANCHES = 6, 3
 PARTITION = torch.tensor([0, 0, 1, 1, 2, 2])

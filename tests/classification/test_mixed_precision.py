@@ -5,9 +5,9 @@ import torch
 from mixed_precision import DTYPES, OldWeightCache, assert_close_gradients, gradients, half, parts
 from torch import nn
 
-from divdr.classification import PWLU, Distillation, align, named_classifier
 from divdr.config import get_divdr_config
-from divdr.modeling.classification import ImageClassifier, build_classifier
+from divdr.modeling.classifiers import ImageClassifier, build_classifier
+from divdr.moe import PWLU, Distillation, align, named_classifier
 
 COUNT, CLASSES = 24, 6
 MEMBERS = {f"members.{k}" for k in range(2)}

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from divdr.classification import (
+from divdr.config import get_divdr_config
+from divdr.errors import ConfigError, DataError
+from divdr.modeling.classifiers import choose_partition
+from divdr.moe import (
     class_means,
     cluster_partition,
     given_partition,
@@ -15,9 +18,6 @@ from divdr.classification import (
     random_partition,
     save_partition,
 )
-from divdr.config import get_divdr_config
-from divdr.errors import ConfigError, DataError
-from divdr.modeling.classification import choose_partition
 
 
 def test_rounds_of_algorithm_2_by_hand():
@@ -94,7 +94,7 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
         asked.append((name, num_classes, keys))
         return network.train()
 
-    monkeypatch.setattr("divdr.modeling.classification.partition.named_classifier", named)
+    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.named_classifier", named)
     cfg = get_divdr_config()
     cfg.MODEL.DEVICE, cfg.MODEL.PIXEL_MEAN, cfg.INPUT.CLASSIFICATION.SIZE = "cpu", [0.0], 4
     hydra = cfg.MODEL.CLASSIFIER.HYDRA
@@ -109,7 +109,7 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
         seen.append(class_means(embed, *args))
         return seen[0]
 
-    monkeypatch.setattr("divdr.modeling.classification.partition.class_means", means)
+    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.class_means", means)
     found = choose_partition(cfg, list("abcdef"), None, lambda: batches)
     assert asked == [
         ("timm:network", None, {"in_channels": 1, "pretrained": True, "image_size": 4})

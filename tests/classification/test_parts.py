@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torch import nn
 
-from divdr.classification import (
+from divdr.errors import ConfigError, DataError
+from divdr.moe import (
     DenseNetParts,
     Embedder,
     Ensemble,
@@ -28,7 +29,6 @@ from divdr.classification import (
     run_groups,
     scatter_sum,
 )
-from divdr.errors import ConfigError, DataError
 
 
 def hydra(parts, classes, branches, top_k):

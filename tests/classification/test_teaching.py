@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divdr.classification import TeachingSettings, teach
 from divdr.errors import ConfigError
+from divdr.moe import TeachingSettings, teach
 
 # The first expert is surer of every sample. Less its mean, 0.825, and over its deviation,
 # √0.006875, its column is 0.9045, 0.9045, −0.3015, −1.5076; the second's, by 0.5 and √0.065, is

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from divdr.classification import balanced_capacities, exchange, vogel_assignment
 from divdr.errors import ConfigError
+from divdr.moe import balanced_capacities, exchange, vogel_assignment
 
 
 def one_by_one(costs, capacities):

@@ -8,8 +8,7 @@ import zipfile
 
 import numpy as np
 from PIL import Image
-
-from divdr.data.neon_trees import SPLITS, prepare_neon_trees, wheel
+from prepared.neon_trees import SPLITS, prepare_neon_trees, wheel
 
 TRAIN, TEST = SPLITS["train"][0], SPLITS["test"][0]
 #: Size (width, height) and boxes of the stand-ins for the photographs.

@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_classification import draw_published, write_cifar100, write_fashion_mnist
 from PIL import Image
+from prepared.fashion_mnist import FILES, prepare_fashion_mnist
 from sklearn.datasets import load_digits
 
 from divdr.config import get_divdr_config
@@ -24,7 +25,6 @@ from divdr.data import (
     register_class_folders,
 )
 from divdr.data.classification import register_published
-from divdr.data.classification.fashion_mnist import FILES, prepare_fashion_mnist
 from divdr.data.classification.formats import read_cifar, read_fashion_mnist
 from divdr.errors import ConfigError, DataError
 

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from divdr.data.neon_trees.tiles import (
+from prepared.neon_trees.tiles import (
     MIN_INSIDE,
     MIN_SIDE,
     cut_boxes,

@@ -15,11 +15,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from prepared.neon_trees import SPLITS, wheel
 from small_wheel import PHOTOGRAPHS, TEST, make_wheel, pixels, prepare
 
 import divdr.data
 from divdr.data import check_datasets, register_neon_trees
-from divdr.data.neon_trees import SPLITS, wheel
 from divdr.errors import ConfigError, DataError
 
 
@@ -159,7 +159,7 @@ def test_an_interrupted_run_leaves_the_earlier_data(tmp_path, small, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("divdr.data.neon_trees.prepare.credits_text", interrupt)
+    monkeypatch.setattr("prepared.neon_trees.prepare.credits_text", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, small, tile=50)
     assert stamps(tmp_path) == before

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from prepared.neon_trees import wheel
 from small_wheel import make_wheel, prepare
 
-from divdr.data.neon_trees import wheel
 from divdr.errors import DataError
 
 

@@ -25,9 +25,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from divdr.data import drawn
-from divdr.data.shapes_coco import draw_scene, generate, make_shapes_coco, masks
 from divdr.errors import ConfigError, DataError
+from drawn import files as drawn
+from drawn.shapes_coco import draw_scene, generate, make_shapes_coco, masks
 
 TRAIN, VAL, SIZE = 24, 8, 128
 SPLITS = ("train", "val")

@@ -25,15 +25,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from divdr.data.streetscapes import (
+from divdr.data import load_characters
+from divdr.errors import ConfigError, DataError
+from drawn.streetscapes import (
     CHARACTERS,
     draw_scene,
     generate,
-    load_characters,
     make_streetscapes,
 )
-from divdr.data.streetscapes.labels import label_images
-from divdr.errors import ConfigError, DataError
+from drawn.streetscapes.labels import label_images
 
 SIZE = {"height": 80, "width": 160}
 KINDS = ("polygons.json", "labelIds.png", "labelTrainIds.png", "instanceIds.png")
@@ -416,9 +416,9 @@ def test_characters_look_different(scenes):
 
 
 def test_far_person_is_smaller_than_near_person():
-    from divdr.data.streetscapes import layout, people
-    from divdr.data.streetscapes.scene import Setting
-    from divdr.data.streetscapes.shapes import outline
+    from drawn.streetscapes import layout, people
+    from drawn.streetscapes.scene import Setting
+    from drawn.streetscapes.shapes import outline
 
     heights = []
     for z in (8.0, 16.0):
@@ -431,9 +431,9 @@ def test_far_person_is_smaller_than_near_person():
 
 def test_figures_hang_together():
     """Only the largest piece of an object is labelled, so heads must not come off."""
-    from divdr.data.streetscapes import layout, people
-    from divdr.data.streetscapes.scene import Setting
-    from divdr.data.streetscapes.shapes import outline
+    from drawn.streetscapes import layout, people
+    from drawn.streetscapes.scene import Setting
+    from drawn.streetscapes.shapes import outline
 
     for seed in range(30):
         rng = np.random.default_rng(seed)

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divdr.data import check_datasets, register_subsets
-from divdr.data.subsets import load_subsets, make_subsets, subset_names
-from divdr.data.subsets.cue import tint
-from divdr.data.subsets.digits import draw_digits, load_digit_pictures
-from divdr.data.subsets.look import Look
-from divdr.data.subsets.shapes import draw_shapes
+from divdr.data.drawn_sets import load_subsets, subset_names
 from divdr.errors import ConfigError, DataError
+from drawn.subsets import make_subsets
+from drawn.subsets.cue import tint
+from drawn.subsets.digits import draw_digits, load_digit_pictures
+from drawn.subsets.look import Look
+from drawn.subsets.shapes import draw_shapes
 
 
 def make(root, **changes):

@@ -6,8 +6,8 @@ import pytest
 @pytest.fixture(scope="session")
 def drawn_root(tmp_path_factory):
     """Root folder of drawn COCO images and street scenes."""
-    from divdr.data.shapes_coco import make_shapes_coco
-    from divdr.data.streetscapes import make_streetscapes
+    from drawn.shapes_coco import make_shapes_coco
+    from drawn.streetscapes import make_streetscapes
 
     root = tmp_path_factory.mktemp("drawn")
     make_shapes_coco(root, train=12, val=4, size=96, seed=0, workers=1)

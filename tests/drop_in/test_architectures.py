@@ -1,4 +1,4 @@
-"""Every architecture that docs/drop_in.md lists trains, saves and predicts with the backbone."""
+"""Every architecture of docs/guide/drop_in.md trains, saves and predicts with the backbone."""
 
 import json
 

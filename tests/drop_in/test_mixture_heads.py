@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from divdr.engine import BoxPartitionHook, Trainer, launch, load_config
 from divdr.engine.classifier_analysis import partition_by_model
-from divdr.engine.trained import load_trained
+from divdr.engine.execution_modes import load_trained
 from divdr.errors import CheckpointError
 from divdr.modeling.roi_heads import box_cost, box_head_of
 
@@ -176,7 +176,12 @@ def refused(capsys, config, opts):
     ("system", "key", "value", "told"),
     [
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "cluster", "has no box in the training set"),
-        ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "best", "'best' is unknown; known are cluster"),
+        (
+            "hydra",
+            "ROI_BOX_HEAD.HYDRA.PARTITION",
+            "best",
+            "one of cluster, random, coarse, file, not 'best'",
+        ),
         ("hydra", "ROI_BOX_HEAD.HYDRA.BRANCHES", 5, "has 12 super-classes, and BRANCHES is 5"),
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "file", "class partition  cannot be read"),
         ("hydra", "ROI_HEADS.NAME", "StandardROIHeads", "HydraBoxHead needs MODEL.ROI_HEADS.NAME"),

@@ -3,10 +3,9 @@
 import torch
 
 from divdr.engine import Trainer, load_config
+from divdr.engine.execution_modes import load_trained, read_ways
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import ExpertSettings
-from divdr.engine.trained import load_trained
-from divdr.engine.ways import read_ways
 from divdr.modeling import attached_routing
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """Folder for $DETECTRON2_DATASETS with 8 training and 4 validation scenes."""
-    from divdr.data.streetscapes import make_streetscapes
+    from drawn.streetscapes import make_streetscapes
 
     root = tmp_path_factory.mktemp("scenes")
     make_streetscapes(root, train=8, val=4, height=64, width=128, seed=0, workers=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from divdr.engine.amp import MixedPrecisionTrainer
+from divdr.engine.solver import MixedPrecisionTrainer
 from divdr.errors import ConfigError
 
 

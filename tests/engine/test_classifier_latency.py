@@ -7,10 +7,10 @@ import pytest
 import torch
 from classifier_runs import CONFIGS, options
 
-from divdr.classification import run_all, run_groups
 from divdr.engine import launch, load_config
-from divdr.engine.classifier_latency import latency_table, measure_latency
+from divdr.engine.classifier_analysis import latency_table, measure_latency
 from divdr.errors import ConfigError, DataError
+from divdr.moe import run_all, run_groups
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from divdr.engine.full_disk import quiet_when_full, telling_when_full
+from divdr.engine.launch import quiet_when_full, telling_when_full
 from divdr.errors import DivdrError
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from divdr.data import register_subsets
-from divdr.data.subsets import load_subsets, make_subsets
+from divdr.data import load_subsets, register_subsets
 from divdr.engine import Trainer, load_config
 from divdr.evaluation import pooled_miou, subset_recovery
+from drawn.subsets import make_subsets
 
 CONFIGS = "configs/studies/controlled"
 

@@ -18,21 +18,14 @@ from PIL import Image
 from two_processes import join
 
 from divdr import get_divdr_config
-from divdr.engine import (
-    RoutingCheckpointer,
-    SeedHook,
-    Trainer,
-    box_partition,
-    launch,
-    load_config,
-    partition_hook,
-)
+from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config, partition_hook
+from divdr.engine import partition_hook as box_partition
 from divdr.engine import trainer as trainer_module
-from divdr.engine.agreement import together
 from divdr.engine.partition_hook import PartitionHook
+from divdr.engine.setup import together
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
-from divdr.evaluation.build import CheckedSemSegEvaluator
+from divdr.evaluation.evaluators import CheckedSemSegEvaluator
 from divdr.modeling import ImageClassifier
 
 
@@ -313,7 +306,7 @@ def test_an_instance_data_set_is_refused_before_anything_is_trained(
         cfg.DATASETS.TEST = ("cityscapes_fine_instance_seg_val",)
         asked = []
         monkeypatch.setattr(trainer_module, "check_data", lambda cfg, training: asked.append(cfg))
-        monkeypatch.setattr("divdr.evaluation.build._on_one_machine", lambda: False)
+        monkeypatch.setattr("divdr.evaluation.evaluators._on_one_machine", lambda: False)
         with pytest.raises(ConfigError, match="cityscapes_fine_instance_seg_val"):
             Trainer(cfg)
     assert asked == [cfg]

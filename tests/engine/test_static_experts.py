@@ -10,11 +10,15 @@ from detectron2.data import DatasetCatalog
 
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
+from divdr.engine.execution_modes import load_trained, read_ways
 from divdr.engine.export_experts import export_experts
-from divdr.engine.static_experts import ExpertSettings, build_static_experts, gather
-from divdr.engine.static_files import load_static_experts, use_static_experts
-from divdr.engine.trained import load_trained
-from divdr.engine.ways import read_ways
+from divdr.engine.static_experts import (
+    ExpertSettings,
+    build_static_experts,
+    gather,
+    load_static_experts,
+    use_static_experts,
+)
 from divdr.errors import CheckpointError, ConfigError, DataError
 from divdr.inference import Route
 from divdr.modeling import attached_routing

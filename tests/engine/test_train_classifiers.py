@@ -6,7 +6,6 @@ from classifier_runs import CONFIGS, learning_rates, options, refused, results, 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_classification import draw_published
 
-from divdr.classification import class_means, cluster_partition
 from divdr.config import get_divdr_config
 from divdr.data import ClassificationMapper
 from divdr.data.classification import register_published
@@ -18,8 +17,9 @@ from divdr.engine import (
     load_config,
 )
 from divdr.engine.classifier_analysis import curve_table, line_table, partition_by_model
-from divdr.engine.trained import load_trained
+from divdr.engine.execution_modes import load_trained
 from divdr.errors import ConfigError
+from divdr.moe import class_means, cluster_partition
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
         ("HYDRA.THRESHOLD", 1.5, "must be between 0 and 1, not 1.5"),
         ("HYDRA.TOP_K", 6, "TOP_K must be between 1 and the 5 branches, not 6"),
         ("HYDRA.PARTITION", "coarse", "the training set has no super-classes"),
-        ("HYDRA.PARTITION", "best", "'best' is unknown; known are cluster, random"),
+        ("HYDRA.PARTITION", "best", "must be one of cluster, random, coarse, file, not 'best'"),
         ("HYDRA.EMBEDDER", "clip", "EMBEDDER 'clip' is unknown"),
         ("NAME", "build_nothing", "known are build_coe_classifier, build_ensemble_classifier"),
         ("NUM_CLASSES", 9, "NUM_CLASSES is 9, but data set"),

@@ -7,14 +7,14 @@ import torch
 from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from drawn_classification import draw_published
 
-from divdr.classification import PWLU, CondConv2d
-from divdr.classification.densenet import DenseLayer
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
 from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
-from divdr.engine.collaboration_hook import CollaborationHook
+from divdr.engine.partition_hook import CollaborationHook
 from divdr.errors import ConfigError
+from divdr.moe import PWLU, CondConv2d
+from divdr.moe.resnet import DenseLayer
 
 COE = "MODEL.CLASSIFIER.COE."
 
@@ -203,7 +203,7 @@ def test_one_step_on_cifar_100(tmp_path, names_under):
         (COE + "SUBTASKS", 2, "name its checkpoint by COE.DELEGATOR"),
         (COE + "DELEGATOR", "no.pth", "checkpoint no.pth does not exist"),
         (COE + "DELEGATOR_STAGE", "25.0", "not after a share of 1.0"),
-        (COE + "WGM", "best", "WGM 'best' is unknown; known are delegator"),
+        (COE + "WGM", "best", "WGM must be one of delegator, labels, free, none, not 'best'"),
         (COE + "ALPHA", "[0.2, 1.8]", "α must be two numbers between 0 and 1"),
         (COE + "TEACHER", "mentor", "TEACHER 'mentor' is unknown; write torchvision:NAME"),
         (COE + "TEACHER", "torchvision:mentor", "'torchvision:mentor' cannot be made"),

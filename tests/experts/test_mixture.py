@@ -12,8 +12,8 @@ from sklearn.mixture import GaussianMixture
 from divdr.errors import ConfigError, DivdrError
 from divdr.experts import LocalExperts, Membership, clustering_loss, gaussian_mixture, kmeans
 from divdr.experts._tied import TiedPoints
-from divdr.experts.membership import adjusted_rand
 from divdr.experts.mixture import _completed, _fits
+from divdr.experts.partition import adjusted_rand
 
 
 def uneven(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from divdr.checkpoint.names import PREFIXES, WRAPPERS
+from divdr.checkpoint.fit import PREFIXES, WRAPPERS
 from divdr.engine import RoutingCheckpointer
 from divdr.errors import CheckpointError
 

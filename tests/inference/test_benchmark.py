@@ -5,9 +5,7 @@ import pytest
 import torch
 from planned import pictures, routed_network, same_maps, same_record
 
-from divdr.errors import ConfigError
-from divdr.inference import InferencePlan
-from divdr.inference.benchmark import (
+from divdr.benchmark import (
     Against,
     CapturedRoute,
     Case,
@@ -26,6 +24,8 @@ from divdr.inference.benchmark import (
     target_table,
     targets,
 )
+from divdr.errors import ConfigError
+from divdr.inference import InferencePlan
 from divdr.inference.route import Route
 
 SMALL = {"layers": 6, "scales": 3, "channels": 4}
@@ -152,7 +152,7 @@ def test_lines_and_rates():
 def test_a_peak_counts_multiply_adds(monkeypatch):
     # 10³ multiply-adds in 2 ms at best.
     times = {"mm": Times((0.004, 0.002, 0.003))}
-    name = "divdr.inference.benchmark.machine.in_turns"
+    name = "divdr.benchmark.timing.in_turns"
     monkeypatch.setattr(name, lambda calls, rounds, device: times)
     assert gemm_peak("cpu", torch.float32, size=10) == pytest.approx(500_000)
 

@@ -6,7 +6,7 @@ from test_static_network import some_route
 
 from divdr.errors import DivdrError
 from divdr.inference import StaticNetwork
-from divdr.inference.export import export
+from divdr.inference.static_network import export
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import torch
 from planned import fix_gates, pictures, routed_network, same_maps, same_record
 
 from divdr.inference import InferencePlan, Route
-from divdr.inference.gate_plan import GatePlan
+from divdr.inference.cell_plan import GatePlan
 
 
 def taken(network, batch):

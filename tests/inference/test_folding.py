@@ -3,8 +3,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from divdr.inference.chain import Chain
-from divdr.inference.folding import fold, is_foldable_norm, is_plain_convolution, leaves
+from divdr.inference.convolution import Chain, fold, is_foldable_norm, is_plain_convolution, leaves
 
 
 def filled(norm):

@@ -6,7 +6,7 @@ import torch
 from planned import routed_network
 
 from divdr.inference import CurrentPlan
-from divdr.inference.freshness import Fingerprint
+from divdr.inference.plan import Fingerprint
 
 
 def _step(network):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from planned import agrees, pictures, routed_network
 
-from divdr.inference import onednn
+from divdr.inference import convolution
 from divdr.inference.convolution import Convolution
 
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -12,8 +12,8 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 @pytest.fixture(params=["fused", "public"])
 def path(request, monkeypatch):
     if request.param == "public":
-        monkeypatch.setattr(onednn, "available", lambda tensor: False)
-    elif not onednn.available(torch.zeros(1)):
+        monkeypatch.setattr(convolution, "fusing_available", lambda tensor: False)
+    elif not convolution.fusing_available(torch.zeros(1)):
         pytest.skip("this build of PyTorch has no oneDNN convolution")
     return request.param
 
@@ -75,9 +75,9 @@ def test_a_missing_or_wrong_operation_is_noticed(monkeypatch):
         raise AttributeError("no such operation")
 
     for broken in (missing, lambda x, *args: x):
-        onednn._works.cache_clear()
-        monkeypatch.setattr(onednn, "convolution", broken)
-        assert not onednn.available(torch.zeros(1))
+        convolution._works.cache_clear()
+        monkeypatch.setattr(convolution, "fused", broken)
+        assert not convolution.fusing_available(torch.zeros(1))
     monkeypatch.undo()
-    onednn._works.cache_clear()
-    assert not onednn.available(torch.zeros(1, dtype=torch.float64))
+    convolution._works.cache_clear()
+    assert not convolution.fusing_available(torch.zeros(1, dtype=torch.float64))

@@ -2,9 +2,9 @@ import pytest
 import torch
 from planned import pictures, routed_network
 
+from divdr.benchmark import Case, LiveBytes, PublishedRun, measure_memory, peak_bytes
 from divdr.errors import DivdrError
 from divdr.inference import InferencePlan
-from divdr.inference.benchmark import Case, LiveBytes, PublishedRun, measure_memory, peak_bytes
 
 
 def test_tensors_count_while_something_refers_to_them():

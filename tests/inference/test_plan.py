@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import agrees, fix_gates, pictures, routed_network, same_maps, same_record
 
+from divdr.benchmark import close_gates, peak_bytes
 from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
-from divdr.inference.benchmark import close_gates, peak_bytes
 from divdr.routing import BatchNorm, DynamicRoutingNetwork, RoutingSpace
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from planned import fix_gates, pictures, routed_network
 
 from divdr.inference import InferencePlan
-from divdr.inference.gate_plan import GatePlan
+from divdr.inference.cell_plan import GatePlan
 
 
 def open_network(**options):

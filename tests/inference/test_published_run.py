@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import fix_gates, pictures, routed_network, same_maps, same_record
 
+from divdr.benchmark import PublishedRun
 from divdr.errors import ConfigError
-from divdr.inference.benchmark import PublishedRun
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.space import KEEP
 

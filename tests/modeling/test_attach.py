@@ -3,6 +3,8 @@ import threading
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.modeling import FPN, SemanticSegmentor
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -13,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from divdr import get_divdr_config
+from divdr.config import add_settings
 from divdr.errors import ConfigError, DataError
 from divdr.modeling import (
     ClusteringLossSettings,
@@ -24,6 +27,7 @@ from divdr.modeling import (
     with_routing,
 )
 from divdr.routing import Periods, Ramp
+from divdr.settings import BudgetSettings, ClusteringSettings, RoutingSettings
 
 
 def segmentor() -> SemanticSegmentor:
@@ -178,6 +182,30 @@ def test_the_budget_is_squared_per_image_or_per_batch(per):
     budget.PER = "epoch"
     with pytest.raises(ConfigError, match=r"BUDGET\.PER"):
         attach_routing_from_config(segmentor(), cfg)
+
+
+def test_settings_are_attached_whole():
+    clustering = {"num_experts": 2, "margin": 0.7, "bank": "recent", "start": 0.5, "period": 3}
+    budget = {"weight": 0.8, "target": 0.2}
+    settings = RoutingSettings(
+        budget=BudgetSettings(**budget), clustering=ClusteringSettings(**clustering)
+    )
+    described = L(RoutingSettings)(
+        budget=L(BudgetSettings)(**budget),
+        clustering=L(ClusteringSettings)(**clustering),
+        ops=["skip_connect"],
+    )
+    lazy = L(with_routing)(model=L(segmentor)(), routing=described, max_iter=50, batch_size=4)
+    routing = attached_routing(instantiate(lazy))
+    cfg = get_divdr_config()
+    add_settings(cfg, settings)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 50, 4
+    other = attach_routing_from_config(segmentor(), cfg, cluster=True)
+    for supervision in (routing, other):
+        assert supervision.budget == Ramp(0.8, start=20, length=1)
+        assert supervision.periods == Periods(25, 3)
+        assert (supervision.clustering.margin, supervision.budget_target) == (0.7, 0.2)
+        assert (supervision.experts.num_experts, supervision.experts.bank_iterations) == (2, 100)
 
 
 def test_budget_switches_on_by_the_iteration_of_the_trainer():

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from divdr.classification import (
+from divdr.config import get_divdr_config
+from divdr.modeling.classifiers import build_classifier
+from divdr.modeling.classifiers.builders import network, network_parts, network_stem
+from divdr.modeling.classifiers.coe_classifier import build_teacher
+from divdr.moe import (
     CollaborationSettings,
     DenseNetParts,
     HydraSettings,
@@ -13,11 +17,7 @@ from divdr.classification import (
     TeachingSettings,
     named_classifier,
 )
-from divdr.classification.resnet import BasicBlock
-from divdr.config import get_divdr_config
-from divdr.modeling.classification import build_classifier
-from divdr.modeling.classification.networks import network, network_parts, network_stem
-from divdr.modeling.classification.teacher import build_teacher
+from divdr.moe.resnet import BasicBlock
 
 
 def config(name="single", coe=(), hydra=(), **keys):
@@ -91,7 +91,7 @@ def test_weights_of_a_library_are_asked_for(pretrained, monkeypatch):
     asked = []
     for name in ("named_classifier", "named_stem"):
         monkeypatch.setattr(
-            f"divdr.modeling.classification.networks.{name}",
+            f"divdr.modeling.classifiers.builders.{name}",
             lambda *args, name=name, **keys: asked.append((name, *args, keys)),
         )
     cfg = config(PRETRAINED=pretrained, ARCHITECTURE="timm:whole", STEM="timm:stem.1")

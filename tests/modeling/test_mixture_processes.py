@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from two_processes import in_two_processes
 
-from divdr.classification import Gater, Hydra, HydraSettings, ResNetParts
+from divdr.moe import Gater, Hydra, HydraSettings, ResNetParts
 
 # Branch 0 has images in both halves, but not as many; branch 1 and 2 in one alone.
 LABELS = [[0, 1, 2, 0], [4, 5, 5, 1]]

@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from divdr.engine import box_partition
+from divdr.engine import partition_hook as box_partition
 
 
 def heads(name, **keys):

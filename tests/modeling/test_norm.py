@@ -3,8 +3,9 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 
 from divdr.errors import ConfigError
-from divdr.modeling import DynamicRouting, ProjectionNeck, norm
-from divdr.modeling.norm import norm_factory
+from divdr.modeling import DynamicRouting, ProjectionNeck
+from divdr.modeling import backbone as norm
+from divdr.modeling.backbone import norm_factory
 from divdr.routing import BatchNorm, SynchronisedBatchNorm, process_count
 
 

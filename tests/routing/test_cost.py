@@ -16,7 +16,7 @@ from divdr.routing import (
     budget_loss,
     cost_table,
 )
-from divdr.routing.macs import count_macs
+from divdr.routing.cost import count_macs
 
 DATA = Path(__file__).parent.parent / "data"
 

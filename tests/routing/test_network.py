@@ -209,7 +209,7 @@ def test_published_reach_runs_cells_behind_closed_transforms_on_zeros():
     with torch.no_grad():
         maps, routing = network(images(1))
         cell = network.layers[2][1]
-        from_zeros = cell(torch.zeros(1, 8, 8, 12).double(), None).departures[0].maps
+        from_zeros = cell(torch.zeros(1, 8, 8, 12).double(), None).cell_outputs[0].maps
     assert routing.reached.all()
     assert not maps[1].eq(0).all()
     assert from_zeros.shape == maps[1].shape
@@ -232,7 +232,7 @@ def test_drop_path_grows_with_depth_and_progress():
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
-    from divdr.routing.drop_path import drop_path
+    from divdr.routing.ops import drop_path
 
     x = torch.ones(4000, 2, 1, 1)
     y = drop_path(x, 0.25)
@@ -278,13 +278,13 @@ def test_drop_path_acts_in_training_alone():
     freeze_statistics(network.train())
     opened = torch.ones(len(x), 3, dtype=torch.float64)
     with torch.no_grad():
-        trained = cell(x, None, opened).departures[0].maps
+        trained = cell(x, None, opened).cell_outputs[0].maps
         operation = cell.ops["sep_conv_3x3"](x)
         kept, dropped = torch.relu(x + 2 * operation), torch.relu(x)
         survived = [m.allclose(k) for m, k in zip(trained, kept, strict=True)]
         for image, alive in enumerate(survived):
             close(trained[image], kept[image] if alive else dropped[image])
-        close(cell.eval()(x, None, opened).departures[0].maps, torch.relu(x + operation))
+        close(cell.eval()(x, None, opened).cell_outputs[0].maps, torch.relu(x + operation))
     assert 16 < sum(survived) < 48  # a half of 64
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from divdr.errors import ConfigError
 from divdr.routing import DOWN, KEEP, UP, RoutingSpace
-from divdr.routing.stem import Stem
+from divdr.routing.ops import Stem
 
 LAYER17 = [2, 3] + [4] * 14 + [5]
 

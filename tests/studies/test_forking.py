@@ -5,7 +5,7 @@ import torch
 from small_study import STUDY
 
 from divdr.errors import CheckpointError
-from divdr.studies.forking import start_from_trunk
+from divdr.studies.planning import start_from_trunk
 
 CLUSTERING = "MODEL.ROUTING.CLUSTERING"
 

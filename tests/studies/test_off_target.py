@@ -3,7 +3,7 @@ import json
 import pytest
 
 from divdr.engine import load_config
-from divdr.studies.off_target import off_target
+from divdr.studies.statistics import off_target
 
 ROUTING = {"stem_gflops": 2.0, "all_open_gflops": 12.0, "real_gflops": 6.4}
 

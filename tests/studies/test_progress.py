@@ -1,6 +1,6 @@
 from tqdm import tqdm
 
-from divdr.studies.progress import advance, latest, planned_iterations
+from divdr.studies.execution import advance, latest, planned_iterations
 
 
 def test_the_last_values_of_a_run_that_is_writing(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 
-from divdr.studies.spread import spread
+from divdr.studies.statistics import spread
 
 
 def test_distances_agree_with_scikit_learn(tmp_path):

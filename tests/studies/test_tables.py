@@ -6,8 +6,7 @@ from small_study import STUDY
 
 from divdr.errors import ConfigError
 from divdr.studies import execute
-from divdr.studies.collecting import collect, values
-from divdr.studies.tables import pairs_markdown, table_csv, table_markdown
+from divdr.studies.tables import collect, pairs_markdown, table_csv, table_markdown, values
 
 NUMBERS = {
     # mIoU: mean 5, deviation 2; inter has one value.

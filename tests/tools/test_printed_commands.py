@@ -16,7 +16,10 @@ from divdr.engine import load_config
 from divdr.studies.reading import find_study
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 WITH_COMMANDS = [page for page in PAGES if blocks(page)]
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
@@ -72,7 +75,7 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
         trained.add(cfg.OUTPUT_DIR)
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_printed_commands_would_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's Python lines
@@ -92,6 +95,8 @@ def test_printed_commands_would_run(page, tmp_path, monkeypatch):
             assert imports
             for statement in imports:
                 exec(ast.unparse(statement), {})
+        elif command.words[:2] == ["-m", "pytest"]:
+            assert all((ROOT / path).exists() for path in command.words[2:]), command.place
         elif command.words[0] == "-m":
             path = command.words[command.words.index("--config-file") + 1]
             assert (ROOT / path).is_file(), command.place
@@ -130,14 +135,15 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
     """Those that train a Hydra, change its threshold, run it on a file and look at it, and find a
     partition."""
-    page = ROOT / "docs/classification.md"
-    (tmp_path / "shell").mkdir()
+    pages = [ROOT / "docs/guide/classification.md", ROOT / "docs/guide/hydra.md"]
+    for page in pages:
+        (tmp_path / "shell" / page.stem).mkdir(parents=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "FOLDER/digit.png")
     single = ["tools/train_net.py", "--config-file", "configs/classification/digits_single.yaml"]
-    printed = [c.words for c in commands(page, tmp_path / "shell")]
+    printed = [c.words for page in pages for c in commands(page, tmp_path / f"shell/{page.stem}")]
     wanted = [single, *(words for words in printed if "digits_dynk" in words[2])]
     wanted += [words for words in printed if words[0] == "tools/partition_classes.py"]
     assert len(wanted) >= 5

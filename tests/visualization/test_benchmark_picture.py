@@ -1,7 +1,7 @@
 from PIL import Image
 
-from divdr.inference.benchmark import Line
-from divdr.visualization.benchmark_picture import draw_benchmark
+from divdr.benchmark import Line
+from divdr.visualization.tradeoff import draw_benchmark
 
 
 def test_points_lines_and_their_numbers_are_in_the_picture(tmp_path):

@@ -13,13 +13,8 @@ from untrained_runs import SCENES, untrained
 from divdr.data import ClassificationMapper, register_class_folders, register_segmentation_folder
 from divdr.engine import Predictor
 from divdr.errors import CheckpointError, DataError
+from divdr.visualization.overlay import best_classes, drawing_size, prediction_picture, reduced
 from divdr.visualization.predicting import expand, output_names, predict_files
-from divdr.visualization.prediction import (
-    best_classes,
-    drawing_size,
-    prediction_picture,
-    reduced,
-)
 
 CLASSES = {
     "MODEL.DEVICE": "cpu",

@@ -10,7 +10,7 @@ from PIL import Image
 from untrained_runs import SCENES, untrained
 
 from divdr.data import register_segmentation_folder
-from divdr.visualization.from_runs import report_from_runs
+from divdr.visualization.report import report_from_runs
 
 BOXES = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",

@@ -7,8 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from divdr.visualization.parts import Picture, draw
-from divdr.visualization.words import change, count, figures, fixed, listing, signed
+from divdr.visualization.parts import Picture, change, count, draw, figures, fixed, listing, signed
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ A dataset dict holds "label" (a number from 0), "image_id", and either "file_nam
 array (H, W) or (H, W, 3) in RGB.
 """
 
-from .catalog import classification_batches, describe, register_published
-from .mapper import ClassificationMapper
+from .class_sets import ClassificationMapper, classification_batches, describe, register_published
 
 __all__ = [
     "ClassificationMapper",

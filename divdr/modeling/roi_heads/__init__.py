@@ -1,12 +1,9 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
-from .coe import CoEBoxHead
-from .coe_settings import CoEBoxSettings
-from .cost import box_cost, box_head_of
-from .heads import MixtureROIHeads
-from .hydra import HydraBoxHead
-from .mixture import BoxMixture, BoxPrediction
-from .partition import box_embeddings, choose_box_partition, hydra_box_head_of
+from .coe_box_head import CoEBoxHead, CoEBoxSettings
+from .hydra_box_head import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
+from .layers import box_cost, box_head_of
+from .mixture_roi_heads import BoxMixture, BoxPrediction, MixtureROIHeads
 
 __all__ = [
     "BoxMixture",

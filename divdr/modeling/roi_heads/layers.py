@@ -6,10 +6,16 @@ from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..norm import norm_factory
+from ...moe import Cost
+from ..attach import unwrap
+from ..backbone import norm_factory
+from ..neck_cost import module_macs
+from .mixture_roi_heads import BoxMixture
 
 
 class BoxLayers(nn.Module):
@@ -75,3 +81,27 @@ class BoxLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, D), or to (N, C', H, W) without linear layers."""
         return self.fcs(self.convs(x))
+
+
+def box_head_of(model: nn.Module) -> StandardROIHeads | None:
+    """A model's ROI heads, if they have one box head whose cost can be counted; else None."""
+    heads = getattr(unwrap(model), "roi_heads", None)
+    countable = (
+        isinstance(heads, StandardROIHeads)
+        and not isinstance(heads, CascadeROIHeads)
+        and isinstance(heads.box_predictor, FastRCNNOutputLayers)
+    )
+    return heads if countable else None
+
+
+def box_cost(heads: StandardROIHeads, shape: Sequence[int]) -> Cost:
+    """Multiply-adds for one proposal: what always runs, and each branch or expert.
+
+    Args:
+        heads: see :func:`box_head_of`; a plain head has no experts.
+        shape: (C, H, W) of a proposal's pooled features.
+    """
+    head, predictor = heads.box_head, heads.box_predictor
+    if isinstance(head, BoxMixture):
+        return head.cost(predictor)
+    return Cost(module_macs(nn.Sequential(head, predictor), shape), ())

@@ -1,0 +1,1 @@
+"""Painters of data sets to try things out on; ``make_*.py`` beside this folder run them."""

@@ -1,0 +1,138 @@
+"""Random networks with a set share of closed gates: what a benchmark runs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..inference.plan import InferencePlan
+from ..routing.cell import Cell
+from ..routing.gate import CLOSED_BELOW, Gate
+from ..routing.network import DynamicRoutingNetwork
+from ..routing.record import Routing
+from ..routing.space import RoutingSpace
+
+_OPEN_LOGIT = 1.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random network and a batch of noise for it.
+
+    Attributes:
+        batch: N, images.
+        size: (height, width) in pixels.
+        closed: share of the gates of reached cells that are closed, in [0, 1).
+        layers: layers of the routing space.
+        scales: its scales.
+        channels: channels at stride 4.
+        gate: "small", "full" or "none"; without gates nothing closes.
+        reach: of the network. With "published" every way of running runs the same cells; with
+            "open" all but the published one save the cells behind closed transforms as well.
+        seed: for weights, images and gates.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    closed: float
+    layers: int = 16
+    scales: int = 4
+    channels: int = 64
+    gate: str = "small"
+    reach: str = "published"
+    seed: int = 0
+
+    def build(self, device: torch.device | str) -> tuple[DynamicRoutingNetwork, Tensor]:
+        """The network, in evaluation, and images (N, 3, H, W), both on ``device``."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            network = DynamicRoutingNetwork(
+                RoutingSpace.build(self.layers, self.scales),
+                channels=self.channels,
+                gate=self.gate,
+                reach=self.reach,
+            )
+            x = _noise(self.batch, *self.size).to(device)
+            network = network.eval().to(device)
+            close_gates(network, self.closed, x, seed=self.seed)
+        return network, x
+
+
+def _noise(count: int, height: int, width: int) -> Tensor:
+    """Noise of different brightness and grain, so that gates tell the images apart."""
+    grain, level = torch.rand(count, 1, 1, 1) + 0.5, torch.randn(count, 3, 1, 1)
+    return torch.randn(count, 3, height, width) * grain + level
+
+
+@torch.no_grad()
+def close_gates(network: DynamicRoutingNetwork, share: float, x: Tensor, *, seed: int = 0) -> None:
+    """Set the gates' last layers so that ``share`` of the gates of reached cells are closed.
+
+    For one image every gate is closed with that probability. For several, every gate is closed for
+    that share of the images that reach its cell, so that each takes its own route: layer by layer,
+    as what comes to a cell depends on the gates before it.
+
+    Args:
+        network: in evaluation; the initial cell stays as it is.
+        share: in [0, 1).
+        x: (N, in_channels, H, W), the images it holds for.
+        seed: for what is left to chance.
+    """
+    gates = {cell: cell.gate for cell in network.cells() if cell.gate is not None}
+    chance = random.Random(seed)
+    for gate in gates.values():
+        weight = torch.randn(gate.predict.weight.shape) if len(x) > 1 else torch.zeros(1)
+        gate.predict.weight.copy_(weight.expand_as(gate.predict.weight))
+        if len(x) == 1:
+            logits = [-_OPEN_LOGIT if chance.random() < share else _OPEN_LOGIT for _ in _bias(gate)]
+            _bias(gate).copy_(torch.tensor(logits))
+    if len(x) == 1 or not gates:
+        return
+    for row in network.layers:
+        cells = [cast(Cell, cell) for cell in cast(nn.ModuleList, row)]
+        for cell in cells:
+            _bias(gates[cell]).zero_()
+        _, record = InferencePlan(network)(x)
+        table = record.logits.unflatten(1, (-1, 3)).cpu()
+        for cell in cells:
+            inside = record.reached[:, cell.node.index].cpu()
+            here = table[inside, cell.node.index][:, list(cell.node.transforms)]
+            for number, column in enumerate(here.T.tolist() if len(here) else []):
+                scale, cut = _scale_and_cut(sorted(column), share, chance)
+                gates[cell].predict.weight[number] *= scale
+                _bias(gates[cell])[number] = -cut
+
+
+def _bias(gate: Gate) -> Tensor:
+    return cast(Tensor, gate.predict.bias).data
+
+
+def _scale_and_cut(rising: list[float], share: float, chance: random.Random) -> tuple[float, float]:
+    """A factor that brings logits to a range of 2, and then a number above ``share`` of them.
+
+    In a random network logits may be huge, so that rounding would decide beside the cut.
+    """
+    largest, spread = max(abs(rising[0]), abs(rising[-1])), rising[-1] - rising[0]
+    scale = 2 / spread if spread > 1e-3 * largest else 1 / max(largest, 1.0)
+    rising = [scale * logit for logit in rising]
+    below = int(share * len(rising) + chance.random())  # the fraction of one is left to chance
+    if below == 0:
+        return scale, rising[0] - 1.0
+    if below == len(rising):
+        return scale, rising[-1] + 1.0
+    return scale, (rising[below - 1] + rising[below]) / 2
+
+
+def closed_share(network: DynamicRoutingNetwork, routing: Routing) -> float:
+    """Share of the gates of reached cells that are closed, over all images of a record."""
+    gates = routing.activations.unflatten(1, (-1, 3)).cpu()
+    exists = torch.zeros(network.space.num_cells, 3, dtype=torch.bool)
+    for node in network.space.cells:
+        exists[node.index, list(node.transforms)] = True
+    present = exists & routing.reached.cpu()[..., None]
+    opened = (gates > 0) & (gates.sum(dim=2, keepdim=True) >= CLOSED_BELOW)
+    return 1.0 - float(opened[present].float().mean()) if present.any() else 0.0

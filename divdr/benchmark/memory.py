@@ -1,0 +1,110 @@
+"""Peak memory of one forward, each way of running in a process of its own.
+
+``python -m divdr.benchmark.memory`` is that process: it reads a ``Case`` as JSON and the
+name of a way, and prints the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DivdrError
+from ..inference.plan import InferencePlan
+from ..routing.network import DynamicRoutingNetwork
+from .cases import Case
+from .published_run import PublishedRun
+from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
+
+WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a forward beyond what was there before it (weights, the images).
+
+    Attributes:
+        way: its name.
+        resident: bytes that the process, or on CUDA the allocator, took at most.
+        tensors: bytes of tensors that lived at once at most, counted at the dispatcher.
+    """
+
+    way: str
+    resident: int
+    tensors: int
+
+
+def measure_memory(case: Case, device: str, ways: tuple[str, ...] = WAYS) -> list[Memory]:
+    """Run every way once in a fresh process.
+
+    Raises:
+        DivdrError: a process failed; with its last line.
+    """
+    found = []
+    for way in ways:
+        command = [sys.executable, "-m", __name__, way, device, json.dumps(asdict(case))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DivdrError(f"measuring the memory of {way!r} failed: {last}")
+        found.append(Memory(**json.loads(done.stdout.splitlines()[-1])))
+    return found
+
+
+def _function(way: str, network: DynamicRoutingNetwork) -> Callable[[Tensor], object]:
+    if way == PUBLISHED:
+        return PublishedRun(network)
+    if way == NETWORK:
+        return network
+    return InferencePlan(network, dtype=torch.bfloat16 if way == PLAN_BF16 else None)
+
+
+@torch.no_grad()
+def _measure_here(way: str, device: str, case: Case) -> Memory:
+    network, x = case.build(device)
+    function = _function(way, network)
+    function(x[..., :64, :64])  # libraries load and kernels are compiled before
+    if x.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function(x)
+        resident = torch.cuda.max_memory_allocated() - before
+    else:
+        before = _restart_peak()
+        function(x)
+        resident = _peak_resident() - before
+    return Memory(way, resident, peak_bytes(lambda: function(x)))
+
+
+def _restart_peak() -> int:
+    """Bytes resident now, where Linux lets a process forget its peak; else the peak so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _peak_resident()
+
+
+def _peak_resident() -> int:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    chosen, place, text = sys.argv[1:]
+    settings = json.loads(text)
+    settings["size"] = tuple(settings["size"])
+    print(json.dumps(asdict(_measure_here(chosen, place, Case(**settings)))))

@@ -1,0 +1,190 @@
+"""A network run the way the published Dynamic Routing code runs one: what plans are timed against.
+
+Li et al. (CVPR 2020); the behaviour is that of the authors' release, the code is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..routing.cell import Cell
+from ..routing.cost import CellCost, CostTable, cost_table
+from ..routing.gate import CLOSED_BELOW, open_gates
+from ..routing.network import DynamicRoutingNetwork
+from ..routing.record import Routing
+from ..routing.space import DOWN, KEEP, TRANSFORMS
+
+
+@dataclass
+class _Visit:
+    """What a cell did: maps by transform, [up, keep, down] rows (N, 3), costs (N,)."""
+
+    maps: dict[int, Tensor]
+    logits: Tensor
+    gates: Tensor
+    expected: Tensor
+    real: Tensor
+
+
+class PublishedRun:
+    """Runs a network in evaluation as the published code does.
+
+    Maps are contiguous (N, C, H, W) and nothing is folded. A cell runs for the whole batch as soon
+    as its gates, summed over the batch, reach 1e-4; else its input passes on. A cell that runs
+    computes all its operations and every transform it has, closed or not, and multiplies by the
+    gates at the end, after upsampling. Cells behind closed transforms alone run on zeros. Expected
+    and real cost are added up cell by cell on the way.
+
+    For one image these are the maps, gates and costs of a network of ``reach="published"``. So
+    they are for a batch if every cell is either open (gates ≥ 1e-4) for all its images or closed
+    for all; which transforms an open cell closes may differ. Otherwise an image that closes a cell
+    loses the input that should pass on there, if another image opens it. ``image_by_image`` has no
+    such condition and is faster where routes differ.
+
+    Args:
+        network: the supernet, in evaluation; its ``reach`` is not asked for.
+
+    Raises:
+        ConfigError: the network is in training.
+    """
+
+    def __init__(self, network: DynamicRoutingNetwork) -> None:
+        if network.training:
+            raise ConfigError("a published run needs the network in evaluation: call eval() first")
+        self._network = network
+        self._tables: dict[tuple[int, int], CostTable] = {}
+
+    @torch.no_grad()
+    def image_by_image(self, x: Tensor) -> tuple[list[Tensor], Routing]:
+        """Every image in a call of its own; arguments and results as of a call."""
+        parts = [self(x[index : index + 1]) for index in range(len(x))]
+        scales = zip(*(maps for maps, _ in parts), strict=True)
+        return [torch.cat(maps) for maps in scales], _join([record for _, record in parts])
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[list[Tensor], Routing]:
+        """Run the batch as one.
+
+        Args:
+            x: (N, in_channels, H, W), normalised.
+
+        Returns:
+            Maps of the last layer, stride 4 first, each (N, C·2^s, H_s, W_s), and the record. Its
+            real cost counts what the gates of an image open, its ``reached`` holds for all images
+            where it holds for one, as the batch takes one way.
+        """
+        network, space = self._network, self._network.space
+        size = (x.shape[-2], x.shape[-1])
+        sizes = space.map_sizes(*size)
+        if size not in self._tables:
+            self._tables[size] = cost_table(network, *size)
+        table = self._tables[size]
+        maps = network.stem(x.contiguous())
+        first = _visit(network.initial, table.initial, maps, None)
+        expected, real = first.expected, first.real + table.stem
+        arrivals: dict[int, Tensor] = {}
+        _bring(network.initial, first, arrivals)
+        visits: list[_Visit | None] = []
+        cells = list(network.cells())
+        for layer in space.layers:
+            following: dict[int, Tensor] = {}
+            for node in layer:
+                if node.scale not in arrivals:
+                    visits.append(None)
+                    continue
+                finer = sizes[node.scale - 1] if node.scale else None
+                cell, cost = cells[node.index], table.cells[node.index]
+                visit = _visit(cell, cost, arrivals[node.scale], finer)
+                _bring(cell, visit, following)
+                expected, real = expected + visit.expected, real + visit.real
+                visits.append(visit)
+            arrivals = following
+        outputs = [
+            arrivals.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
+            for scale, channels in enumerate(network.out_channels())
+        ]
+        blank = torch.zeros_like(first.gates)
+        reached = torch.tensor([v is not None for v in visits], device=x.device)
+        totals = table.tensors("cpu")
+        return outputs, Routing(
+            activations=torch.cat([blank if v is None else v.gates for v in visits], dim=1),
+            logits=torch.cat([blank if v is None else v.logits for v in visits], dim=1),
+            initial=first.gates,
+            reached=reached.expand(len(x), -1).clone(),
+            expected_cost=expected,
+            real_cost=real,
+            full_cost=totals.full_cost,
+            fixed_cost=totals.stem,
+            full_real_cost=totals.full_real_cost,
+            size=size,
+        )
+
+
+def _visit(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _Visit:
+    columns = list(cell.node.transforms)
+    if cell.gate is None:
+        decided = gates_here = torch.ones(len(x), len(columns), device=x.device)
+    else:
+        decided = cell.gate(x)
+        gates_here = open_gates(decided)
+    blank = decided.new_zeros(len(x), len(TRANSFORMS))
+    logits, gates = blank.clone(), blank
+    logits[:, columns], gates[:, columns] = decided, gates_here
+    expected, real = _costs(cost, gates)
+    if float(gates.sum()) < CLOSED_BELOW:  # the host waits here, once a cell
+        return _Visit({KEEP: x}, logits, gates, expected, real)
+    feature: Tensor | None = None
+    for op in cell.ops.values():
+        y = op(x)
+        feature = y if feature is None else feature + y
+    assert feature is not None
+    maps = {}
+    for transform in columns:
+        weight = gates[:, transform, None, None, None].to(feature.dtype)
+        maps[transform] = _transformed(cell, feature, transform, finer) * weight
+    return _Visit(maps, logits, gates, expected, real)
+
+
+def _transformed(
+    cell: Cell, feature: Tensor, transform: int, finer: tuple[int, int] | None
+) -> Tensor:
+    maps = F.relu(feature)
+    if transform == KEEP:
+        return maps
+    if transform == DOWN:
+        return cell.changes["down"](maps)
+    return F.interpolate(cell.changes["up"](maps), size=finer, mode="bilinear", align_corners=False)
+
+
+def _bring(cell: Cell, visit: _Visit, arrivals: dict[int, Tensor]) -> None:
+    """Move what leaves a cell to the arrivals of the next layer by scale."""
+    for transform, maps in visit.maps.items():
+        scale = cell.node.target_scale(transform)
+        arrivals[scale] = arrivals[scale] + maps if scale in arrivals else maps
+    visit.maps.clear()
+
+
+def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """(expected, real) multiply-adds (N,) of one cell for gates (N, 3)."""
+    gates = gates.float()
+    transforms = gates.new_tensor([t or 0.0 for t in cost.transforms])
+    expected = gates.amax(dim=1) * cost.cell + (gates * transforms).sum(dim=1)
+    running = (gates.sum(dim=1) >= CLOSED_BELOW).float()
+    opened = (gates > 0).float() * transforms
+    return expected, running * (opened.sum(dim=1) + cost.cell) + cost.gate
+
+
+def _join(records: Sequence[Routing]) -> Routing:
+    """One record of several images' own."""
+    names = ("activations", "logits", "initial", "reached", "expected_cost", "real_cost")
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(r, name) for r in records]) for name in names
+    }
+    return replace(records[0], **joined)

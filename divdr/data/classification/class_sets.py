@@ -1,0 +1,277 @@
+"""Names of classification data sets in Detectron2's catalogue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from torch import Tensor
+
+from ...errors import ConfigError, DataError
+from ...image_files import read_image
+from ...settings import ClassificationInputSettings
+from ..folders import register_anew
+from .formats import Images, read_cifar, read_digits, read_fashion_mnist
+
+_MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
+
+
+class ClassificationMapper:
+    """Squares and scales an image; in training flips, pads and crops, and cuts out a square.
+
+    The augmentations are those of the DynK-Hydra paper (Section 4) and of the ResNets that it
+    compares with. All of them draw from PyTorch's generator.
+
+    Args:
+        image_format: "L", "RGB" or "BGR".
+        size: of the square in pixels; 0 leaves images as they are.
+        square: "pad" with black or "crop" the middle.
+        flip: mirror every second image.
+        pad_crop: pixels to pad on every side (black) before the old size is cropped anywhere.
+        cutout: length of the square that is filled with the mean colour; its centre is any pixel.
+        fill: mean colour, one number a channel.
+
+    Raises:
+        ConfigError: a setting is unknown.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_format: str,
+        size: int = ClassificationInputSettings.size,
+        square: str = ClassificationInputSettings.square,
+        flip: bool = False,
+        pad_crop: int = ClassificationInputSettings.pad_crop,
+        cutout: int = ClassificationInputSettings.cutout,
+        fill: tuple[float, ...] = (0.0,),
+    ) -> None:
+        if image_format not in _MODES:
+            raise ConfigError(f"INPUT.FORMAT must be L, RGB or BGR, not {image_format!r}")
+        if square not in ("pad", "crop"):
+            raise ConfigError(
+                f'INPUT.CLASSIFICATION.SQUARE must be "pad" or "crop", not {square!r}'
+            )
+        channels = 1 if image_format == "L" else 3
+        if len(fill) != channels:
+            raise ConfigError(
+                f"INPUT.FORMAT {image_format} has {channels} channels, MODEL.PIXEL_MEAN {len(fill)}"
+            )
+        self.image_format = image_format
+        self.size = size
+        self.square = square
+        self.flip = flip
+        self.pad_crop = pad_crop
+        self.cutout = cutout
+        self.fill = torch.tensor(fill)[:, None, None]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments from ``cfg.INPUT`` and ``cfg.MODEL``; no augmentation in evaluation.
+
+        Raises:
+            ConfigError: ``INPUT.RANDOM_FLIP`` is neither "none" nor "horizontal".
+        """
+        settings, flip = cfg.INPUT.CLASSIFICATION, cfg.INPUT.RANDOM_FLIP
+        if flip not in ("none", "horizontal"):
+            raise ConfigError(
+                f'mapper "classification": INPUT.RANDOM_FLIP is none or horizontal, not {flip!r}'
+            )
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "size": settings.SIZE,
+            "square": settings.SQUARE,
+            "flip": is_train and flip == "horizontal",
+            "pad_crop": settings.PAD_CROP if is_train else 0,
+            "cutout": settings.CUTOUT if is_train else 0,
+            "fill": tuple(cfg.MODEL.PIXEL_MEAN),
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """The dict with "image" (C, H, W) float added and its "pixels" taken out.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        item = {key: value for key, value in dataset_dict.items() if key != "pixels"}
+        picture = self._squared(self._picture(dataset_dict))
+        pixels = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        if self.image_format == "BGR":
+            image = image.flip(0)
+        item["image"] = self._augmented(image)
+        item["height"], item["width"] = image.shape[1:]
+        return item
+
+    def _picture(self, record: dict[str, Any]) -> Image.Image:
+        mode = _MODES[self.image_format]
+        if "pixels" in record:
+            return Image.fromarray(record["pixels"]).convert(mode)
+        pixels = read_image(record["file_name"], mode)
+        return Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels)
+
+    def _squared(self, picture: Image.Image) -> Image.Image:
+        if not self.size:
+            return picture
+        width, height = picture.size
+        side = max(width, height) if self.square == "pad" else min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = picture.crop((left, top, left + side, top + side))
+        if side == self.size:
+            return square
+        return square.resize((self.size, self.size), Image.Resampling.BILINEAR)
+
+    def _augmented(self, image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        if self.flip and _draw(2):
+            image = image.flip(2)
+        if self.pad_crop:
+            room = self.pad_crop
+            top, left = _draw(2 * room + 1), _draw(2 * room + 1)
+            padded = F.pad(image, (room, room, room, room))
+            image = padded[:, top : top + height, left : left + width]
+        if self.cutout:
+            top, left = _draw(height) - self.cutout // 2, _draw(width) - self.cutout // 2
+            image = image.clone()
+            rows = slice(max(0, top), max(0, top + self.cutout))
+            columns = slice(max(0, left), max(0, left + self.cutout))
+            image[:, rows, columns] = self.fill
+        return image
+
+
+def _draw(end: int) -> int:
+    return int(torch.randint(end, ()))
+
+
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+class Description(NamedTuple):
+    """Of a data set's classes.
+
+    Attributes:
+        classes: names, by number.
+        coarse: super-class of each class; None: there are none.
+    """
+
+    classes: list[str]
+    coarse: list[int] | None
+
+
+def register_published(root: str | os.PathLike[str]) -> None:
+    """Register ``digits_*``, ``fashion_mnist_*``, ``cifar10_*`` and ``cifar100_*``.
+
+    Each has "train" and "test". Nothing is read until they are used, and names that exist already
+    are given the new folder.
+
+    Args:
+        root: the folder that holds "fashion_mnist", "cifar-10-batches-py" or "-bin", and
+            "cifar-100-python" or "-binary".
+    """
+    base = Path(root)
+    cifar10 = _first(base / "cifar-10-batches-py", base / "cifar-10-batches-bin")
+    cifar100 = _first(base / "cifar-100-python", base / "cifar-100-binary")
+    fashion = base / "fashion_mnist"
+    numbers = [str(i) for i in range(100)]
+    for split in ("train", "test"):
+        for name, classes, folder, read in (
+            ("digits", numbers[:10], None, partial(read_digits, split)),
+            ("fashion_mnist", _FASHION, fashion, partial(read_fashion_mnist, fashion, split)),
+            ("cifar10", _CIFAR10, cifar10, partial(read_cifar, cifar10, split, 10)),
+            # The names of its classes are in a file of their own; numbers tell them apart as well.
+            ("cifar100", numbers, cifar100, partial(read_cifar, cifar100, split, 100)),
+        ):
+            _register(f"{name}_{split}", classes, folder, read)
+
+
+def describe(names: Sequence[str]) -> Description:
+    """The classes of data sets that are used together.
+
+    Raises:
+        ConfigError: one is no classification data set, or their classes differ.
+    """
+    found = []
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") != "classification":
+            raise ConfigError(f"data set {name!r} is none of image classification")
+        found.append(list(metadata.get("classes", ())))
+    if any(classes != found[0] for classes in found):
+        raise ConfigError(f"data sets {', '.join(names)} have different classes")
+    return Description(found[0], MetadataCatalog.get(names[0]).get("coarse"))
+
+
+def check_class_labels(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict]) -> None:
+    """See that every image has a label that is a class of the model.
+
+    Raises:
+        ConfigError: the data set has another number of classes than the model.
+        DataError: names the first image whose label is none.
+    """
+    key, count = "MODEL.CLASSIFIER.NUM_CLASSES", cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    classes = describe(names).classes
+    if len(classes) != count:
+        raise ConfigError(f"{key} is {count}, but data set {names[0]!r} has {len(classes)} classes")
+    for record in dicts:
+        label = record.get("label")
+        if not isinstance(label, int) or not 0 <= label < count:
+            where = record.get("file_name", record.get("image_id"))
+            raise DataError(f"image {where} has label {label!r}; classes are 0 to {count - 1}")
+
+
+def classification_batches(
+    cfg: CfgNode, names: Sequence[str], size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once as in evaluation: (N, C, H, W) not yet normalised, and labels (N,).
+
+    Args:
+        cfg: the whole configuration.
+        names: data sets.
+        size: images a batch.
+    """
+    dicts = [record for name in names for record in DatasetCatalog.get(name)]
+    check_class_labels(cfg, names, dicts)
+    mapper = ClassificationMapper(cfg, is_train=False)
+    for start in range(0, len(dicts), size):
+        items = [mapper(record) for record in dicts[start : start + size]]
+        labels = torch.tensor([item["label"] for item in items])
+        yield torch.stack([item["image"] for item in items]), labels
+
+
+def _register(
+    name: str, classes: Sequence[str], folder: Path | None, read: Callable[[], Images]
+) -> None:
+    def load() -> list[dict]:
+        images = read()
+        if images.coarse is not None:
+            MetadataCatalog.get(name).set(coarse=images.coarse)
+        return [
+            {"pixels": pixels, "image_id": f"{name}/{index:05d}", "label": int(label)}
+            for index, (pixels, label) in enumerate(zip(*images[:2], strict=True))
+        ]
+
+    metadata = {"classes": list(classes), "evaluator_type": "classification"}
+    if folder is not None:
+        metadata["image_root"] = str(folder)
+    register_anew(name, load, **metadata)
+
+
+def _first(*folders: Path) -> Path:
+    return next((folder for folder in folders if folder.is_dir()), folders[0])

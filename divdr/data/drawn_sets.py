@@ -1,0 +1,166 @@
+"""What drawn data sets (``datasets/drawn``) say of themselves, in their JSON files.
+
+Evaluation and pictures want to know which kind of scene an image shows; the painters themselves are
+no part of the package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_sem_seg
+
+from ..errors import DataError
+
+SPLITS = ("train", "val")
+"""Every drawn data set has these two."""
+
+MAX_SUBSETS = 4
+SUBSET_FOLDER = "subsets"
+SUBSET_RECORD = "record.json"
+SUBSETS_FILE = "subsets.json"
+STREET_FOLDER = "cityscapes"
+STREET_RECORD = "streetscapes.json"
+CHARACTERS_FILE = "characters.json"
+
+CLASSES = ("background", *(f"class_{number}" for number in range(1, MAX_SUBSETS + 1)))
+"""Those of shapes of four subsets; of K subsets there are K + 1, and digits use the first three."""
+
+_COLOURS = ((110, 110, 110), (220, 60, 60), (60, 180, 75), (70, 110, 230), (240, 200, 50))
+
+
+def read_record(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
+    """The record of a drawn data set: "complete", "settings", and names of "images" by split.
+
+    Args:
+        folder: of the data set.
+        name: of the record's file.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        DataError: the record cannot be understood.
+    """
+    path = Path(folder) / name
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record["complete"], bool) or not isinstance(record["settings"], dict):
+            raise TypeError
+        for split in SPLITS:
+            if not all(isinstance(image, str) for image in record["images"][split]):
+                raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged; delete the folder {folder} and generate it again."
+        ) from error
+    return record
+
+
+def load_characters(root: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """The character of every drawn street scene.
+
+    Args:
+        root: the folder that was given to ``make_streetscapes``.
+
+    Returns:
+        For "train" and "val", a dictionary from image name (CITY_SSSSSS_FFFFFF) to "highway",
+        "town", "night" or "rain".
+
+    Raises:
+        DataError: the folder holds no complete street scenes.
+    """
+    folder = Path(root) / STREET_FOLDER
+    record = read_record(folder, STREET_RECORD)
+    if record is None or not record["complete"]:
+        raise DataError(
+            f"{folder} holds no complete street scenes; run datasets/make_streetscapes.py first."
+        )
+    path = folder / CHARACTERS_FILE
+    try:
+        characters = json.loads(path.read_text())
+        return {split: dict(characters[split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged; generate the scenes again.") from error
+
+
+def load_subsets(root: str | os.PathLike[str]) -> dict[str, int]:
+    """The subset of every image of both splits, by the image's name without ending.
+
+    Args:
+        root: the folder that was given to ``make_subsets``.
+
+    Raises:
+        DataError: the folder holds no complete data set.
+    """
+    folder = Path(root) / SUBSET_FOLDER
+    record = read_record(folder, SUBSET_RECORD)
+    if record is None or not record["complete"]:
+        raise DataError(f"{folder} holds no complete subsets; run datasets/make_subsets.py first")
+    path = folder / SUBSETS_FILE
+    try:
+        return {str(name): int(subset) for name, subset in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged; generate the scenes again") from error
+
+
+def subset_names(split: str) -> list[str]:
+    """``subsets_SPLIT``, and ``subsets_SPLIT_k`` with the images of subset k alone."""
+    return [f"subsets_{split}", *(f"subsets_{split}_{k}" for k in range(MAX_SUBSETS))]
+
+
+def register_subsets(root: str | os.PathLike[str]) -> None:
+    """Register ``subsets_train``, ``subsets_val``, and both with ``_0`` to ``_3`` for one subset.
+
+    Nothing but the record, if there is one, is read until they are used: it tells the number of
+    classes. Names that exist already are given the new folder. The dicts hold, beside Detectron2's
+    keys, "subset".
+
+    Args:
+        root: the folder that holds "subsets"; as $DETECTRON2_DATASETS names.
+    """
+    root = os.fspath(root)
+    classes = 1 + _subset_count(root)
+    for split in SPLITS:
+        for only, name in enumerate(subset_names(split), start=-1):
+            if name in DatasetCatalog.list():
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+            _register(name, root, split, only if only >= 0 else None, classes)
+
+
+def _subset_count(root: str) -> int:
+    """Of the data set that is there; of one that is to come, as many as there can be."""
+    try:
+        record = read_record(Path(root) / SUBSET_FOLDER, SUBSET_RECORD) or {}
+        return int(record["settings"]["look"]["subsets"])
+    except (DataError, KeyError, TypeError, ValueError):
+        return MAX_SUBSETS
+
+
+def _register(name: str, root: str, split: str, only: int | None, classes: int) -> None:
+    images, labels = (os.path.join(root, SUBSET_FOLDER, top, split) for top in ("images", "labels"))
+
+    def load() -> list[dict]:
+        subsets = load_subsets(root)
+        dicts = load_sem_seg(labels, images, gt_ext="png", image_ext="png")
+        for item in dicts:
+            stem = os.path.splitext(os.path.basename(item["file_name"]))[0]
+            item["subset"] = subsets[stem]
+        return [item for item in dicts if only is None or item["subset"] == only]
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(CLASSES[:classes]),
+        stuff_colors=[list(colour) for colour in _COLOURS[:classes]],
+        image_root=images,
+        sem_seg_root=labels,
+        evaluator_type="sem_seg",
+        ignore_label=255,
+    )

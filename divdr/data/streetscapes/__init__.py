@@ -1,8 +1,0 @@
-"""Drawn street scenes in the layout of Cityscapes, for trying things out without its licence."""
-
-from .draw import draw_scene
-from .generate import make_streetscapes
-from .record import load_characters
-from .scene import CHARACTERS
-
-__all__ = ["CHARACTERS", "draw_scene", "load_characters", "make_streetscapes"]

@@ -1,0 +1,256 @@
+"""Evaluators of a data set, by what its metadata says that it is, and a table of results."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from detectron2.modeling import Backbone
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import ConfigError
+from ..image_files import check_labels, read_labels
+from ..modeling import attached_routing, unwrap
+from ..modeling.classifiers import ImageClassifier, collaboration_of
+from ..modeling.roi_heads import box_head_of, hydra_box_head_of
+from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
+from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
+from .routing_evaluator import RoutingEvaluator, check_sizes
+
+
+def build_routing_evaluator(cfg: CfgNode, dataset_name: str, model: nn.Module) -> RoutingEvaluator:
+    """The routing evaluator as the config sets it up, for a model with routing attached."""
+    return RoutingEvaluator(
+        dataset_name,
+        model,
+        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
+        sizes=check_sizes(cfg.MODEL.ROUTING.COST_SIZES),
+        num_experts=cfg.MODEL.ROUTING.CLUSTERING.NUM_EXPERTS,
+        seed=max(0, cfg.SEED),
+    )
+
+
+def build_cost_evaluator(
+    cfg: CfgNode, dataset_name: str, model: nn.Module
+) -> DatasetEvaluator | None:
+    """The evaluator of cost: routing for a model with routing attached, the backbone's GFLOPs for
+    another one with a backbone, what ran for an image classifier, else None.
+    """
+    sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
+    if attached_routing(model) is not None:
+        return build_routing_evaluator(cfg, dataset_name, model)
+    inner = unwrap(model)
+    if isinstance(inner, ImageClassifier):
+        return ClassifierCostEvaluator(
+            sum(p.numel() for p in inner.parameters()),
+            ends_early=collaboration_of(inner) is not None,
+        )
+    if isinstance(getattr(inner, "backbone", None), Backbone):
+        return BackboneCostEvaluator(inner.backbone, sizes)
+    return None
+
+
+def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCostEvaluator | None:
+    """The evaluator of a detector's box head; None for a model without a single one.
+
+    Raises:
+        CheckpointError: the head's class partition is of another data set.
+    """
+    heads = box_head_of(model)
+    if heads is None:
+        return None
+    hydra = hydra_box_head_of(model)
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if hydra is not None and classes is not None:
+        hydra.classes.check(classes)
+    return BoxHeadCostEvaluator(heads)
+
+
+def check_evaluators(dataset_names: Sequence[str]) -> None:
+    """See that data sets can be evaluated in the processes of this run, before it trains for hours.
+
+    Cityscapes' own evaluations gather their files in a folder of one machine.
+
+    Raises:
+        ConfigError: a data set of Cityscapes' instances, and the processes are on several machines.
+    """
+    if _on_one_machine():
+        return
+    for name in dataset_names:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind in ("cityscapes_instance", "cityscapes_panoptic_seg"):
+            raise ConfigError(
+                f"the instances of data set {name!r} can be evaluated on one machine alone: train "
+                "on several with DATASETS.TEST () and evaluate on one with --eval-only"
+            )
+
+
+def _on_one_machine() -> bool:
+    if comm.get_world_size() == 1:
+        return True
+    try:
+        return comm.get_local_size() == comm.get_world_size()
+    except AssertionError:  # nobody told Detectron2 which processes share a machine
+        return False
+
+
+def build_task_evaluator(
+    dataset_name: str, folder: str, cfg: CfgNode | None = None
+) -> DatasetEvaluators:
+    """What Detectron2 evaluates a data set with.
+
+    Processes on several machines evaluate Cityscapes' classes with ``SemSegEvaluator``, since
+    ``CityscapesSemSegEvaluator`` works on one alone. IoU of a class is the same; their mean
+    ("mIoU", the other's "IoU") leaves out classes that no label has, where Cityscapes counts 0 if
+    one is predicted; iIoU and categories are missing.
+
+    Args:
+        dataset_name: name in the catalog.
+        folder: takes predictions that are kept.
+        cfg: a config; which figures make sense depends on the model.
+
+    Raises:
+        ConfigError: the data set's kind of evaluation is unknown, or see :func:`check_evaluators`.
+    """
+    check_evaluators([dataset_name])
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    if kind == "cityscapes_sem_seg":
+        if not _on_one_machine():
+            return DatasetEvaluators([CheckedSemSegEvaluator(dataset_name, folder)])
+        return DatasetEvaluators([CityscapesSemSegEvaluator(dataset_name)])
+    if kind == "cityscapes_instance":
+        return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
+    if kind == "classification":
+        classes = MetadataCatalog.get(dataset_name).classes
+        return DatasetEvaluators([ClassificationEvaluator(classes)])
+    found: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg") and _has_semantic_labels(dataset_name):
+        found.append(CheckedSemSegEvaluator(dataset_name, folder))
+    if kind in ("coco", "coco_panoptic_seg"):
+        found.extend(_instance_evaluators(dataset_name, folder, cfg))
+    if kind in ("coco_panoptic_seg", "cityscapes_panoptic_seg"):
+        found.append(COCOPanopticEvaluator(dataset_name, folder))
+    if kind == "cityscapes_panoptic_seg":
+        found.append(CityscapesSemSegEvaluator(dataset_name))
+        found.append(CityscapesInstanceEvaluator(dataset_name))
+    if not found:
+        raise ConfigError(
+            f"data set {dataset_name!r} has evaluator_type {kind!r}, which is not supported"
+        )
+    return DatasetEvaluators(found)
+
+
+def _has_semantic_labels(dataset_name: str) -> bool:
+    return MetadataCatalog.get(dataset_name).get("sem_seg_root") is not None
+
+
+def _instance_evaluators(
+    dataset_name: str, folder: str, cfg: CfgNode | None
+) -> list[DatasetEvaluator]:
+    metadata = MetadataCatalog.get(dataset_name)
+    name = dataset_name
+    if metadata.evaluator_type == "coco_panoptic_seg" and not _has_semantic_labels(name):
+        # The panoptic-only names count stuff among the classes of their metadata; instances are
+        # evaluated by the names that list things alone.
+        name = name.removesuffix("_panoptic")
+        if name == dataset_name or name not in DatasetCatalog.list():
+            return []
+    options: dict[str, Any] = {}
+    if cfg is not None and len(cfg.TEST.KEYPOINT_OKS_SIGMAS):
+        options["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    return [NumberedCOCOEvaluator(name, output_dir=folder, **options)]
+
+
+class NumberedCOCOEvaluator(COCOEvaluator):
+    """Detectron2's evaluator, for files whose annotations are numbered in any way.
+
+    pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
+    of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
+
+    Args:
+        dataset_name: name in the catalog.
+        options: of Detectron2's evaluator.
+    """
+
+    def __init__(self, dataset_name: str, **options: Any) -> None:
+        super().__init__(dataset_name, **options)
+        entries = self._coco_api.dataset.get("annotations", [])
+        if all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in entries):
+            return
+        for number, entry in enumerate(entries, 1):
+            entry["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            self._coco_api.createIndex()
+
+
+class CheckedSemSegEvaluator(SemSegEvaluator):
+    """Detectron2's evaluator of classes, with divdr's reader of labels, each of which is checked.
+
+    Detectron2's own counts labels that are no classes as others, or cannot go on.
+
+    Args:
+        dataset_name: name in the catalog.
+        folder: takes the predictions.
+    """
+
+    def __init__(self, dataset_name: str, folder: str) -> None:
+        options: dict[str, Any] = {}
+        # Detectron2 0.6 reads labels itself and has no such argument.
+        if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
+            options["sem_seg_loading_fn"] = self._last_labels
+        super().__init__(dataset_name, distributed=True, output_dir=folder, **options)
+        self._last: np.ndarray = np.zeros((0, 0), np.uint8)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Count what was predicted for the pixels of each class.
+
+        Raises:
+            DataError: labels cannot be read, are of another size than their image, or no classes.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            path = self.input_file_to_gt_file[item["file_name"]]
+            self._last = read_labels(path)
+            size = tuple(output["sem_seg"].shape[-2:])
+            classes, ignore = self._num_classes, self._ignore_label
+            check_labels(self._last, path, classes=classes, ignore=ignore, size=size)
+            super().process([item], [output])
+
+    def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
+        return self._last.astype(dtype)
+
+
+def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a figure: data set, task, name, value.
+
+    Args:
+        results: {data set: {task: {name: number}}}.
+    """
+    rows = [
+        (dataset, task, name, value)
+        for dataset, tasks in results.items()
+        for task, figures in tasks.items()
+        if isinstance(figures, Mapping)
+        for name, value in figures.items()
+        if not (
+            task in ("sem_seg", "classification") and "-" in name
+        )  # one class each; in results.json
+    ]
+    return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")

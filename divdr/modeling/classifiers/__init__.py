@@ -1,0 +1,16 @@
+"""Image classifiers as Detectron2 models."""
+
+from .builders import CLASSIFIER_REGISTRY, build_classifier
+from .coe_classifier import collaboration_of, first_stage, prepare_collaboration
+from .image_classifier import ImageClassifier, choose_partition, hydra_of
+
+__all__ = [
+    "CLASSIFIER_REGISTRY",
+    "ImageClassifier",
+    "build_classifier",
+    "choose_partition",
+    "collaboration_of",
+    "first_stage",
+    "hydra_of",
+    "prepare_collaboration",
+]

@@ -1,0 +1,243 @@
+"""Collaboration of Experts from ``cfg.MODEL.CLASSIFIER.COE``, and what its training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ...checkpoint import find_weights, read_weights
+from ...errors import CheckpointError, ConfigError
+from ...moe import (
+    Collaboration,
+    CollaborationSettings,
+    Delegator,
+    Distillation,
+    TeachingSettings,
+    is_named,
+    last_linear,
+    named_classifier,
+    with_condconv,
+    with_pwlu,
+    without_last_linear,
+)
+from ...routing import to_iterations
+from .builders import CLASSIFIER_REGISTRY, image_channels, network
+from .image_classifier import ImageClassifier
+
+_TEACHER_PREFIX = "system.members.0."
+
+
+def build_teacher(cfg: CfgNode) -> Distillation:
+    """The classifier that ``COE.TEACHER`` names, with its library's weights or those of a file.
+
+    Raises:
+        ConfigError: there is no such classifier, or its classes are not the model's.
+        CheckpointError: ``TEACHER_WEIGHTS`` cannot be used.
+    """
+    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
+    if not is_named(coe.TEACHER):
+        raise ConfigError(
+            f"MODEL.CLASSIFIER.COE.TEACHER {coe.TEACHER!r} is unknown; write torchvision:NAME or "
+            "timm:NAME"
+        )
+    images = {"in_channels": image_channels(cfg), "image_size": cfg.INPUT.CLASSIFICATION.SIZE}
+    if coe.TEACHER_WEIGHTS:
+        teacher = named_classifier(coe.TEACHER, classifier.NUM_CLASSES, **images)
+        _load(teacher, coe.TEACHER_WEIGHTS)
+    else:
+        # Without weights first: nothing is downloaded that cannot be used.
+        plain = named_classifier(coe.TEACHER, None, **images)
+        classes = plain.get_submodule(last_linear(plain)).out_features
+        if classes != classifier.NUM_CLASSES:
+            raise ConfigError(
+                f"teacher {coe.TEACHER!r} knows {classes} classes and the model "
+                f"{classifier.NUM_CLASSES}: train it on these, and name the file by "
+                "MODEL.CLASSIFIER.COE.TEACHER_WEIGHTS"
+            )
+        teacher = named_classifier(coe.TEACHER, None, pretrained=True, **images)
+    return Distillation(teacher, coe.DISTILLATION_WEIGHT, coe.TEMPERATURE)
+
+
+def _load(teacher: nn.Module, path: str) -> None:
+    """Weights of ``build_single_classifier``'s checkpoint, or of the bare classifier."""
+    content = find_weights(read_weights(path))
+    weights = {} if content is None else content.weights
+    weights = {
+        name.removeprefix(_TEACHER_PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(_TEACHER_PREFIX) or not name.startswith("system.")
+    }
+    try:
+        teacher.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1:2]).strip()
+        raise CheckpointError(f"{path} does not hold the teacher's weights ({reason})") from None
+
+
+_PREFIX = "system.delegator."
+
+
+def read_delegator(path: str, system: Collaboration) -> None:
+    """Take extractor and task predictor from a checkpoint, and fix them.
+
+    With subtasks, the expert selector of that collaboration becomes the subtask selector
+    (Appendix A.2); the system's own expert selector starts anew.
+
+    Args:
+        path: checkpoint of a collaboration without subtasks.
+        system: takes the delegator.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds no delegator, or one that does not
+            fit: of other classes, of another size, or of another number of experts than subtasks.
+    """
+    content = find_weights(read_weights(path))
+    weights = {} if content is None else content.weights
+    found = {
+        name.removeprefix(_PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(_PREFIX)
+    }
+    if not found:
+        raise CheckpointError(f"checkpoint {path} holds no delegator")
+    if any(name.startswith("subtask_selector.") for name in found):
+        raise CheckpointError(f"checkpoint {path} is of a collaboration with subtasks itself")
+    delegator = system.delegator
+    _fill(delegator.extractor, found, "extractor.", path)
+    _fill(delegator.task_predictor, found, "task_predictor.", path)
+    if delegator.subtask_selector is not None:
+        _fill(delegator.subtask_selector, found, "expert_selector.", path)
+    system.has_delegator.fill_(True)
+
+
+def _fill(module: nn.Module, found: Mapping[str, Tensor], prefix: str, path: str) -> None:
+    weights = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    own = module.state_dict()
+    for name in sorted({*weights, *own}):
+        if name not in weights or name not in own or weights[name].shape != own[name].shape:
+            theirs = tuple(weights[name].shape) if name in weights else "missing"
+            ours = tuple(own[name].shape) if name in own else "missing"
+            raise CheckpointError(
+                f"the delegator of {path} does not fit this model: {prefix}{name} is {theirs} "
+                f"there and {ours} here"
+            )
+    module.load_state_dict(weights)
+
+
+@CLASSIFIER_REGISTRY.register()
+def build_coe_classifier(cfg: CfgNode) -> Collaboration:
+    """A delegator and ``EXPERTS`` experts.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
+    if coe.EXPERTS < 1:
+        raise ConfigError(f"MODEL.CLASSIFIER.COE.EXPERTS must be at least 1, not {coe.EXPERTS}")
+    if coe.SUBTASKS > 1 and not coe.DELEGATOR:
+        raise ConfigError(
+            "MODEL.CLASSIFIER.COE.SUBTASKS: their delegator comes from a collaboration trained "
+            "without subtasks; name its checkpoint by COE.DELEGATOR"
+        )
+    first = _variant(
+        cfg,
+        ARCHITECTURE=coe.DELEGATOR_ARCHITECTURE,
+        DEPTH=coe.DELEGATOR_DEPTH,
+        CHANNELS=coe.DELEGATOR_CHANNELS,
+        GROWTH=coe.DELEGATOR_CHANNELS,
+        STEM="",
+    )
+    extractor, width = without_last_linear(network(first))
+    return Collaboration(
+        Delegator(extractor, width, classifier.NUM_CLASSES, coe.EXPERTS, coe.SUBTASKS),
+        [_expert(cfg, number) for number in range(coe.EXPERTS)],
+        classifier.NUM_CLASSES,
+        CollaborationSettings(
+            threshold=coe.THRESHOLD,
+            delegator_share=first_stage(cfg) / cfg.SOLVER.MAX_ITER,
+            selection_weight=coe.SELECTION_WEIGHT,
+            teaching=TeachingSettings(
+                wgm=coe.WGM, alpha=tuple(coe.ALPHA), lgm=coe.LGM, srm=coe.SRM
+            ),
+        ),
+        in_channels=image_channels(cfg),
+    )
+
+
+def first_stage(cfg: CfgNode) -> int:
+    """Iterations that train the delegator; none where a trained one is taken over."""
+    coe = cfg.MODEL.CLASSIFIER.COE
+    if coe.DELEGATOR:
+        return 0
+    return to_iterations(coe.DELEGATOR_STAGE, cfg.SOLVER.MAX_ITER)
+
+
+def collaboration_of(model: nn.Module) -> Collaboration | None:
+    """The collaboration inside an ``ImageClassifier``; None for other systems and models."""
+    if isinstance(model, ImageClassifier) and isinstance(model.system, Collaboration):
+        return model.system
+    return None
+
+
+def prepare_collaboration(cfg: CfgNode, system: Collaboration) -> None:
+    """Before training: the teacher, and a trained delegator unless a checkpoint brought one.
+
+    Raises:
+        ConfigError: a setting is unknown, or a batch has fewer images than experts.
+        CheckpointError: the delegator's or the teacher's file cannot be used.
+    """
+    coe = cfg.MODEL.CLASSIFIER.COE
+    each = coe.EXPERTS // coe.SUBTASKS
+    if each > cfg.SOLVER.IMS_PER_BATCH:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: {each} experts cannot share fewer "
+            "images than they are"
+        )
+    if coe.DELEGATOR and not bool(system.has_delegator):
+        read_delegator(coe.DELEGATOR, system)
+    if coe.TEACHER:
+        system.distillation = build_teacher(cfg)
+
+
+def _expert(cfg: CfgNode, number: int) -> nn.Module:
+    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
+    channels = _of(coe, "CHANNELS", number, None)
+    expert = network(
+        _variant(
+            cfg,
+            ARCHITECTURE=_of(coe, "ARCHITECTURES", number, classifier.ARCHITECTURE),
+            DEPTH=_of(coe, "DEPTHS", number, classifier.DEPTH),
+            CHANNELS=channels or classifier.CHANNELS,
+            GROWTH=channels or classifier.GROWTH,
+        )
+    )
+    if coe.CONDCONV:
+        expert = with_condconv(expert, coe.CONDCONV)
+    if coe.PWLU:
+        size = cfg.INPUT.CLASSIFICATION.SIZE or 32
+        expert = with_pwlu(expert, coe.PWLU, (image_channels(cfg), size, size))
+    return expert
+
+
+def _of(coe: CfgNode, key: str, number: int, default: Any) -> Any:
+    """An expert's own value of a list, or the default where the list is empty."""
+    values = coe[key]
+    if not len(values):
+        return default
+    if len(values) != coe.EXPERTS:
+        raise ConfigError(
+            f"MODEL.CLASSIFIER.COE.{key} has {len(values)} values for {coe.EXPERTS} experts"
+        )
+    return values[number]
+
+
+def _variant(cfg: CfgNode, **keys: Any) -> CfgNode:
+    """The same configuration with other values of ``MODEL.CLASSIFIER``."""
+    other = cfg.clone()
+    other.defrost()
+    for key, value in keys.items():
+        other.MODEL.CLASSIFIER[key] = value
+    return other

@@ -1,0 +1,176 @@
+"""The meta-architecture of image classification: pixels in, losses or scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from ...errors import ConfigError, DataError
+from ...moe import (
+    ClassificationSystem,
+    Cost,
+    Embedder,
+    Hydra,
+    PixelEmbedder,
+    class_means,
+    is_named,
+    named_classifier,
+)
+from ..partition_source import PartitionSource, partition_as_set
+from .builders import build_classifier, image_channels
+
+
+@META_ARCH_REGISTRY.register()
+class ImageClassifier(nn.Module):
+    """Any classification system behind Detectron2's lists of dicts.
+
+    In training, dicts with "image" (C, H, W) and "label" give the system's losses. In evaluation
+    each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; and "macs",
+    the multiply-adds that ran for it.
+
+    Args:
+        system: what classifies.
+        pixel_mean: of each channel.
+        pixel_std: of each channel.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    #: Experts that no image of a batch chose get no gradient: DDP has to look for them.
+    leaves_parameters_out = True
+
+    @configurable
+    def __init__(
+        self, *, system: nn.Module, pixel_mean: list[float], pixel_std: list[float]
+    ) -> None:
+        super().__init__()
+        assert isinstance(system, ClassificationSystem)
+        self.system = system
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], False)
+        self._costs: dict[tuple[int, int], Cost] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments from ``cfg.MODEL``.
+
+        Raises:
+            ConfigError: a setting of ``MODEL.CLASSIFIER`` is unknown or out of range.
+        """
+        return {
+            "system": build_classifier(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses in training, one dict an image in evaluation.
+
+        Raises:
+            DataError: an image has no label in training, or images of a batch differ in size.
+        """
+        images = self.batch(inputs)
+        if self.training:
+            return dict(self.system.losses(images, self.labels(inputs)))
+        logits, ran = self.system(images)
+        scores = logits.float().softmax(1)
+        macs = self._cost(images).of(ran).tolist()
+        return [
+            {"scores": row, "ran": which, "macs": cost}
+            for row, which, cost in zip(scores, ran, macs, strict=True)
+        ]
+
+    def batch(self, inputs: list[dict]) -> Tensor:
+        """(N, C, H, W) normalised images.
+
+        Raises:
+            DataError: they differ in size.
+        """
+        shapes = {tuple(item["image"].shape) for item in inputs}
+        if len(shapes) != 1:
+            raise DataError(
+                f"images of a batch differ in size, {sorted(shapes)}; set INPUT.CLASSIFICATION.SIZE"
+            )
+        return self.normalise(torch.stack([item["image"] for item in inputs]))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) pixels as the system sees them, on its device."""
+        return (pixels.to(self.device).float() - self.pixel_mean) / self.pixel_std
+
+    def labels(self, inputs: list[dict]) -> Tensor:
+        """(N,) int64.
+
+        Raises:
+            DataError: an image has none.
+        """
+        if not all("label" in item for item in inputs):
+            raise DataError("an image of the batch has no label")
+        return torch.tensor([item["label"] for item in inputs], device=self.device)
+
+    def _cost(self, images: Tensor) -> Cost:
+        size = (images.shape[-2], images.shape[-1])
+        if size not in self._costs:
+            self._costs[size] = self.system.cost(*size)
+        return self._costs[size]
+
+
+def hydra_of(model: nn.Module) -> Hydra | None:
+    """The Hydra inside an ``ImageClassifier``; None for other systems and models."""
+    if isinstance(model, ImageClassifier) and isinstance(model.system, Hydra):
+        return model.system
+    return None
+
+
+def choose_partition(
+    cfg: CfgNode,
+    classes: Sequence[str],
+    coarse: Sequence[int] | None,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+) -> Tensor:
+    """(C,) the branch of every class.
+
+    Args:
+        cfg: the whole configuration.
+        classes: names of the training set's classes.
+        coarse: the data set's own super-class of each class; None: it has none.
+        batches: makes normalised images and labels of every training image once, for "cluster".
+
+    Raises:
+        ConfigError: a setting is unknown, out of range or does not suit the data set.
+        DataError: the partition's file does not, or a class has no image.
+    """
+    settings = cfg.MODEL.CLASSIFIER.HYDRA
+
+    def means() -> Tensor:
+        embedder = _embedder(cfg).to(cfg.MODEL.DEVICE)
+        return class_means(embedder.eval(), batches(), len(classes))
+
+    source = PartitionSource(classes, lambda: coarse, means, seed=max(0, cfg.SEED))
+    return partition_as_set(settings, "MODEL.CLASSIFIER.HYDRA", source)
+
+
+def _embedder(cfg: CfgNode) -> nn.Module:
+    name = cfg.MODEL.CLASSIFIER.HYDRA.EMBEDDER
+    if name == "pixels":
+        return PixelEmbedder()
+    if is_named(name):
+        size = cfg.INPUT.CLASSIFICATION.SIZE
+        return Embedder(
+            named_classifier(
+                name, None, in_channels=image_channels(cfg), pretrained=True, image_size=size
+            )
+        )
+    raise ConfigError(
+        f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
+        "timm:NAME"
+    )

@@ -1,0 +1,299 @@
+"""Collaboration of Experts: a delegator answers easy samples itself and sends the others on.
+
+"Collaboration of Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs". Samples are
+tensors (N, ...) of any kind that delegator and experts take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..settings import mixtures
+from .embedding import check_labels, gather_rows, process_count
+from .expert_dispatch import Dispatch, Group, one_hot_choice, run_groups
+from .single import Cost, Prediction, part_macs
+from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
+
+
+class Delegation(NamedTuple):
+    """What the delegator says of N samples.
+
+    Attributes:
+        rough: (N, C) logits of the rough prediction.
+        selection: (N, E) logits of the experts.
+        subtask: (N, S) logits of the subtasks, each of which has E / S experts one after the other.
+    """
+
+    rough: Tensor
+    selection: Tensor
+    subtask: Tensor
+
+    def confident(self, threshold: float) -> Tensor:
+        """(N,) bool: the predicted class's probability is above τ, so that no expert has to run."""
+        return self.rough.float().softmax(1).amax(1) > threshold
+
+    def subtasks(self) -> Tensor:
+        """(N,) int64, the most probable subtask."""
+        return self.subtask.argmax(1)
+
+    def visible(self) -> Tensor:
+        """(N, E / S) logits of the experts of each sample's subtask; the others are not seen."""
+        groups = self.selection.unflatten(1, (self.subtask.shape[1], -1))
+        return groups[torch.arange(len(groups), device=groups.device), self.subtasks()]
+
+    def experts(self) -> Tensor:
+        """(N,) int64, the expert that is chosen."""
+        visible = self.visible()
+        return self.subtasks() * visible.shape[1] + visible.argmax(1)
+
+
+class Delegator(nn.Module):
+    """Feature extractor, task predictor and expert selector; with subtasks a subtask selector too.
+
+    Args:
+        extractor: samples (N, ...) to features (N, D).
+        width: D.
+        num_classes: C.
+        experts: E.
+        subtasks: S; 1 has no selector of its own.
+
+    Raises:
+        ConfigError: there is no expert, or they do not divide among the subtasks.
+    """
+
+    def __init__(
+        self, extractor: nn.Module, width: int, num_classes: int, experts: int, subtasks: int = 1
+    ) -> None:
+        super().__init__()
+        if experts < 1 or subtasks < 1 or experts % subtasks:
+            raise ConfigError(f"{experts} experts do not divide among {subtasks} subtasks")
+        self.extractor = extractor
+        self.task_predictor = nn.Linear(width, num_classes)
+        self.expert_selector = nn.Linear(width, experts)
+        self.subtask_selector = nn.Linear(width, subtasks) if subtasks > 1 else None
+
+    def forward(self, x: Tensor) -> Delegation:
+        """Look at samples (N, ...)."""
+        return self.delegate(self.extractor(x))
+
+    def rough(self, x: Tensor) -> Tensor:
+        """(N, C) logits of the rough prediction alone."""
+        return self.task_predictor(self.extractor(x))
+
+    def delegate(self, features: Tensor) -> Delegation:
+        """Everything that features (N, D) say."""
+        rough, subtask = self._fixed_heads(features)
+        return Delegation(rough, self.expert_selector(features), subtask)
+
+    def fixed(self, x: Tensor) -> Delegation:
+        """Look at samples while the experts train: only the expert selector learns.
+
+        Extractor, task predictor and subtask selector are fixed (Section 3.5, Appendix A.2), their
+        BatchNorm and dropout included.
+        """
+        with torch.no_grad():
+            features = self.extractor.eval()(x)
+            rough, subtask = self._fixed_heads(features)
+        # It must not run under no_grad before: autocast of PyTorch 2.9 and older then keeps its
+        # weights in half precision without a graph, takes them again here, and nothing learns.
+        return Delegation(rough, self.expert_selector(features), subtask)
+
+    def _fixed_heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of classes and of subtasks."""
+        if self.subtask_selector is None:
+            subtask = features.new_zeros((len(features), 1))
+        else:
+            subtask = self.subtask_selector(features)
+        return self.task_predictor(features), subtask
+
+
+@dataclass
+class CollaborationSettings:
+    """Thresholds and weights.
+
+    Attributes:
+        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
+        delegator_share: share of training that is the first stage.
+        selection_weight: η of Eq. 8.
+        teaching: LGM, WGM and SRM.
+    """
+
+    threshold: float = mixtures.CollaborationSettings.threshold
+    delegator_share: float = mixtures.CollaborationSettings.delegator_stage
+    selection_weight: float = mixtures.CollaborationSettings.selection_weight
+    teaching: TeachingSettings = field(default_factory=TeachingSettings)
+
+
+class Collaboration(nn.Module):
+    """The delegator looks at every sample, and at most one expert at those it is not sure of.
+
+    ``progress`` says how far training is, 0 to 1, and with it stage and α; whoever trains sets it.
+
+    Args:
+        delegator: with as many outputs as there are experts.
+        experts: E modules, samples to logits (N, C).
+        num_classes: C.
+        settings: τ, stages, η and ablations.
+        in_channels: of the images, for the cost.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    has_delegator: Tensor
+
+    def __init__(
+        self,
+        delegator: Delegator,
+        experts: Sequence[nn.Module],
+        num_classes: int,
+        settings: CollaborationSettings,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.check_threshold(settings.threshold)
+        if not 0 <= settings.delegator_share < 1:
+            raise ConfigError(
+                "the delegator's stage must end before the training, not after a share of "
+                f"{settings.delegator_share}"
+            )
+        if len(experts) != delegator.expert_selector.out_features:
+            raise ConfigError(
+                f"the delegator selects among {delegator.expert_selector.out_features} experts; "
+                f"there are {len(experts)}"
+            )
+        self.delegator = delegator
+        self.experts = nn.ModuleList(experts)
+        self.num_classes = num_classes
+        self.settings = settings
+        #: How experts run in evaluation.
+        self.dispatch: Dispatch = run_groups
+        self.in_channels = in_channels
+        self.progress = 0.0
+        #: Teaches task predictor and experts beside the labels, if set.
+        self.distillation: Distillation | None = None
+        # Whether a trained delegator was taken over; checkpoints keep it.
+        self.register_buffer("has_delegator", torch.tensor(False))
+
+    @staticmethod
+    def check_threshold(threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        if not 0.0 <= threshold <= 1.0:
+            raise ConfigError(
+                f"the threshold τ of early termination must be between 0 and 1, not {threshold}"
+            )
+
+    @property
+    def trains_delegator(self) -> bool:
+        """Whether ``progress`` lies in the first stage."""
+        return self.progress < self.settings.delegator_share
+
+    @property
+    def alpha(self) -> float:
+        """α of Eq. 5, which grows linearly over the second stage."""
+        share = self.settings.delegator_share
+        return self.settings.teaching.alpha_at((self.progress - share) / (1 - share))
+
+    def forward(self, x: Tensor) -> Prediction:
+        """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
+        seen = self.delegator(x)
+        chosen = seen.experts().masked_fill(seen.confident(self.settings.threshold), -1)
+        ran = one_hot_choice(chosen, len(self.experts))
+        logits = seen.rough
+        for group in self.dispatch(self.experts, x, ran):
+            logits = logits.index_copy(0, group.rows, group.output.to(logits.dtype))
+        return Prediction(logits, ran)
+
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Those of the present stage (Section 3.5), weighted.
+
+        The first stage's reaches extractor and task predictor. In the second, η · L_S reaches the
+        expert selector alone and L_T the experts alone. Means and sums are over the batch of all
+        processes together; an expert without a sample in it gets no gradient.
+
+        Args:
+            x: (N, ...).
+            labels: (N,) int64.
+
+        Raises:
+            DataError: a label is no class.
+            ConfigError: there are subtasks, and no trained delegator was taken over.
+        """
+        check_labels(labels, self.num_classes)
+        if self.delegator.subtask_selector is not None and not bool(self.has_delegator):
+            raise ConfigError("subtasks need the delegator of a collaboration trained without them")
+        targets = self.distillation.targets(x) if self.distillation is not None else None
+        if self.trains_delegator:
+            rough = self.delegator.rough(x)
+            return {"loss_rough": self._task_loss(rough, labels, targets).mean()}
+        seen = self.delegator.fixed(x)
+        groups = list(run_groups(self.experts, x, self._visible(seen)))
+        lesson = self._lesson(seen, groups, labels)
+        # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
+        scale = process_count()
+        loss = F.cross_entropy(seen.visible().float(), lesson.labels, reduction="none")
+        selection = (lesson.selection_weights * loss).sum()
+        experts = seen.selection[:0].float().sum()
+        for group in groups:
+            rows = group.rows
+            own = self._task_loss(
+                group.output, labels[rows], None if targets is None else targets[rows]
+            )
+            experts = experts + (lesson.expert_weights[rows, self._place(group)] * own).sum()
+        return {
+            "loss_selection": scale * self.settings.selection_weight * selection,
+            "loss_experts": scale * experts,
+        }
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Multiply-adds of the delegator, which always runs, and of each expert."""
+        shape = (self.in_channels, height, width)
+        extractor, _ = part_macs(self.delegator.extractor, shape)
+        heads = [m for m in self.delegator.children() if isinstance(m, nn.Linear)]
+        shared = extractor + sum(m.in_features * m.out_features for m in heads)
+        return Cost(shared, tuple(part_macs(expert, shape)[0] for expert in self.experts))
+
+    def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        if self.distillation is None or targets is None:
+            return F.cross_entropy(logits.float(), labels, reduction="none")
+        return self.distillation.loss(logits, labels, targets)
+
+    @property
+    def _per_subtask(self) -> int:
+        selector = self.delegator.subtask_selector
+        return len(self.experts) // (1 if selector is None else selector.out_features)
+
+    def _place(self, group: Group) -> int:
+        """Number of a group's expert within its subtask."""
+        return group.expert % self._per_subtask
+
+    def _visible(self, seen: Delegation) -> Tensor:
+        """(N, E) bool, the experts of each sample's subtask."""
+        subtasks = torch.arange(len(self.experts), device=seen.rough.device) // self._per_subtask
+        return seen.subtasks()[:, None] == subtasks
+
+    def _lesson(self, seen: Delegation, groups: Sequence[Group], labels: Tensor) -> Lesson:
+        """The lesson of this process's samples, from those of all; every subtask for itself."""
+        probabilities = seen.visible().detach().float().softmax(1)
+        tcp = torch.zeros_like(probabilities)
+        for group in groups:
+            found = true_class_probability(group.output, labels[group.rows])
+            tcp[group.rows, self._place(group)] = found.to(tcp.dtype)
+        subtask = seen.subtasks().to(tcp.dtype)
+        together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
+        tcp, probabilities, subtask = together.split([self._per_subtask, self._per_subtask, 1], 1)
+        lesson = teach_subtasks(
+            tcp, probabilities, subtask[:, 0], self.alpha, self.settings.teaching
+        )
+        return Lesson(*(part[own] for part in lesson))

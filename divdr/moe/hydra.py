@@ -1,0 +1,219 @@
+"""HydraRes and DynK-Hydra: a shared stem, branches for clusters of classes, and a gater.
+
+DynK-Hydra: "Dynamic top-K ensemble", Complex & Intelligent Systems 2023, Sections 3 and 4. HydraRes
+is the same with a fixed K (τ = 0) and without the branches' own loss (α3 = 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..routing import BatchNorm
+from ..settings import mixtures
+from .class_partition import given_partition
+from .embedding import check_labels, common_divisors
+from .expert_dispatch import (
+    Dispatch,
+    Gater,
+    Group,
+    check_selection,
+    restrict,
+    run_groups,
+    scatter_sum,
+    select,
+)
+from .resnet import initialise
+from .single import Cost, Prediction, part_macs
+
+
+@dataclass
+class HydraSettings:
+    """K, τ and the weights of Eq. 7.
+
+    Attributes:
+        top_k: K.
+        threshold: τ in evaluation; it can be changed at any time.
+        train_threshold: τ while training. With less than ``threshold`` the combiner learns sums of
+            more projections than it meets in evaluation, which costs accuracy.
+        ensemble_weight: α1.
+        gater_weight: α2.
+        branch_weight: α3; 0 makes no extra heads.
+    """
+
+    top_k: int = mixtures.HydraSettings.top_k
+    threshold: float = mixtures.HydraSettings.threshold
+    train_threshold: float = mixtures.HydraSettings.train_threshold
+    ensemble_weight: float = mixtures.HydraSettings.ensemble_weight
+    gater_weight: float = mixtures.HydraSettings.gater_weight
+    branch_weight: float = mixtures.HydraSettings.branch_weight
+
+    def chosen(self, gate_logits: Tensor, training: bool) -> Tensor:
+        """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1)."""
+        threshold = self.train_threshold if training else self.threshold
+        return select(gate_logits.float().softmax(1), self.top_k, threshold)
+
+
+class Hydra(nn.Module):
+    """Runs the stem, asks the gater, runs the branches that it chose, combines and classifies.
+
+    Args:
+        stem: inputs to maps; ``nn.Identity()`` where the input is maps already.
+        branches: nb modules from the stem's maps to projections of one shape.
+        gater: from the stem's maps to logits over the branches.
+        channels: of the projections.
+        num_classes: C.
+        settings: K, τ, loss weights.
+        in_channels: of the images.
+
+    Raises:
+        ConfigError: K or τ is out of range, or there are more branches than classes.
+    """
+
+    partition: Tensor
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        branches: Sequence[nn.Module],
+        gater: Gater,
+        channels: int,
+        num_classes: int,
+        settings: HydraSettings,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        check_selection(settings.top_k, settings.threshold, len(branches))
+        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        if len(branches) > num_classes:
+            raise ConfigError(
+                f"{len(branches)} branches cannot share {num_classes} classes; every branch needs "
+                "one"
+            )
+        self.stem = stem
+        self.branches = nn.ModuleList(branches)
+        self.gater = gater
+        self.combiner = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False),
+            BatchNorm(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.classify = nn.Linear(channels, num_classes)
+        specialised = len(branches) if settings.branch_weight > 0 else 0
+        self.branch_heads = nn.ModuleList(
+            nn.Linear(channels, num_classes) for _ in range(specialised)
+        )
+        self.settings = settings
+        #: How branches run in evaluation.
+        self.dispatch: Dispatch = run_groups
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        # -1: no partition has been set yet.
+        self.register_buffer("partition", torch.full((num_classes,), -1, dtype=torch.int64))
+        initialise(self)
+
+    def set_partition(self, partition: Tensor) -> None:
+        """Say which branch each class (C,) belongs to; checkpoints keep it.
+
+        Raises:
+            ConfigError: it does not suit the branches or the classes.
+        """
+        checked = given_partition(partition.tolist(), len(self.branches))
+        if len(checked) != self.num_classes:
+            raise ConfigError(
+                f"the partition is of {len(checked)} classes; the model has {self.num_classes}"
+            )
+        self.partition.copy_(checked)
+
+    def check_threshold(self, threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_selection(self.settings.top_k, threshold, len(self.branches))
+
+    @property
+    def has_partition(self) -> bool:
+        """Whether one was set or loaded."""
+        return bool((self.partition >= 0).all())
+
+    def forward(self, images: Tensor) -> Prediction:
+        """(N, C, H, W) to logits (Eq. 2) and the branches that ran."""
+        maps = self.stem(images)
+        chosen = self._choose(self.gater(maps))
+        groups = list(self.dispatch(self.branches, maps, chosen))
+        return Prediction(self.combine(groups, len(images)), chosen)
+
+    def combine(self, groups: Sequence[Group], count: int) -> Tensor:
+        """(count, C) logits from the branches' projections: sum, combiner, pooling, classifier."""
+        if not groups:  # an empty batch
+            return self.classify.weight.new_zeros((count, self.num_classes))
+        combined = self.combiner(scatter_sum(groups, count))
+        return self.classify(combined.mean(dim=(2, 3)))
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Eq. 7, term by term, weighted.
+
+        The ensemble's loss reaches the chosen branches and the stem; the choice is hard and the sum
+        unweighted, so that it never reaches the gater's own layers. The gater's loss reaches gater
+        and stem. A branch's own loss is over the images of its classes, chosen or not, and reaches
+        that branch, its extra head and the stem; the mean is over its images in the batch of all
+        processes together. A branch that no image needs is not run.
+
+        Args:
+            images: (N, C, H, W).
+            labels: (N,) int64.
+
+        Raises:
+            DataError: a label is no class.
+            ConfigError: no partition has been set.
+        """
+        check_labels(labels, self.num_classes)
+        if not self.has_partition:
+            raise ConfigError("the model has no class partition yet: call set_partition first")
+        settings = self.settings
+        branch_of = self.partition[labels]
+        maps = self.stem(images)
+        gate_logits = self.gater(maps)
+        chosen = self._choose(gate_logits)
+        own = branch_of[:, None] == torch.arange(len(self.branches), device=labels.device)
+        needed = chosen | own if self.branch_heads else chosen
+        groups = list(run_groups(self.branches, maps, needed))
+        logits = self.combine(restrict(groups, chosen), len(images))
+        ensemble = F.cross_entropy(logits.float(), labels)
+        losses = {
+            "loss_ensemble": settings.ensemble_weight * ensemble,
+            "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits.float(), branch_of),
+        }
+        if self.branch_heads:
+            divisors = common_divisors(own.sum(0))
+            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
+            losses["loss_branch"] = settings.branch_weight * torch.stack(terms).sum()
+        return losses
+
+    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
+        """Eq. 5: cross-entropy over all classes, the mean over the images of the branch's own."""
+        logits = self.branch_heads[group.expert](group.output.mean(dim=(2, 3)))
+        total = F.cross_entropy(logits.float(), labels[group.rows], reduction="sum")
+        return total / divisors[group.expert]
+
+    def _choose(self, gate_logits: Tensor) -> Tensor:
+        return self.settings.chosen(gate_logits, self.training)
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Multiply-adds at an image size: stem, gater, combiner and classifier, and each branch.
+
+        The extra heads do not run in evaluation and count nothing.
+        """
+        stem, shape = part_macs(self.stem, (self.in_channels, height, width))
+        gater, _ = part_macs(self.gater, shape)
+        branches = [part_macs(branch, shape) for branch in self.branches]
+        combiner, _ = part_macs(self.combiner, branches[0][1])
+        shared = stem + gater + combiner + self.classify.in_features * self.num_classes
+        return Cost(shared, tuple(macs for macs, _ in branches))

@@ -1,0 +1,324 @@
+"""Settings of the routed backbone, its budget and its gate clustering (``MODEL.ROUTING``).
+
+DR is Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020); DivDR is
+"Diversified Dynamic Routing for Vision Tasks".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import ConfigError
+from .field import Settings, setting
+
+WHEN = "iteration, or share of training if below 1"
+
+
+@dataclass(frozen=True)
+class BudgetSettings(Settings):
+    """Budget loss: WEIGHT · (expected cost / cost with all gates open − TARGET)².
+
+    DR-A is 0.8 and 0.1, DR-B 0.5 and 0.1, DR-C 0.5 and 0.2. The keys TARGET_… drive the mean *real*
+    cost of training images to a number in place of that loss: one of TARGET_SHARE and
+    TARGET_GFLOPS, with WEIGHT 0.
+    """
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.BUDGET"
+
+    weight: float = setting(
+        0.0, 'λ1, weight of the budget loss; 0 is off ("Raw").', low=0, source="DR, Eq. 9"
+    )
+    target: float = setting(
+        0.1,
+        "μ, the expected cost that the loss pulls towards.",
+        unit="share of the all-open cost",
+        low=0,
+        source="DR, Eq. 9",
+    )
+    per: str = setting(
+        "image",
+        'What is squared: the distance of each "image" from TARGET, or that of a process\'s mean '
+        'over its "batch" (DR\'s code), which lets images differ in cost.',
+        choices=("image", "batch"),
+        source="DivDR, Eq. 3",
+    )
+    start: float = setting(0.4, "When the loss switches on.", unit=WHEN, low=0)
+    ramp: float = setting(0.02, "Over how long its weight grows to WEIGHT.", unit=WHEN, low=0)
+    target_share: float = setting(
+        0.0,
+        "Share of what runs with all gates open, both without the stem, which always runs; 0 is "
+        "off.",
+        low=0,
+        below=1,
+    )
+    target_gflops: float = setting(
+        0.0,
+        "Cost of the backbone per training image as padded, stem included; 0 is off.",
+        unit="10⁹ multiply-adds",
+        low=0,
+    )
+    target_start: float = setting(
+        0.2, 'From when the set point falls from "all open" to the target.', unit=WHEN, low=0
+    )
+    target_ramp: float = setting(
+        0.3,
+        "Over how long it falls. The rest of training holds it. It must be down well before the "
+        "learning rate falls by a step: gates that hardly move any more cannot be steered.",
+        unit=WHEN,
+        low=0,
+    )
+    target_gain: float = setting(
+        200.0,
+        "Loss weight by an error of 1 in share. Twice as much follows closer, ten times "
+        "oscillates. While the target is held it grows as the learning rate falls, to three times "
+        "as much.",
+        above=0,
+    )
+    target_memory: int = setting(
+        50, "In how long a lasting error doubles that weight.", unit="iterations", low=1
+    )
+    target_calibration: int = setting(
+        200,
+        "Training images, as evaluation sees them, by which the end of training corrects what is "
+        "left of the error in share, with one shift of all gates' last biases (at most ±1); they "
+        "run ten times, or 19 where ±0.5 leaves more than 1 %. 0 is off.",
+        unit="images",
+        low=0,
+    )
+    target_temperature: float = setting(
+        1.0,
+        "Gates up to about this far from their threshold feel the loss.",
+        unit="logits",
+        above=0,
+    )
+
+
+@dataclass(frozen=True)
+class KMeansSettings(Settings):
+    """How K-means runs."""
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.CLUSTERING.KMEANS"
+
+    backend: str = setting(
+        "torch",
+        '"torch" (on the activations\' device) or "sklearn" (CPU).',
+        choices=("torch", "sklearn"),
+    )
+    restarts: int = setting(10, "Restarts of K-means.", low=1)
+    warm_start: bool = setting(
+        False,
+        "Go on from the present centres instead: cheaper, but when the gates move (the budget "
+        "switching on, say) it can stay in a poor partition, with two centres close together.",
+    )
+
+
+@dataclass(frozen=True)
+class ClusteringSettings(Settings):
+    """Diversified gate clustering (DivDR, Section 3.2)."""
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.CLUSTERING"
+
+    enabled: bool = setting(
+        True,
+        "Keep the activation bank and run K-means. With WEIGHT 0 this only measures (plain DR), "
+        "and checkpoints leave the bank out, unless STOP_ITER ends the run.",
+    )
+    weight: float = setting(
+        0.1, "λ2, weight of the clustering loss; 0 only measures.", low=0, source="DivDR, Eq. 3"
+    )
+    num_experts: int = setting(
+        3,
+        "K, number of experts; 1 is the pull term alone. At least 1 where ENABLED.",
+        source="DivDR, Section 3.2",
+    )
+    margin: float = setting(1.0, "α, margin of the clustering loss.", low=0, source="DivDR, Eq. 2")
+    squared: bool = setting(
+        False,
+        "Square the distances of Eq. 2, as the magnet loss does; the paper prints plain norms.",
+        source="DivDR, Eq. 2",
+    )
+    sigma2_floor: float = setting(
+        1e-4,
+        "Smallest σ² that Eq. 2 divides by.",
+        unit="squared activation units",
+        above=0,
+    )
+    gates: str = setting(
+        "after",
+        'Cluster gates "after" their non-linearity or "before" it.',
+        choices=("after", "before"),
+        source="DivDR, supplement 7.2",
+    )
+    bank: str = setting(
+        "latest",
+        'Which activations are clustered. "latest": of every training image, from when it was last '
+        "trained on, on average 7/12 of an epoch ago: 220 iterations on Cityscapes at batch 8, but "
+        "4,300 on COCO at batch 16, where the first 7,300 iterations cluster a part besides. "
+        '"recent": likewise, but of the last BANK_ITERATIONS iterations alone. "subset" (COCO\'s '
+        "configs): of BANK_IMAGES training images, evaluated anew before every clustering; "
+        '"exact": of all of them. These two run the backbone alone, in evaluation mode. '
+        "The ablations compare them.",
+        choices=("latest", "recent", "subset", "exact"),
+    )
+    bank_iterations: int = setting(
+        100,
+        'How far "recent" looks back. 100 are two of the PERIODs below, so that half of the '
+        "images of a clustering were in the one before, and the paper's bound for the time between "
+        "two; at batch 16 they hold 1,600 images.",
+        unit="iterations",
+        low=1,
+    )
+    bank_images: int = setting(
+        500,
+        'Training images of "subset", drawn once by SEED, the same ones each time. 500 forwards '
+        "every 50 iterations of 16 images are a fifth of the backbone's multiply-adds in training.",
+        unit="images",
+        low=1,
+    )
+    scaling: str = setting(
+        "none",
+        'Distances between activations, in K-means and the loss: "none" takes A as it is; "std" '
+        "divides each gate by its spread, so that those that open and close fully do not decide "
+        "alone (divdr.experts.gate_weights). It helped in some runs of "
+        "the controlled study and not in others.",
+        choices=("none", "std"),
+    )
+    partition: str = setting(
+        "kmeans",
+        '"kmeans", or "mixture": Gaussians of one shared covariance, for subsets of very unequal '
+        "size or with much variation that does not matter (divdr.experts.gaussian_mixture, on rank "
+        "0's CPU: 1 s for Cityscapes, 5 s for all of COCO, and much less where it goes on from a "
+        "fit before).",
+        choices=("kmeans", "mixture"),
+    )
+    stability: float = setting(
+        0.0,
+        "The loss waits until two clusterings in succession agree this much; 0 does not wait.",
+        unit="adjusted Rand index, 1 for the same clusters",
+        low=0,
+        high=1,
+    )
+    labels: str = setting(
+        "",
+        "JSON file {image: subset from 0} whose subsets take the place of K-means, to measure what "
+        "it leaves to find; an image goes by its file's name without ending, or its whole key "
+        '(divdr.image_keys). "" clusters. "$" variables of the environment are filled in.',
+    )
+    start: float = setting(0.0, "When K-means first runs.", unit=WHEN, low=0)
+    period: int = setting(
+        50,
+        "K-means runs every so many iterations from START on.",
+        unit="iterations",
+        low=1,
+        source="DivDR",
+    )
+    period_growth: float = setting(
+        1.0,
+        "Each period is this many times the one before (annealing); 1 is off.",
+        low=1,
+        source="DivDR, supplement 7.1",
+    )
+    kmeans: KMeansSettings = KMeansSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enabled and self.num_experts < 1:
+            raise ConfigError(f"{self.KEY}.NUM_EXPERTS must be at least 1, not {self.num_experts}")
+
+
+@dataclass(frozen=True)
+class RoutingSettings(Settings):
+    """The routing space and what runs in it."""
+
+    KEY: ClassVar[str] = "MODEL.ROUTING"
+
+    layers: int = setting(
+        16,
+        "Layers of cells. Layer l has min(l + 2, SCALES) cells, strides 4 to 4·2^s.",
+        low=1,
+        source="DR, Section 3.1",
+    )
+    scales: int = setting(4, "Most cells of a layer.", low=1, source="DR, Section 3.1")
+    scales_per_layer: tuple[int, ...] = setting(
+        (),
+        "Number of cells of each layer, one entry a layer; empty: by the rule above. Layer17 is "
+        "[2, 3, 4, …, 4, 5] with LAYERS 17.",
+        low=1,
+        source="DR, Section 3.1",
+    )
+    channels: int = setting(
+        64,
+        "Channels at stride 4, an even number; stride 4·2^s has 2^s times as many.",
+        low=2,
+        source="DR",
+    )
+    ops: tuple[str, ...] = setting(
+        ("sep_conv_3x3", "skip_connect"),
+        "Operations that a cell sums: see divdr.routing.op_names().",
+        not_empty=True,
+        source="DR",
+    )
+    gate: str = setting(
+        "small",
+        '"small": gates look at maps shrunk ×1/4 (DR-A to C); "full" (DR-Raw); "none": no gates, '
+        'every path open (the "Fix" network).',
+        choices=("small", "full", "none"),
+        source="DR",
+    )
+    gate_bias: float = setting(
+        1.5,
+        "Start value of the gates' last bias; 1.5 opens every gate to tanh(1.5) = 0.9.",
+        unit="logits",
+        source="DR",
+    )
+    reach: str = setting(
+        "open",
+        '"open": a cell runs for an image where an open path leads into it. "published": cells '
+        "next to an open cell always run, on zeros if need be, as in DR's published code; weights "
+        "that it trained want this.",
+        choices=("open", "published"),
+    )
+    inference: str = setting(
+        "plan",
+        'What runs in evaluation: "plan" (weights folded, batches grouped by route; the same '
+        'results in less time) or "reference" (the network that is trained). Training never uses a '
+        "plan.",
+        choices=("plan", "reference"),
+    )
+    inference_dtype: str = setting(
+        "float32",
+        'Precision of plans: "float32" (the weights\' own) or "bfloat16" (gates still decide in '
+        "fp32).",
+        choices=("float32", "bfloat16"),
+    )
+    static_experts: str = setting(
+        "",
+        "File of tools/export_experts.py: evaluation then runs its static experts behind a "
+        'dispatcher; "" runs the network as it was trained.',
+    )
+    conditional_training: bool = setting(
+        False,
+        "Leave out of training what no image of a batch opens. The same losses and gradients, in "
+        "less time where many gates are closed; BatchNorm's running statistics of such parts stay "
+        "as they are, and on a GPU every cell waits for the device once.",
+    )
+    norm: str = setting(
+        "",
+        'Normalisation by Detectron2\'s names; "" is SyncBN where several processes train, and BN '
+        "otherwise. Their statistics move by batches of which some image reaches the cell alone.",
+    )
+    drop_path: float = setting(
+        0.0,
+        "Largest drop path probability: grows with depth and linearly over training; 0 is off.",
+        low=0,
+        below=1,
+    )
+    budget: BudgetSettings = BudgetSettings()
+    clustering: ClusteringSettings = ClusteringSettings()
+    cost_sizes: tuple[tuple[int, int], ...] = setting(
+        (),
+        "Sizes (height, width) at which evaluation also reports GFLOPs of the routes taken; the "
+        "paper's tables are at 1024×2048 for Cityscapes and 800×800, neck included, for COCO.",
+        unit="pixels",
+    )

@@ -1,0 +1,150 @@
+"""Settings of input and solver that divdr adds to Detectron2's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .field import Settings, setting
+
+
+@dataclass(frozen=True)
+class PrecisionSettings(Settings):
+    """Mixed precision, beside Detectron2's ENABLED."""
+
+    KEY: ClassVar[str] = "SOLVER.AMP"
+
+    dtype: str = setting(
+        "float16",
+        'Precision of SOLVER.AMP.ENABLED, on GPUs and CPUs: "float16" (its gradients are scaled) '
+        'or "bfloat16".',
+        choices=("float16", "bfloat16"),
+    )
+
+
+@dataclass(frozen=True)
+class SolverSettings(Settings):
+    """Optimiser and schedule, beside Detectron2's keys."""
+
+    KEY: ClassVar[str] = "SOLVER"
+
+    amp: PrecisionSettings = PrecisionSettings()
+    gate_lr_factor: float = setting(
+        1.0,
+        "Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from "
+        "pretrained weights).",
+        low=0,
+        source="DR",
+    )
+    stop_iter: int = setting(
+        0,
+        "Stop after this many iterations of the schedule that MAX_ITER sets; 0: after all. Resumed "
+        "with 0, the run goes on as if it had not stopped (studies fork paired runs there).",
+        unit="iterations",
+        low=0,
+    )
+    poly_lr_power: float = setting(
+        0.9,
+        'Power of LR_SCHEDULER_NAME "WarmupPolyLR": base · (1 − i / MAX_ITER)^power.',
+        low=0,
+        source="DR",
+    )
+    step_factors: tuple[float, ...] = setting(
+        (),
+        'Multiples of BASE_LR after each of STEPS, for LR_SCHEDULER_NAME "WarmupStepFactorsLR".',
+        low=0,
+    )
+    restarts: tuple[float, ...] = setting(
+        (),
+        'Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew.',
+        unit="iterations, or shares of training if below 1",
+        low=0,
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """The key of Panoptic-DeepLab's project that divdr's own optimiser reads, in all models."""
+
+    KEY: ClassVar[str] = "SOLVER"
+
+    optimizer: str = setting(
+        "SGD",
+        '"SGD", "ADAM" (what Panoptic-DeepLab trains with, and its project\'s own default) or '
+        '"ADAMW".',
+    )
+
+
+@dataclass(frozen=True)
+class LoaderSettings(Settings):
+    """Which training images are drawn, beside Detectron2's keys."""
+
+    KEY: ClassVar[str] = "DATALOADER"
+
+    random_subset_ratio: float = setting(
+        1.0,
+        'SAMPLER_TRAIN "RandomSubsetTrainingSampler" takes this share of the images. Detectron2 '
+        "has no default for it.",
+        above=0,
+        high=1,
+    )
+
+
+@dataclass(frozen=True)
+class ClassificationInputSettings(Settings):
+    """Mapper "classification". INPUT.RANDOM_FLIP says whether its images are flipped."""
+
+    KEY: ClassVar[str] = "INPUT.CLASSIFICATION"
+
+    size: int = setting(
+        0,
+        "Images are made square and scaled to SIZE × SIZE; 0 leaves them as they are.",
+        unit="pixels",
+        low=0,
+    )
+    square: str = setting(
+        "pad",
+        'How images are made square: "pad" with black, or "crop" the middle.',
+        choices=("pad", "crop"),
+    )
+    pad_crop: int = setting(
+        0,
+        "Training: pad by so many pixels on every side and crop the old size anywhere; 0 is off.",
+        unit="pixels",
+        low=0,
+    )
+    cutout: int = setting(
+        0,
+        "Training: length of the square that is cut out (mean colour); 0 is off.",
+        unit="pixels",
+        low=0,
+    )
+    test_batch: int = setting(64, "Images of a batch in evaluation.", unit="images", low=1)
+
+
+@dataclass(frozen=True)
+class InputSettings(Settings):
+    """Reading images, beside Detectron2's keys."""
+
+    KEY: ClassVar[str] = "INPUT"
+
+    dataset_mapper_name: str = setting(
+        "",
+        '"semantic_crop" is divdr.data.SemanticCropMapper, "panoptic_deeplab" that project\'s '
+        'mapper, "classification" divdr.data.ClassificationMapper, "" Detectron2\'s.',
+        choices=("semantic_crop", "panoptic_deeplab", "classification", ""),
+    )
+    crop_padding: str = setting(
+        "mean",
+        '"semantic_crop": what images smaller than the crop are filled up with. "mean" pixel, 0 '
+        'after normalisation, as Detectron2 fills up batches; or "black", 0 before it (DR\'s '
+        "code).",
+        choices=("mean", "black"),
+    )
+    extra_augmentations: tuple[str, ...] = setting(
+        (),
+        'Also in Detectron2\'s mapper, after resize and flip: "vertical_flip", "quarter_turns" '
+        '(for images from above), "colour" (brightness and contrast ×0.7 to 1.3, saturation ×0.5 '
+        "to 1.5).",
+    )
+    classification: ClassificationInputSettings = ClassificationInputSettings()
