@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DivdrError
 from ._tied import Mixtures, TiedPoints
-from .kmeans import KMeansResult, inertia_to, kmeans
+from .kmeans import KMeansResult, kmeans
 
 # Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
 # 0.03 within a cluster should not decide.
@@ -84,9 +84,11 @@ def gaussian_mixture(
         return kmeans(x, k, restarts=restarts, seed=seed)
     assignment = _clusters(found, rows)[0]
     centres = found.means[0]
+    inertia = 0.0
     for cluster in assignment.unique().tolist():
-        centres[cluster] = rows[assignment == cluster].mean(0)
-    inertia = inertia_to(rows, centres, assignment)
+        members = rows[assignment == cluster]
+        centres[cluster] = members.mean(0)
+        inertia += float((members - centres[cluster]).square().sum())
     out_dtype = torch.promote_types(x.dtype, torch.float32)
     return KMeansResult(centres.to(x.device, out_dtype), assignment.to(x.device), inertia)
 
