@@ -150,8 +150,10 @@ def setting(
         default: its value where nothing sets it; lists are given as tuples.
         meaning: a sentence or more, for ``docs/settings.md``.
         unit: "" for names, counts that the meaning explains, and plain ratios.
-        low, high: bounds of a number, or of each number of a list, which belong to its range.
-        above, below: bounds which do not.
+        low: least number, or least number of a list.
+        above: what it must be above, in place of ``low``.
+        high: largest number, likewise.
+        below: what it must be below, in place of ``high``.
         choices: the texts that it may be; () for any.
         not_empty: a list must hold something.
         source: paper and equation, section or table; "" is divdr's own.
