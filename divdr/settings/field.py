@@ -150,10 +150,10 @@ def setting(
         default: its value where nothing sets it; lists are given as tuples.
         meaning: a sentence or more, for ``docs/settings.md``.
         unit: "" for names, counts that the meaning explains, and plain ratios.
-        low: least number, or least number of a list.
-        above: what it must be above, in place of ``low``.
+        low: least number, or least of each number of a list.
+        above: bound from below that does not belong to the range.
         high: largest number, likewise.
-        below: what it must be below, in place of ``high``.
+        below: bound from above that does not belong to the range.
         choices: the texts that it may be; () for any.
         not_empty: a list must hold something.
         source: paper and equation, section or table; "" is divdr's own.
