@@ -29,7 +29,8 @@ _ROUGH_STEPS = 100  # most steps before that
 @dataclass(frozen=True)
 class KMeansResult:
     """Centres (K, D) in the dtype of the data, assignment (N,) of int64, and the inertia, which is
-    the sum over points of the squared distance to the point's centre."""
+    the sum over points of the squared distance to the point's centre.
+    """
 
     centres: Tensor
     assignment: Tensor
