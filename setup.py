@@ -52,7 +52,7 @@ setup(
         "report": REPORT,
         # Static experts as ONNX files (tools/export_experts.py).
         "export": EXPORT,
-        # Classifiers of timm by name (docs/classification.md).
+        # Classifiers of timm by name (docs/guide/classification.md).
         "timm": TIMM,
         "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM],
         "dev": ["ruff", "mypy"],
