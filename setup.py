@@ -1,10 +1,37 @@
-"""Packaging of divdr. Detectron2 is no declared dependency: README.md says how to get it."""
+"""Packaging of divdr. Detectron2 itself is no declared dependency: README.md says how to get it."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
+REPORT = ["matplotlib", "jinja2"]
+TIMM = ["timm"]
+DETECTRON2 = [
+    "torchvision",
+    "fvcore",
+    "iopath",
+    "pycocotools",
+    "cityscapesscripts",
+    "numpy<2.3",  # cityscapesscripts fails with later ones
+    "shapely",  # Detectron2 reads the polygons of Cityscapes instances with it
+    "Pillow",
+    "opencv-python-headless",
+    "tabulate",
+    "tensorboard",
+    "tqdm",
+    *REPORT,
+    # What Detectron2 itself imports, so that it works beside divdr without its own metadata.
+    "yacs",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "cloudpickle",
+    "termcolor",
+    "packaging",
+    "black",
+]
 
 setup(
     name="divdr",
@@ -16,47 +43,18 @@ setup(
     packages=find_packages(include=["divdr", "divdr.*"]),
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
     python_requires=">=3.10,<3.13",
-    install_requires=[
-        "torch>=2.4,!=2.13.0",
-        "torchvision",
-        "fvcore",
-        "iopath",
-        "pycocotools",
-        "cityscapesscripts",
-        "shapely",  # Detectron2 reads the polygons of Cityscapes instances with it
-        "scikit-learn>=1.2",
-        "scipy",
-        "numpy<2.3",  # cityscapesscripts fails with later ones
-        "Pillow",
-        "opencv-python-headless",
-        "matplotlib",
-        "jinja2",
-        "tabulate",
-        "tensorboard",
-        "tqdm",
-        # What Detectron2 itself imports, so that it works beside divdr without its own metadata.
-        "yacs",
-        "omegaconf>=2.1",
-        "hydra-core>=1.1",
-        "cloudpickle",
-        "termcolor",
-        "packaging",
-        "black",
-    ],
+    # The method: rooms routing, experts, inference, moe and checkpoint.
+    install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy", "scikit-learn>=1.2"],
     extras_require={
+        # What Detectron2, its evaluators and the rooms that stand on it need, but itself.
+        "detectron2": DETECTRON2,
+        # Pictures and the report.
+        "report": REPORT,
         # Static experts as ONNX files (tools/export_experts.py).
-        "export": ["onnx", "onnxscript", "onnxruntime"],
-        # Classifiers of timm by name (docs/classification.md).
-        "timm": ["timm"],
-        "test": [
-            "pytest",
-            "pytest-xdist",
-            "hypothesis",
-            "onnx",
-            "onnxscript",
-            "onnxruntime",
-            "timm",
-        ],
+        "export": EXPORT,
+        # Classifiers of timm by name (docs/guide/classification.md).
+        "timm": TIMM,
+        "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM],
         "dev": ["ruff", "mypy"],
     },
 )

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from divdr import get_divdr_config, moe
+from divdr.config import add_settings
 from divdr.data import ClassificationMapper
 from divdr.engine import check_config
 from divdr.errors import ConfigError
@@ -212,3 +214,11 @@ def test_arguments_default_to_what_the_settings_say(part, group, own):
     assert shared
     for entry in shared:
         assert defaults[entry.attribute] == entry.default, entry.key
+
+
+def test_settings_are_written_into_a_configuration():
+    cfg = get_divdr_config()
+    add_settings(cfg, BudgetSettings(weight=1, target_share=0.5))
+    assert BudgetSettings.of(cfg.MODEL.ROUTING.BUDGET) == BudgetSettings(1.0, target_share=0.5)
+    assert RoutingSettings.layers == cfg.MODEL.ROUTING.LAYERS  # other groups stay
+    assert yaml.safe_load(cfg.dump())["MODEL"]["ROUTING"]["BUDGET"]["WEIGHT"] == 1.0

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import errno
+import gc
 import logging
 import os
 import sys
@@ -89,9 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(device)
         main(args)
-        # Leave together: a process that goes while another still works can crash in its threads.
-        comm.synchronize()
-        dist.destroy_process_group()
+        _leave()
         return
     if device == "cpu":  # Detectron2's processes talk by NCCL wherever they see a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -108,6 +107,21 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # as has, once more, the first process
         sys.exit(INTERRUPTED)
+
+
+def _leave() -> None:
+    """Leave together, and without a thread of the process group.
+
+    One that lets go of something of Python's while the interpreter ends takes its process with it.
+    Threads end with the last reference to their group; Detectron2 keeps two, and the trained model
+    one in a circle.
+    """
+    comm.synchronize()
+    comm._LOCAL_PROCESS_GROUP = None
+    if hasattr(comm, "_get_global_gloo_group"):
+        comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 @report_errors

@@ -31,10 +31,8 @@ from .setup import together
 logger = logging.getLogger(__name__)
 
 
-class PartitionHook(HookBase):
-    """Sets the class partition before the first step, unless a checkpoint brought one.
-
-    Other models are left alone.
+class _ModelHook(HookBase):
+    """What the hooks of class partitions know.
 
     Args:
         cfg: the whole configuration.
@@ -44,6 +42,17 @@ class PartitionHook(HookBase):
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         self.cfg = cfg
         self.model = unwrap(model)
+
+
+class PartitionHook(_ModelHook):
+    """Sets the class partition before the first step, unless a checkpoint brought one.
+
+    Other models are left alone.
+
+    Args:
+        cfg: the whole configuration.
+        model: what is trained.
+    """
 
     def before_train(self) -> None:
         """Choose on one process, and set on all.
@@ -88,7 +97,7 @@ def normalised_batches(
         yield model.normalise(images), labels.to(model.device)
 
 
-class BoxPartitionHook(HookBase):
+class BoxPartitionHook(_ModelHook):
     """Sets the class partition before the first step, unless a checkpoint brought one.
 
     One that a checkpoint brought must be of the training set's classes. Models without a Hydra box
@@ -98,10 +107,6 @@ class BoxPartitionHook(HookBase):
         cfg: the whole configuration.
         model: what is trained.
     """
-
-    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        self.cfg = cfg
-        self.model = unwrap(model)
 
     def before_train(self) -> None:
         """Choose, the same on all processes, and set.

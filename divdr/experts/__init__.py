@@ -7,13 +7,20 @@ them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away f
 
 from .bank import ActivationBank
 from .clustering_loss import cluster_variance, clustering_loss
-from .diversity import ClusteringReport, Diversity, diversity
+from .diversity import (
+    ClusteringReport,
+    Diversity,
+    diversity,
+    kmeans_recovery,
+    linear_recovery,
+    matched_share,
+    mixture_recovery,
+)
 from .kmeans import KMeansResult, kmeans, nearest_centre
 from .known_labels import KnownLabels
 from .local_experts import LocalExperts
 from .mixture import gaussian_mixture
 from .partition import Membership, gate_weights, match_centres, weighted
-from .recovery import kmeans_recovery, linear_recovery, matched_share, mixture_recovery
 
 __all__ = [
     "ActivationBank",

@@ -12,9 +12,13 @@ _HEAD = """# Settings
 Every key that divdr adds to Detectron2's configuration. Made by `python -m divdr.settings >
 docs/settings.md` from `divdr/settings`, where each stands once.
 
-Keys are set in yaml files, or as pairs `KEY VALUE` on the command line. A whole number may stand
-where a number with a decimal point is the default. In Python the same settings are dataclasses,
-with names in lower case: `RoutingSettings.of(cfg.MODEL.ROUTING).budget.weight`.
+Keys are set in yaml files, or as pairs `KEY VALUE` on the command line. There, and where programs
+set them, a whole number may stand where a number with a decimal point is the default; only
+Detectron2's own `cfg.merge_from_file` and `merge_from_list` refuse that.
+
+In Python the same settings are dataclasses with names in lower case:
+`RoutingSettings.of(cfg.MODEL.ROUTING).budget.weight` reads a configuration, and
+`divdr.config.add_settings(cfg, BudgetSettings(weight=0.8))` writes into one.
 
 Sources: DR is Li et al., "Learning Dynamic Routing for Semantic Segmentation" (CVPR 2020); DivDR is
 "Diversified Dynamic Routing for Vision Tasks"; DynK-Hydra is "Dynamic top-K ensemble ..." (2023);

@@ -3,6 +3,7 @@
 import os
 import random
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,8 +43,7 @@ def _process(rank, folder):
     _a_partition_that_one_process_cannot_make_stops_all(rank)
     _running_statistics_are_each_process_own(rank)
     _detectron2_knows_which_processes_share_a_machine(rank)
-    dist.barrier()
-    dist.destroy_process_group()
+    _no_thread_of_the_group_stays(rank)
 
 
 def checkpointer(folder):
@@ -143,6 +143,20 @@ def _a_partition_that_one_process_cannot_make_stops_all(rank):
     box_partition._own_sums = fails_on(None)
     means = box_partition.roi_class_means(get_divdr_config(), torch.nn.Identity(), ["a", "b"])
     assert means.tolist() == [[0.0] * 3] * 2
+
+
+def _no_thread_of_the_group_stays(rank):
+    def threads():
+        tasks = Path("/proc/self/task").iterdir()
+        return sum("gloo" in (task / "comm").read_text() for task in tasks)
+
+    model = trainer_module._distributed(torch.nn.Linear(1, 1))
+    model(torch.ones(1, 1)).sum().backward()
+    model.itself = [model]  # as a trainer and its hooks know each other
+    del model
+    assert threads() > 0
+    launch._leave()
+    assert threads() == 0
 
 
 def _running_statistics_are_each_process_own(rank):

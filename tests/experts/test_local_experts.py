@@ -89,13 +89,14 @@ def test_sizes_follow_ids():
 
 
 def test_warm_start_stays_in_its_optimum():
-    # Corners of a 3 × 2 rectangle, split into left and right. Squeezed to 1.5 × 2 the best split is
-    # top and bottom, 4·0.75², but left and right, 4·1², is still a local optimum.
+    # Corners of a 2.5 × 2 rectangle, split into left and right. Squeezed to 1.5 × 2 the best split
+    # is top and bottom, 4·0.75², but left and right, 4·1², is still a local optimum. The old right
+    # centre stays the nearest of the right corners.
     experts = LocalExperts(2, 2, warm_start=True)
-    wide = torch.tensor([[0.0, 0.0], [0.0, 2.0], [3.0, 0.0], [3.0, 2.0]])
+    wide = torch.tensor([[0.0, 0.0], [0.0, 2.0], [2.5, 0.0], [2.5, 2.0]])
     experts.bank.update(list("abcd"), wide, 0)
     experts.cluster(0)
-    experts.bank.update(list("abcd"), wide * torch.tensor([0.5, 1.0]), 1)
+    experts.bank.update(list("abcd"), wide * torch.tensor([0.6, 1.0]), 1)
     warm = experts.cluster(1)
     experts.warm_start = False
     cold = experts.cluster(2)
