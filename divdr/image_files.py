@@ -71,11 +71,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     with _opened(path) as picture:
         labels = np.asarray(ImageOps.exif_transpose(picture))
-        if labels.ndim != 2:
-            raise DataError(
-                f"it is in colours (mode {picture.mode}), and must have one channel, the numbers "
-                "of the classes"
-            )
+        _check_one_channel(picture)
         if labels.dtype.kind == "f":
             whole = np.nan_to_num(labels, nan=0.5).round().astype(np.int32)
             if not np.array_equal(whole, labels):
@@ -103,9 +99,18 @@ def image_size(path: str | Path) -> tuple[int, int, str]:
         DataError: the file is missing, damaged or no image; the message names it.
     """
     with _opened(path) as picture:
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        columns, rows = picture.size
-        return (columns, rows, picture.mode) if turned else (rows, columns, picture.mode)
+        return (*_turned_size(picture), picture.mode)
+
+
+def label_size(path: str | Path) -> tuple[int, int]:
+    """(rows, columns) of a label file, by its head alone.
+
+    Raises:
+        DataError: the file is missing, damaged, no image or in colours; the message names it.
+    """
+    with _opened(path) as picture:
+        _check_one_channel(picture)
+        return _turned_size(picture)
 
 
 def check_labels(
@@ -170,6 +175,20 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"file {name} cannot be read as an image ({reason})") from None
+
+
+def _turned_size(picture: Image.Image) -> tuple[int, int]:
+    columns, rows = picture.size
+    turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (columns, rows) if turned else (rows, columns)
+
+
+def _check_one_channel(picture: Image.Image) -> None:
+    if len(picture.getbands()) > 1:
+        raise DataError(
+            f"it is in colours (mode {picture.mode}), and must have one channel, the numbers of "
+            "the classes"
+        )
 
 
 def _in_8_bit(picture: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections import defaultdict
@@ -17,9 +16,7 @@ from detectron2.structures import BoxMode
 
 from ..errors import DataError
 from .classes import predicted_things
-from .coco_json import owners, source
-
-logger = logging.getLogger(__name__)
+from .coco_json import owners, source, warn_once
 
 _EMPTY = 1e-5  # pixels; Detectron2 leaves out boxes that are no wider or higher
 
@@ -71,12 +68,9 @@ def annotation_problems(
                 first = first or record.get("file_name")
     # With crops Detectron2 makes boxes anew from the masks, whatever the annotation says.
     if training and empty and not (wanted.mask_format and cfg.INPUT.CROP.ENABLED):
-        logger.warning(
-            "%s: %d boxes have no area inside their image and are left out in training, the first "
-            "in image %s",
-            source(names),
-            empty,
-            first,
+        warn_once(
+            f"{source(names)}: {empty} boxes have no area inside their image and are left out in "
+            f"training, the first in image {first}"
         )
 
 

@@ -69,7 +69,7 @@ def file_problems(name: str, keys: Collection[str] = ()) -> list[str]:
     except OSError as error:
         findings = Findings((f"the file cannot be read ({error})",))
     for remark in findings.remarks:
-        logger.warning("%s: %s", source([name]), remark)
+        warn_once(f"{source([name])}: {remark}")
     colon = " cannot be evaluated on:" if keys and not file_problems(name) else ":"
     return [f"{source([name])}{colon} {problem}" for problem in findings.problems]
 
@@ -98,6 +98,12 @@ def evaluation_problems(cfg: CfgNode, name: str) -> list[str]:
     if cfg.MODEL.KEYPOINT_ON:
         keys += ["keypoints", "num_keypoints"]
     return file_problems(name, keys)
+
+
+@lru_cache(maxsize=1024)
+def warn_once(sentence: str) -> None:
+    """Warn of what checks, loaders and evaluators all see, the first time that one does."""
+    logger.warning("%s", sentence)
 
 
 def source(names: Sequence[str]) -> str:
@@ -215,12 +221,6 @@ def _remarks(content: dict) -> Iterator[str]:
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{names.count(name)} categories have the name {name!r}, and are kept apart"
-    used = {entry["category_id"] for entry in entries if entry["image_id"] in images}
-    unused = [c["name"] for c in content["categories"] if c["id"] not in used]
-    if entries and unused:
-        told = ", ".join(repr(name) for name in unused[:5])
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        yield f"no annotation is of category {told}{more}"
 
 
 def _image_problem(image: dict) -> str | None:

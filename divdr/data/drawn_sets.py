@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_sem_seg
 
 from ..errors import DataError
+from .folders import register_anew
 
 SPLITS = ("train", "val")
 """Every drawn data set has these two."""
@@ -129,9 +129,6 @@ def register_subsets(root: str | os.PathLike[str]) -> None:
     classes = 1 + _subset_count(root)
     for split in SPLITS:
         for only, name in enumerate(subset_names(split), start=-1):
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
             _register(name, root, split, only if only >= 0 else None, classes)
 
 
@@ -155,8 +152,9 @@ def _register(name: str, root: str, split: str, only: int | None, classes: int) 
             item["subset"] = subsets[stem]
         return [item for item in dicts if only is None or item["subset"] == only]
 
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
+    register_anew(
+        name,
+        load,
         stuff_classes=list(CLASSES[:classes]),
         stuff_colors=[list(colour) for colour in _COLOURS[:classes]],
         image_root=images,

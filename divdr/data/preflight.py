@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..errors import DataError, DivdrError
-from ..image_files import check_labels, image_size, read_labels
+from ..image_files import check_labels, image_size, label_size, read_labels
 from .catalog import check_datasets, evaluation_dicts, read_once, training_dicts
 from .checks import annotation_problems
 from .classes import class_problems, predicted_stuff, predicted_things
@@ -50,7 +50,7 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
     sound = []
     with read_once([*train, *test]):
         for name in [*train, *test]:
-            found = list(_problems(cfg, name, name in train))
+            found = _problems(cfg, name, name in train)
             problems += found
             if not found:
                 sound.append(name)
@@ -62,7 +62,7 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
         raise DataError(*reversed(once.values()))
 
 
-def _problems(cfg: CfgNode, name: str, training: bool) -> Iterator[str]:
+def _problems(cfg: CfgNode, name: str, training: bool) -> list[str]:
     """Sentences about one data set; the steps after one that failed would only repeat it."""
     found: list[str] = []
     try:
@@ -73,10 +73,10 @@ def _problems(cfg: CfgNode, name: str, training: bool) -> Iterator[str]:
             dicts = _dicts(cfg, name, training)
             found = list(_dict_problems(cfg, name, dicts, training))
     except DataError as error:
-        found = [*found, *error.problems]
+        return [*found, *error.problems]
     except DivdrError as error:
-        found = [*found, str(error)]
-    yield from found
+        return [*found, str(error)]
+    return found
 
 
 def _dicts(cfg: CfgNode, name: str, training: bool) -> list[dict]:
@@ -133,8 +133,8 @@ def _head_problem(record: dict) -> str | None:
         if told != (rows, columns):
             return f"file {file} is {rows}×{columns} pixels, and should be {told[0]}×{told[1]}"
         if label:
-            found = image_size(label)
-            if found[:2] != (rows, columns):
+            found = label_size(label)
+            if found != (rows, columns):
                 return (
                     f"label file {label} is {found[0]}×{found[1]} pixels, its image "
                     f"{rows}×{columns}"

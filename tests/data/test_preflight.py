@@ -114,6 +114,17 @@ def test_everything_is_told_at_once_of_training_and_evaluation_alike(scenes):
     assert len(scenes.complaints()) == 2, "those of the evaluation alone"
 
 
+def test_colours_in_labels_are_told_once_and_by_the_head_of_the_file(scenes, monkeypatch):
+    Image.new("RGB", (6, 4)).save(scenes.label("val", 1))
+    told = [
+        f"file {scenes.label('val', 1)} cannot be used: it is in colours (mode RGB), and must have "
+        "one channel, the numbers of the classes"
+    ]
+    assert scenes.complaints() == told
+    monkeypatch.setattr("divdr.data.preflight._VALUES", 1)  # of this label no pixel is read
+    assert scenes.complaints() == told
+
+
 def test_classes_must_be_the_models_and_the_same_in_all(scenes):
     assert scenes.complaints(val={"classes": ("b", "a")}) == [
         "data sets 'pre_train' and 'pre_val' have other classes: number 0 is 'a' in the first, 'b' "
@@ -299,7 +310,7 @@ def test_what_may_be_meant_so_is_told(tmp_path, caplog):
     boxes(tmp_path, "val", "cat", "dog", change=change)
     check_data(config("GeneralizedRCNN", 2, DATASETS__TRAIN=()), training=False)
     text = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("divdr"))
-    assert "2 of 4 annotations are of no image of the file, and left out" in text
+    assert text.count("2 of 4 annotations are of no image of the file, and left out") == 1
     assert "no box is of class 'dog'" in text
 
 
