@@ -31,6 +31,15 @@ def _logged():
         logging.getLogger(name).propagate = True
 
 
+@pytest.fixture
+def training_log(caplog):
+    """caplog for tests that train: the first trainer of a process sets up a log of its own, to
+    which caplog is deaf, unless there is one."""
+    for name in ("detectron2", "divdr"):
+        caplog.set_level(logging.INFO, logger=name)
+    return caplog
+
+
 @contextmanager
 def _names_under(root):
     before = dict(DatasetCatalog.data), dict(MetadataCatalog.data)

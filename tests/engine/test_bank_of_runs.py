@@ -62,7 +62,7 @@ def test_a_run_that_moves_keeps_its_images(cfg, scenes, tmp_path):
     assert all(key.startswith("bank_scenes/") and "elsewhere" not in key for key in after.keys)
 
 
-def test_images_that_left_the_training_set_leave_the_bank(cfg, scenes, tmp_path, caplog):
+def test_images_that_left_the_training_set_leave_the_bank(cfg, scenes, tmp_path, training_log):
     had = experts_of(run(cfg, 4)).bank.keys
     fewer = tmp_path / "fewer"
     shutil.copytree(scenes, fewer)
@@ -74,7 +74,10 @@ def test_images_that_left_the_training_set_leave_the_bank(cfg, scenes, tmp_path,
     names = {file.name for file in gone}
     assert kept.bank.keys == [key for key in had if key.rsplit("/", 1)[1] not in names]
     assert len(kept.bank) == 6
-    assert "Of the checkpoint's 8 activations 2 are of no image of the training set" in caplog.text
+    assert (
+        "Of the checkpoint's 8 activations 2 are of no image of the training set"
+        in training_log.text
+    )
 
 
 def test_a_checkpoint_of_before_is_taken_over(cfg, scenes, tmp_path):

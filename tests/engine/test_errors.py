@@ -1,7 +1,6 @@
 """What a user does wrong is told in one sentence, and the exit code is 2."""
 
 import argparse
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -112,14 +111,12 @@ def test_output_folder_that_is_a_file(capsys, folder, overrides):
     assert told.endswith("taken is a file, not a folder")
 
 
-def test_a_training_says_once_that_nothing_will_be_evaluated(folder, overrides, caplog):
+def test_a_training_says_once_that_nothing_will_be_evaluated(folder, overrides, training_log):
     root, name = folder
     few = [*overrides, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()", "OUTPUT_DIR", str(root / "o")]
     few += ["DATASETS.TRAIN", f"('{name}',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]
-    for name in ("detectron2", "divdr"):  # else the first trainer of a process sets up its own log
-        caplog.set_level(logging.INFO, logger=name)
     Trainer(load_config("configs/demo/divdr.yaml", few)).train()
-    assert caplog.text.count("DATASETS.TEST is empty: nothing will be evaluated") == 1
+    assert training_log.text.count("DATASETS.TEST is empty: nothing will be evaluated") == 1
 
 
 @pytest.mark.parametrize(
