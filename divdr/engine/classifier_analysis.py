@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from ..data import check_datasets, describe
 from ..errors import ConfigError, DataError
 from ..modeling import ImageClassifier
-from ..modeling.classifiers import collaboration_of, hydra_of
+from ..modeling.classifiers import hydra_of
 from ..moe import (
-    Collaboration,
     Dispatch,
     Embedder,
     Ensemble,
     Hydra,
     Prediction,
+    Thresholds,
     class_means,
     cluster_partition,
     loss_between,
@@ -40,21 +40,19 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
     """Mean branches, accuracy and cost on ``DATASETS.TEST`` at every τ, as a table.
 
-    The gater's τ of a Hydra (Table 6), or that of early termination of a collaboration.
+    Of a Hydra it is the gater's τ (Table 6), of others that of their early exit.
 
     Raises:
-        DivdrError: no trained model of either kind, or a τ out of range.
+        DivdrError: no trained model with a threshold, or a τ out of range.
     """
     model, batches = trained_classifier(cfg)
-    network = hydra_of(model) or collaboration_of(model)
-    if network is None:
+    if not isinstance(model.system, Thresholds):
         raise ConfigError(
-            "the model has no threshold: MODEL.CLASSIFIER.NAME is neither build_hydra_classifier "
-            "nor build_coe_classifier"
+            f"the model has no threshold: MODEL.CLASSIFIER.NAME is {cfg.MODEL.CLASSIFIER.NAME}"
         )
     rows = [
         (f"{p.threshold:g}", p.mean_branches, p.accuracy, p.macs / 1e6)
-        for p in threshold_curve(network, batches, thresholds)
+        for p in threshold_curve(model.system, batches, thresholds)
     ]
     return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")
 
@@ -186,7 +184,7 @@ def measure_latency(system: nn.Module, inputs: Sequence[Tensor], rounds: int) ->
     system.eval()
     try:
         ran = sum(int(system(x).ran.sum()) for x in inputs)
-        seconds = time_in_turns(_ways(system), inputs, rounds)
+        seconds = time_in_turns(_modes(system), inputs, rounds)
     finally:
         system.train(training)
     images = size * len(inputs)
@@ -197,13 +195,13 @@ def measure_latency(system: nn.Module, inputs: Sequence[Tensor], rounds: int) ->
     return Latency(size, images, ran / images, milliseconds)
 
 
-def _ways(system: nn.Module) -> dict[str, Callable[[Tensor], Prediction]]:
-    if not isinstance(system, (Hydra, Collaboration)):
+def _modes(system: nn.Module) -> dict[str, Callable[[Tensor], Prediction]]:
+    if not hasattr(system, "dispatch"):
         return {"all": system}
     return {name: partial(_run, system, dispatch) for name, dispatch in DISPATCH.items()}
 
 
-def _run(system: Hydra | Collaboration, dispatch: Dispatch, x: Tensor) -> Prediction:
+def _run(system: Any, dispatch: Dispatch, x: Tensor) -> Prediction:
     before = system.dispatch
     system.dispatch = dispatch
     try:

@@ -1,10 +1,13 @@
 """Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
 
-Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
-balanced assignment, dispatch by groups, CondConv and PWLU. Systems
-(``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
+Parts: networks (``resnet``, ``named``, ``pwlu``), ``gates``, ``choice`` of experts, dispatch,
+``early_exit``, ``ensembling``, ``teaching`` and ``soft_targets``, partitions of classes, balanced
+assignment. What systems promise stands in ``system``; they are one network, a plain ensemble,
+``Hydra``, ``Collaboration``.
 """
 
+from ..settings import CollaborationSettings, HydraSettings, TeachingSettings
+from .choice import Choice, above, best, check_selection, one_hot_choice, top_k
 from .class_partition import (
     cluster_partition,
     given_partition,
@@ -13,7 +16,8 @@ from .class_partition import (
     random_partition,
     save_partition,
 )
-from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
+from .collaboration import Collaboration, Delegation, Delegator
+from .early_exit import anytime, confidence, confident
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -24,19 +28,18 @@ from .embedding import (
     gather_rows,
     process_count,
 )
+from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import (
     Dispatch,
-    Gater,
     Group,
-    check_selection,
-    one_hot_choice,
+    overwrite,
     restrict,
     run_all,
     run_groups,
     scatter_sum,
-    select,
 )
-from .hydra import Hydra, HydraSettings
+from .gates import PooledGate
+from .hydra import Hydra, chosen_branches
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
     NamedStem,
@@ -48,20 +51,25 @@ from .named import (
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .single import (
+from .single import Ensemble, StageClassifier
+from .soft_targets import Distillation, divergence
+from .system import (
     ClassificationSystem,
     Cost,
-    Ensemble,
     Prediction,
-    StageClassifier,
+    Stage,
+    Thresholds,
+    check_probability,
     num_parameters,
     part_macs,
+    stage_at,
 )
-from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
-from .transport import balanced_capacities, exchange, vogel_assignment
+from .teaching import Lesson, teach, true_class_probability
+from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
     "PWLU",
+    "Choice",
     "ClassificationSystem",
     "Collaboration",
     "CollaborationSettings",
@@ -75,7 +83,6 @@ __all__ = [
     "Distillation",
     "Embedder",
     "Ensemble",
-    "Gater",
     "Group",
     "Hydra",
     "HydraSettings",
@@ -84,31 +91,44 @@ __all__ = [
     "NamedStem",
     "Part",
     "PixelEmbedder",
+    "PooledGate",
     "Prediction",
     "ResNetParts",
+    "Stacking",
+    "Stage",
     "StageClassifier",
     "TeachingSettings",
+    "Thresholds",
+    "above",
     "align",
+    "anytime",
     "balanced_capacities",
+    "best",
     "between",
     "check_labels",
+    "check_probability",
     "check_selection",
+    "chosen_branches",
     "class_means",
     "class_sums",
     "cluster_partition",
     "common_divisors",
-    "exchange",
+    "confidence",
+    "confident",
+    "divergence",
     "gather_rows",
     "given_partition",
     "greedy_partition",
     "is_named",
     "last_linear",
     "load_partition",
+    "log_mean_probability",
     "loss_between",
     "named_classifier",
     "named_stem",
     "num_parameters",
     "one_hot_choice",
+    "overwrite",
     "part_macs",
     "process_count",
     "random_partition",
@@ -117,9 +137,10 @@ __all__ = [
     "run_groups",
     "save_partition",
     "scatter_sum",
-    "select",
+    "stage_at",
     "teach",
     "threshold_curve",
+    "top_k",
     "true_class_probability",
     "vogel_assignment",
     "with_condconv",

@@ -7,7 +7,6 @@ tensors (N, ...) of any kind that delegator and experts take.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..settings import mixtures
+from ..settings import CollaborationSettings
+from .choice import one_hot_choice
+from .early_exit import confident
 from .embedding import check_labels, gather_rows, process_count
-from .expert_dispatch import Dispatch, Group, one_hot_choice, run_groups
-from .single import Cost, Prediction, part_macs
-from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
+from .expert_dispatch import Dispatch, Group, overwrite, run_groups
+from .soft_targets import Distillation
+from .system import Cost, Prediction, Stage, check_probability, part_macs
+from .teaching import Lesson, teach_subtasks, true_class_probability
 
 
 class Delegation(NamedTuple):
@@ -34,10 +36,6 @@ class Delegation(NamedTuple):
     rough: Tensor
     selection: Tensor
     subtask: Tensor
-
-    def confident(self, threshold: float) -> Tensor:
-        """(N,) bool: the predicted class's probability is above τ, so that no expert has to run."""
-        return self.rough.float().softmax(1).amax(1) > threshold
 
     def subtasks(self) -> Tensor:
         """(N,) int64, the most probable subtask."""
@@ -114,23 +112,6 @@ class Delegator(nn.Module):
         return self.task_predictor(features), subtask
 
 
-@dataclass
-class CollaborationSettings:
-    """Thresholds and weights.
-
-    Attributes:
-        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
-        delegator_share: share of training that is the first stage.
-        selection_weight: η of Eq. 8.
-        teaching: LGM, WGM and SRM.
-    """
-
-    threshold: float = mixtures.CollaborationSettings.threshold
-    delegator_share: float = mixtures.CollaborationSettings.delegator_stage
-    selection_weight: float = mixtures.CollaborationSettings.selection_weight
-    teaching: TeachingSettings = field(default_factory=TeachingSettings)
-
-
 class Collaboration(nn.Module):
     """The delegator looks at every sample, and at most one expert at those it is not sure of.
 
@@ -140,8 +121,13 @@ class Collaboration(nn.Module):
         delegator: with as many outputs as there are experts.
         experts: E modules, samples to logits (N, C).
         num_classes: C.
-        settings: τ, stages, η and ablations.
+        settings: τ, η and ablations; how many experts there are, ``experts`` says.
         in_channels: of the images, for the cost.
+        delegator_share: share of training that is the first stage; None takes the settings'
+            ``delegator_stage``, which then has to be a share.
+
+    Attributes:
+        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -156,13 +142,14 @@ class Collaboration(nn.Module):
         num_classes: int,
         settings: CollaborationSettings,
         in_channels: int = 3,
+        delegator_share: float | None = None,
     ) -> None:
         super().__init__()
         self.check_threshold(settings.threshold)
-        if not 0 <= settings.delegator_share < 1:
+        share = settings.delegator_stage if delegator_share is None else delegator_share
+        if not 0 <= share < 1:
             raise ConfigError(
-                "the delegator's stage must end before the training, not after a share of "
-                f"{settings.delegator_share}"
+                f"the delegator's stage must end before the training, not after a share of {share}"
             )
         if len(experts) != delegator.expert_selector.out_features:
             raise ConfigError(
@@ -173,6 +160,8 @@ class Collaboration(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.num_classes = num_classes
         self.settings = settings
+        self.threshold = settings.threshold
+        self.delegator_share = share
         #: How experts run in evaluation.
         self.dispatch: Dispatch = run_groups
         self.in_channels = in_channels
@@ -189,31 +178,31 @@ class Collaboration(nn.Module):
         Raises:
             ConfigError: it is not within 0 and 1.
         """
-        if not 0.0 <= threshold <= 1.0:
-            raise ConfigError(
-                f"the threshold τ of early termination must be between 0 and 1, not {threshold}"
-            )
+        check_probability(threshold, "the threshold τ of early termination")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Delegator, then experts; of a delegator that is trained already, experts alone."""
+        experts = Stage("experts", self.delegator_share)
+        return (Stage("delegator", 0.0), experts) if self.delegator_share else (experts,)
 
     @property
     def trains_delegator(self) -> bool:
         """Whether ``progress`` lies in the first stage."""
-        return self.progress < self.settings.delegator_share
+        return self.progress < self.delegator_share
 
     @property
     def alpha(self) -> float:
         """α of Eq. 5, which grows linearly over the second stage."""
-        share = self.settings.delegator_share
-        return self.settings.teaching.alpha_at((self.progress - share) / (1 - share))
+        share = self.delegator_share
+        return self.settings.alpha_at((self.progress - share) / (1 - share))
 
     def forward(self, x: Tensor) -> Prediction:
         """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
         seen = self.delegator(x)
-        chosen = seen.experts().masked_fill(seen.confident(self.settings.threshold), -1)
+        chosen = seen.experts().masked_fill(confident(seen.rough, self.threshold), -1)
         ran = one_hot_choice(chosen, len(self.experts))
-        logits = seen.rough
-        for group in self.dispatch(self.experts, x, ran):
-            logits = logits.index_copy(0, group.rows, group.output.to(logits.dtype))
-        return Prediction(logits, ran)
+        return Prediction(overwrite(seen.rough, self.dispatch(self.experts, x, ran)), ran)
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Section 3.5), weighted.
@@ -293,7 +282,5 @@ class Collaboration(nn.Module):
         subtask = seen.subtasks().to(tcp.dtype)
         together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
         tcp, probabilities, subtask = together.split([self._per_subtask, self._per_subtask, 1], 1)
-        lesson = teach_subtasks(
-            tcp, probabilities, subtask[:, 0], self.alpha, self.settings.teaching
-        )
+        lesson = teach_subtasks(tcp, probabilities, subtask[:, 0], self.alpha, self.settings)
         return Lesson(*(part[own] for part in lesson))

@@ -7,7 +7,6 @@ is the same with a fixed K (τ = 0) and without the branches' own loss (α3 = 0)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +14,29 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
-from ..settings import mixtures
+from ..settings import GatingSettings, HydraSettings
+from .choice import above, check_selection
 from .class_partition import given_partition
 from .embedding import check_labels, common_divisors
-from .expert_dispatch import (
-    Dispatch,
-    Gater,
-    Group,
-    check_selection,
-    restrict,
-    run_groups,
-    scatter_sum,
-    select,
-)
+from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
+from .gates import PooledGate
 from .resnet import initialise
-from .single import Cost, Prediction, part_macs
+from .system import Cost, Prediction, part_macs
 
 
-@dataclass
-class HydraSettings:
-    """K, τ and the weights of Eq. 7.
+def chosen_branches(
+    settings: GatingSettings, gate_logits: Tensor, threshold: float, *, training: bool
+) -> Tensor:
+    """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1).
 
-    Attributes:
-        top_k: K.
-        threshold: τ in evaluation; it can be changed at any time.
-        train_threshold: τ while training. With less than ``threshold`` the combiner learns sums of
-            more projections than it meets in evaluation, which costs accuracy.
-        ensemble_weight: α1.
-        gater_weight: α2.
-        branch_weight: α3; 0 makes no extra heads.
+    Args:
+        settings: K, and τ of training.
+        gate_logits: (N, nb).
+        threshold: τ of evaluation.
+        training: which τ counts.
     """
-
-    top_k: int = mixtures.HydraSettings.top_k
-    threshold: float = mixtures.HydraSettings.threshold
-    train_threshold: float = mixtures.HydraSettings.train_threshold
-    ensemble_weight: float = mixtures.HydraSettings.ensemble_weight
-    gater_weight: float = mixtures.HydraSettings.gater_weight
-    branch_weight: float = mixtures.HydraSettings.branch_weight
-
-    def chosen(self, gate_logits: Tensor, training: bool) -> Tensor:
-        """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1)."""
-        threshold = self.train_threshold if training else self.threshold
-        return select(gate_logits.float().softmax(1), self.top_k, threshold)
+    threshold = settings.train_threshold if training else threshold
+    return above(gate_logits.float().softmax(1), settings.top_k, threshold).chosen
 
 
 class Hydra(nn.Module):
@@ -68,8 +48,11 @@ class Hydra(nn.Module):
         gater: from the stem's maps to logits over the branches.
         channels: of the projections.
         num_classes: C.
-        settings: K, τ, loss weights.
+        settings: K, τ, loss weights; how many branches there are, ``branches`` says.
         in_channels: of the images.
+
+    Attributes:
+        threshold: τ in evaluation; it can be changed at any time.
 
     Raises:
         ConfigError: K or τ is out of range, or there are more branches than classes.
@@ -81,7 +64,7 @@ class Hydra(nn.Module):
         self,
         stem: nn.Module,
         branches: Sequence[nn.Module],
-        gater: Gater,
+        gater: PooledGate,
         channels: int,
         num_classes: int,
         settings: HydraSettings,
@@ -109,6 +92,7 @@ class Hydra(nn.Module):
             nn.Linear(channels, num_classes) for _ in range(specialised)
         )
         self.settings = settings
+        self.threshold = settings.threshold
         #: How branches run in evaluation.
         self.dispatch: Dispatch = run_groups
         self.num_classes = num_classes
@@ -204,7 +188,7 @@ class Hydra(nn.Module):
         return total / divisors[group.expert]
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
-        return self.settings.chosen(gate_logits, self.training)
+        return chosen_branches(self.settings, gate_logits, self.threshold, training=self.training)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size: stem, gater, combiner and classifier, and each branch.

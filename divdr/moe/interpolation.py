@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from .collaboration import Collaboration
 from .expert_dispatch import run_groups
 from .hydra import Hydra
-from .single import Cost
+from .system import ClassificationSystem, Cost, Thresholds
 
 
 class LinePoint(NamedTuple):
@@ -123,23 +122,24 @@ class CurvePoint(NamedTuple):
 
 @torch.no_grad()
 def threshold_curve(
-    network: Hydra | Collaboration,
+    network: nn.Module,
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     thresholds: Sequence[float],
 ) -> list[CurvePoint]:
     """Evaluate at every τ, without training anew; the network's own τ and mode are restored.
 
     Args:
-        network: trained.
+        network: trained, a ``ClassificationSystem`` with a threshold.
         batches: makes (images, labels) of every image once.
         thresholds: values of τ.
 
     Raises:
-        ConfigError: a τ is not within 0 and 1.
+        ConfigError: it has no threshold, or a τ is not within 0 and 1.
         DataError: there are no images.
     """
-    settings, training = network.settings, network.training
-    before = settings.threshold
+    if not isinstance(network, Thresholds):
+        raise ConfigError(f"{type(network).__name__} has no threshold")
+    before, training = network.threshold, network.training
     for threshold in thresholds:
         network.check_threshold(threshold)
     network.eval()
@@ -147,17 +147,19 @@ def threshold_curve(
         costs: dict[tuple[int, int], Cost] = {}
         return [_curve_point(network, batches(), threshold, costs) for threshold in thresholds]
     finally:
-        settings.threshold = before
+        network.threshold = before
         network.train(training)
 
 
 def _curve_point(
-    network: Hydra | Collaboration,
+    network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     threshold: float,
     costs: dict[tuple[int, int], Cost],
 ) -> CurvePoint:
-    network.settings.threshold = threshold
+    assert isinstance(network, Thresholds)
+    assert isinstance(network, ClassificationSystem)
+    network.threshold = threshold
     images = right = branches = 0
     macs = 0.0
     for inputs, labels in batches:

@@ -88,12 +88,12 @@ def test_a_batch_gives_what_single_images_give():
     made = spread(make()).eval()
     x = images()
     sure = made.delegator(x).rough.softmax(1).amax(1)
-    made.settings.threshold = sure.median().item()  # ends early for half of them but one
+    made.threshold = sure.median().item()  # ends early for half of them but one
     prediction = made(x)
     for index, image in enumerate(x):
         seen = made.delegator(image[None])
         expected, ran = seen.rough, []
-        if not seen.rough.softmax(1).max() > made.settings.threshold:
+        if not seen.rough.softmax(1).max() > made.threshold:
             ran = [int(seen.selection.argmax())]
             expected = made.experts[ran[0]](image[None])
         assert prediction.ran[index].nonzero()[:, 0].tolist() == ran
@@ -108,13 +108,13 @@ def test_experts_that_nobody_needs_do_not_run():
     for number, expert in enumerate(made.experts):
         expert.register_forward_hook(lambda m, args, out, n=number: seen.append((n, len(args[0]))))
     x = images()
-    made.settings.threshold = 1.0
+    made.threshold = 1.0
     ran = made(x).ran
     assert ran.sum(1).tolist() == [1] * 8
     assert seen == [(n, c) for n, c in enumerate(ran.sum(0).tolist()) if c]
     assert len(seen) > 1
     seen.clear()
-    made.settings.threshold = 0.0
+    made.threshold = 0.0
     assert not made(x).ran.any()
     assert seen == []
     assert made(images(0)).logits.shape == (0, CLASSES)

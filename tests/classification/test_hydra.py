@@ -8,13 +8,13 @@ from torch import nn
 from divdr.errors import ConfigError, DataError
 from divdr.moe import (
     DenseNetParts,
-    Gater,
     Hydra,
     HydraSettings,
+    PooledGate,
     ResNetParts,
+    above,
     between,
     loss_between,
-    select,
     threshold_curve,
 )
 
@@ -30,7 +30,7 @@ def make(**settings):
     network = Hydra(
         stem,
         branches,
-        Gater(trunk, trunk.out_channels, BRANCHES),
+        PooledGate(trunk, trunk.out_channels, BRANCHES),
         branches[0].out_channels,
         CLASSES,
         HydraSettings(**{"top_k": 2, "train_threshold": 0.0, **settings}),
@@ -86,7 +86,7 @@ def algorithm_1(network, image):
     maps = network.stem(image[None])
     weights = network.gater(maps).softmax(1)[0]
     best = sorted(range(BRANCHES), key=lambda i: -weights[i].item())[: network.settings.top_k]
-    chosen = [i for i in best if weights[i] >= network.settings.threshold] or best[:1]
+    chosen = [i for i in best if weights[i] >= network.threshold] or best[:1]
     total = sum(network.branches[i](maps) for i in chosen)
     return network.classify(network.combiner(total).mean((2, 3)))[0], sorted(chosen)
 
@@ -96,7 +96,7 @@ def algorithm_1(network, image):
 def test_a_batch_gives_what_algorithm_1_gives_for_every_image(threshold):
     network = spread(make()).eval()
     x = images()
-    network.settings.threshold = middle(network, x) if threshold is None else threshold
+    network.threshold = middle(network, x) if threshold is None else threshold
     logits, ran = network(x)
     for index, image in enumerate(x):
         expected, chosen = algorithm_1(network, image)
@@ -118,10 +118,10 @@ def test_a_branch_that_nobody_chose_does_not_run():
 
 def test_selection_by_hand():
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.34, 0.33, 0.33], [0.05, 0.9, 0.05]])
-    assert select(probabilities, 2).long().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 0]]
-    assert select(probabilities, 3, 0.2).long().tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0]]
+    assert above(probabilities, 2, 0.0).chosen.long().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert above(probabilities, 3, 0.2).chosen.long().tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0]]
     # Nothing reaches 0.95; the most probable one runs all the same.
-    assert select(probabilities, 2, 0.95).long().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert above(probabilities, 2, 0.95).chosen.long().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
 
 
 def test_the_ensemble_s_loss_reaches_stem_and_chosen_branches_but_not_the_gater():
@@ -168,7 +168,7 @@ def test_a_branch_with_one_image_whose_map_is_one_pixel_trains(parts):
     width = branches[0].out_channels
     settings = HydraSettings(top_k=1, train_threshold=0.0)
     network = Hydra(
-        stem, branches, Gater(trunk, trunk.out_channels, BRANCHES), width, CLASSES, settings
+        stem, branches, PooledGate(trunk, trunk.out_channels, BRANCHES), width, CLASSES, settings
     ).train()
     network.set_partition(PARTITION)
     force(network, 0)
@@ -238,9 +238,9 @@ def test_curve_over_thresholds():
     for point in points:
         expected = cost.shared + point.mean_branches * cost.experts[0]
         assert point.macs == pytest.approx(expected)
-    assert network.settings.threshold == 0.3
+    assert network.threshold == 0.3
     assert network.training
-    network.settings.threshold = tau
+    network.threshold = tau
     with torch.no_grad():
         right = network.eval()(x).logits.argmax(1) == labels
     assert points[1].accuracy == pytest.approx(100 * right.double().mean().item())

@@ -13,11 +13,11 @@ from divdr.moe import (
     DenseNetParts,
     Embedder,
     Ensemble,
-    Gater,
     Group,
     Hydra,
     HydraSettings,
     PixelEmbedder,
+    PooledGate,
     ResNetParts,
     StageClassifier,
     class_means,
@@ -35,7 +35,7 @@ def hydra(parts, classes, branches, top_k):
     stem = parts.stem()
     trunk = parts.gater_trunk(stem.out_channels)
     made = [parts.branch(stem.out_channels) for _ in range(branches)]
-    gater = Gater(trunk, trunk.out_channels, branches)
+    gater = PooledGate(trunk, trunk.out_channels, branches)
     return Hydra(stem, made, gater, made[0].out_channels, classes, HydraSettings(top_k=top_k))
 
 

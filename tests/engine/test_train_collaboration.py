@@ -136,7 +136,7 @@ def test_experts_of_different_architectures():
     model = launch.Trainer.build_model(cfg).eval()
     kinds = [type(expert).__name__ for expert in model.system.experts]
     assert kinds == ["StageClassifier", "StageClassifier", "MobileNetV3"]
-    model.system.settings.threshold = 1.0
+    model.system.threshold = 1.0
     with torch.no_grad():
         outputs = model([{"image": torch.rand(1, 28, 28) * 255} for _ in range(4)])
     costs = model.system.cost(28, 28)

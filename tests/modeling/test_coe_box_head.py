@@ -148,11 +148,11 @@ def test_only_doubted_proposals_reach_an_expert():
     rough = head.delegator(x)
     scores, deltas = predictor(rough)
     certainty = scores.softmax(1).amax(1)
-    head.settings.threshold = float(certainty.median())
+    head.threshold = float(certainty.median())
     wanted = head.selector(rough).argmax(1)
     seen = count_rows(head.experts)
     found = head.predict(x, predictor)
-    sent = certainty <= head.settings.threshold
+    sent = certainty <= head.threshold
     assert sent.sum() == 30
     assert dict(seen) == {k: int((wanted[sent] == k).sum()) for k in set(wanted[sent].tolist())}
     assert found.ran.sum(1).tolist() == sent.long().tolist()
@@ -174,7 +174,7 @@ def test_a_higher_threshold_never_costs_less(thresholds):
     cost = head.eval().cost(predictor)
     totals = []
     for threshold in sorted([*thresholds, 0.0, 1.0]):
-        head.settings.threshold = threshold
+        head.threshold = threshold
         totals.append(float(cost.of(head.predict(pooled(30), predictor).ran).sum()))
     assert totals == sorted(totals)
     assert totals[0] == 30 * cost.shared  # 0 sends nothing, 1 sends everything

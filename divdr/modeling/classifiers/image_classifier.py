@@ -21,6 +21,7 @@ from ...moe import (
     is_named,
     named_classifier,
 )
+from ...settings import HydraSettings
 from ..partition_source import PartitionSource, partition_as_set
 from .builders import build_classifier, image_channels
 
@@ -149,14 +150,14 @@ def choose_partition(
         ConfigError: a setting is unknown, out of range or does not suit the data set.
         DataError: the partition's file does not, or a class has no image.
     """
-    settings = cfg.MODEL.CLASSIFIER.HYDRA
+    settings = HydraSettings.of(cfg.MODEL.CLASSIFIER.HYDRA)
 
     def means() -> Tensor:
         embedder = _embedder(cfg).to(cfg.MODEL.DEVICE)
         return class_means(embedder.eval(), batches(), len(classes))
 
     source = PartitionSource(classes, lambda: coarse, means, seed=max(0, cfg.SEED))
-    return partition_as_set(settings, "MODEL.CLASSIFIER.HYDRA", source)
+    return partition_as_set(settings, source)
 
 
 def _embedder(cfg: CfgNode) -> nn.Module:

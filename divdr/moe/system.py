@@ -1,0 +1,136 @@
+"""What every system promises: predictions, losses, cost, stages and thresholds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import ConfigError
+
+
+class Prediction(NamedTuple):
+    """Of a batch.
+
+    Attributes:
+        logits: (N, C), of the classes.
+        ran: (N, E) bool, experts or branches that ran for each image; E is 1 for one network.
+    """
+
+    logits: Tensor
+    ran: Tensor
+
+
+class Cost(NamedTuple):
+    """Multiply-adds for one image.
+
+    Attributes:
+        shared: what always runs.
+        experts: of each expert, if it runs.
+    """
+
+    shared: float
+    experts: tuple[float, ...]
+
+    def of(self, ran: Tensor) -> Tensor:
+        """(N,) float64 multiply-adds of images for which the experts (N, E) ran."""
+        values = torch.tensor(self.experts, dtype=torch.float64, device=ran.device)
+        return self.shared + ran.double() @ values
+
+
+class Stage(NamedTuple):
+    """A part of training, in which a part of a system learns.
+
+    Attributes:
+        name: "base", "gate", "experts", ...
+        start: where it begins, as a share of the whole training.
+    """
+
+    name: str
+    start: float
+
+
+def stage_at(stages: Sequence[Stage], progress: float) -> Stage:
+    """The stage that training is in: the last that has begun."""
+    return [stage for stage in stages if stage.start <= progress][-1]
+
+
+@runtime_checkable
+class ClassificationSystem(Protocol):
+    """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses.
+
+    Some have more, which a trainer and the tools ask for by name: ``stages``, a sequence of
+    :class:`Stage`, and ``progress``, which whoever trains sets before each step, 0 to 1;
+    ``thresholds``, see :class:`Thresholds`; ``dispatch``, how experts run in evaluation.
+    """
+
+    num_classes: int
+
+    def __call__(self, images: Tensor) -> Prediction:
+        """Predict."""
+        ...
+
+    def losses(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Weighted losses of a batch; ``labels`` (N,) int64."""
+        ...
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Multiply-adds at an image size."""
+        ...
+
+
+@runtime_checkable
+class Thresholds(Protocol):
+    """A system with a threshold τ that says, without training anew, how much runs."""
+
+    threshold: float
+
+    def check_threshold(self, threshold: float) -> None:
+        """See that a τ is one, else raise ``ConfigError``."""
+        ...
+
+
+def check_probability(value: float, what: str) -> None:
+    """See that a threshold is a probability.
+
+    Args:
+        value: the threshold.
+        what: begins the error's sentence.
+
+    Raises:
+        ConfigError: it is not within 0 and 1.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{what} must be between 0 and 1, not {value}")
+
+
+def part_macs(module: nn.Module, shape: Sequence[int]) -> tuple[float, tuple[int, ...]]:
+    """Multiply-adds of a module in evaluation for one input, and the shape of its output.
+
+    It runs on a copy without data, so that any module that returns one tensor will do; of a tuple
+    the last counts as the output.
+
+    Args:
+        module: of any kind; it is not changed.
+        shape: of one input, without the batch.
+
+    Returns:
+        Multiply-adds, and the output's shape without the batch.
+    """
+    twin = copy.deepcopy(module).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        output = twin(torch.empty((1, *shape), device="meta"))
+    if isinstance(output, tuple):
+        output = output[-1]
+    # PyTorch counts two operations a multiply-add.
+    return counter.get_total_flops() / 2, tuple(output.shape[1:])
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Numbers in a module's parameters."""
+    return sum(p.numel() for p in module.parameters())
