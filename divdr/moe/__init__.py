@@ -51,8 +51,11 @@ from .named import (
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
+from .sample_gate import SampleGate, smoothed, weighted_mean
 from .single import Ensemble, StageClassifier
+from .single_gate import SingleGate, stages_of
 from .soft_targets import Distillation, divergence
+from .split import split_at, take_common_weights, with_embedding
 from .system import (
     ClassificationSystem,
     Cost,
@@ -94,6 +97,8 @@ __all__ = [
     "PooledGate",
     "Prediction",
     "ResNetParts",
+    "SampleGate",
+    "SingleGate",
     "Stacking",
     "Stage",
     "StageClassifier",
@@ -137,13 +142,19 @@ __all__ = [
     "run_groups",
     "save_partition",
     "scatter_sum",
+    "smoothed",
+    "split_at",
     "stage_at",
+    "stages_of",
+    "take_common_weights",
     "teach",
     "threshold_curve",
     "top_k",
     "true_class_probability",
     "vogel_assignment",
+    "weighted_mean",
     "with_condconv",
+    "with_embedding",
     "with_pwlu",
     "without_last_linear",
 ]

@@ -17,6 +17,7 @@ from .mixtures import (
     TeachingSettings,
 )
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
+from .single_gated import MixtureSettings, SingleGateSettings
 from .training import (
     ClassificationInputSettings,
     InputSettings,
@@ -53,11 +54,13 @@ __all__ = [
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "MixtureSettings",
     "OptimizerSettings",
     "PrecisionSettings",
     "Range",
     "RoutingSettings",
     "Settings",
+    "SingleGateSettings",
     "SolverSettings",
     "TeachingSettings",
     "entries",
