@@ -48,6 +48,7 @@ from ..evaluation import (
 from ..modeling import (
     attach_routing_from_config,
     attached_routing,
+    freeze_around_mixtures,
     image_keys,
     periods_from_config,
     unwrap,
@@ -119,6 +120,7 @@ class Trainer(DefaultTrainer):
         cfg = on_available_device(cfg)
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
+        freeze_around_mixtures(model)
         model.register_forward_hook(finite_losses)
         return model
 

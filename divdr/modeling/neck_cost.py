@@ -47,6 +47,20 @@ def module_macs(module: nn.Module, shape: Sequence[int]) -> float:
     return _count(_without_data(module), (1, *shape))
 
 
+def call_macs(module: nn.Module, argument: Any) -> float:
+    """Multiply-adds of a module in evaluation for an argument of any structure, on "meta".
+
+    Args:
+        module: it is not changed.
+        argument: of tensors without data, its batch of 1.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_EXTRA)
+    twin = _without_data(module)
+    with torch.no_grad(), counter:
+        twin(argument)
+    return counter.get_total_flops() / 2
+
+
 def neck_macs(backbone: Backbone, height: int, width: int) -> float:
     """Multiply-adds of what a backbone runs after its ``DynamicRouting``, for one image.
 

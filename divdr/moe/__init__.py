@@ -17,7 +17,7 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, confidence, confident
+from .early_exit import anytime, choose_by, confidence, confident
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -51,7 +51,7 @@ from .named import (
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .sample_gate import SampleGate, smoothed, weighted_mean
+from .sample_gate import Reservoir, SampleGate, smoothed, weighted_mean
 from .single import Ensemble, StageClassifier
 from .single_gate import SingleGate, stages_of
 from .soft_targets import Distillation, divergence
@@ -97,6 +97,7 @@ __all__ = [
     "PooledGate",
     "Prediction",
     "ResNetParts",
+    "Reservoir",
     "SampleGate",
     "SingleGate",
     "Stacking",
@@ -113,6 +114,7 @@ __all__ = [
     "check_labels",
     "check_probability",
     "check_selection",
+    "choose_by",
     "chosen_branches",
     "class_means",
     "class_sums",

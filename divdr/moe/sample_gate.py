@@ -126,3 +126,31 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """
     total = common_divisors(weights.detach().sum()[None])[0]
     return (weights * losses).sum() / total.clamp_min(1e-12)
+
+
+class Reservoir:
+    """A sample of all rows that ever came, each with the same chance, of at most so many.
+
+    Args:
+        size: rows that are kept.
+        seed: of chance.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size = size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys = torch.zeros(0)
+        self._rows: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Offer rows (R, D); they are kept on the host in float32."""
+        rows = rows.detach().float().cpu()
+        # Who has the smallest of as many random numbers as there are rows stays.
+        keys = torch.cat([self._keys, torch.rand(len(rows), generator=self._generator)])
+        rows = rows if self._rows is None else torch.cat([self._rows, rows])
+        kept = keys.topk(min(self.size, len(keys)), largest=False).indices
+        self._keys, self._rows = keys[kept], rows[kept]
+
+    def rows(self, like: Tensor) -> Tensor:
+        """(M, D) what is kept, where and as ``like`` (…, D) is."""
+        return like.new_zeros((0, like.shape[-1])) if self._rows is None else self._rows.to(like)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..routing import to_iterations
 from ..settings import SingleGateSettings
-from .choice import Choice, best, top_k
-from .early_exit import anytime, confidence
+from .choice import Choice
+from .early_exit import choose_by, confidence
 from .embedding import check_labels, class_means, process_count
 from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
@@ -136,25 +136,14 @@ class SingleGate(nn.Module):
         gate = self.gate(z).float().softmax(1)
         if self.settings.oracle:
             gate = self.gate.initial(z, labels)
-        choices = [self._choose(gate, logits, threshold) for threshold in thresholds]
+        sure = confidence(logits)
+        choices = [choose_by(self.settings, gate, sure, threshold) for threshold in thresholds]
         wanted = torch.stack([choice.chosen for choice in choices]).any(0)
         groups = [
             group._replace(output=self._ensembled(group, logits).softmax(1))
             for group in self.dispatch(self.experts, maps, wanted)
         ]
         return [self._answer(groups, logits, choice) for choice in choices]
-
-    def _choose(self, gate: Tensor, logits: Tensor, threshold: float) -> Choice:
-        """Experts by gate (N, K) and the base's logits (N, C)."""
-        settings = self.settings
-        if settings.exit == "anytime":
-            return anytime(gate, confidence(logits), threshold)
-        choice = top_k(gate, 2) if settings.ensembler == "top2" else best(gate)
-        weights = choice.chosen.float() if choice.weights is None else choice.weights
-        if settings.exit == "confidence":
-            doubted = (confidence(logits) <= threshold)[:, None]
-            return Choice(choice.chosen & doubted, weights * doubted)
-        return Choice(choice.chosen, weights)
 
     @staticmethod
     def _answer(groups: Sequence[Group], logits: Tensor, choice: Choice) -> Prediction:

@@ -17,7 +17,13 @@ from .mixtures import (
     TeachingSettings,
 )
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
-from .single_gated import MixtureSettings, SingleGateSettings
+from .single_gated import (
+    BoxSingleGateSettings,
+    HeadMixtureSettings,
+    MixtureSettings,
+    SegmentationSingleGateSettings,
+    SingleGateSettings,
+)
 from .training import (
     ClassificationInputSettings,
     InputSettings,
@@ -36,6 +42,8 @@ GROUPS: tuple[type[Settings], ...] = (
     ClassifierSettings,
     BoxHydraSettings,
     BoxCollaborationSettings,
+    BoxSingleGateSettings,
+    SegmentationSingleGateSettings,
 )
 """All settings; further groups are within these."""
 
@@ -43,6 +51,7 @@ __all__ = [
     "GROUPS",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
+    "BoxSingleGateSettings",
     "BudgetSettings",
     "ClassificationInputSettings",
     "ClassifierSettings",
@@ -50,6 +59,7 @@ __all__ = [
     "CollaborationSettings",
     "Entry",
     "GatingSettings",
+    "HeadMixtureSettings",
     "HydraSettings",
     "InputSettings",
     "KMeansSettings",
@@ -59,6 +69,7 @@ __all__ = [
     "PrecisionSettings",
     "Range",
     "RoutingSettings",
+    "SegmentationSingleGateSettings",
     "Settings",
     "SingleGateSettings",
     "SolverSettings",

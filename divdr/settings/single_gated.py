@@ -64,12 +64,6 @@ class MixtureSettings(Settings):
     gate_stage: float = setting(
         0.1, "Length of the gate's training. The paper does not say.", unit=WHEN, low=0
     )
-    stacking_stage: float = setting(
-        0.1,
-        "Length of the stackers' training, after the experts'; of ENSEMBLER \"stacking\" alone.",
-        unit=WHEN,
-        low=0,
-    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,12 @@ class SingleGateSettings(MixtureSettings):
         "then.",
     )
     base_stage: float = setting(0.4, "Length of the base's training.", unit=WHEN, low=0)
+    stacking_stage: float = setting(
+        0.1,
+        "Length of the stackers' training, after the experts'; of ENSEMBLER \"stacking\" alone.",
+        unit=WHEN,
+        low=0,
+    )
     weighting: str = setting(
         "loss",
         'Whether the experts\' weights multiply losses ("loss") or are the chance to see a sample '
@@ -145,4 +145,74 @@ class SingleGateSettings(MixtureSettings):
         "together.",
         low=-2,
         source="SG, Section 3.2",
+    )
+
+
+@dataclass(frozen=True)
+class HeadMixtureSettings(MixtureSettings):
+    """What single-gated heads of detectors and segmentation models have.
+
+    They are made from a finished model: tools/make_mixture.py.
+    """
+
+    ensembler: str = setting(
+        "bagging",
+        "How an expert's answer is joined to the base's: \"bagging\" (mean of probabilities, of "
+        'boxes that of deltas) or "none" (the expert alone).',
+        choices=("bagging", "none"),
+        source="SG, Table 6",
+    )
+    exit: str = setting(
+        "confidence",
+        'Which rows the base answers alone: "none", "confidence" or "anytime", see '
+        "MODEL.CLASSIFIER.SINGLE_GATE.EXIT.",
+        choices=("none", "confidence", "anytime"),
+        source="SG, Eq. 2 and 3",
+    )
+    threshold: float = setting(
+        0.9,
+        "τ of EXIT. Can be changed without training anew.",
+        unit="probability",
+        low=0,
+        high=1,
+        source="SG, Table 3",
+    )
+    cluster_rows: int = setting(
+        50_000, "Rows that are clustered at most, drawn by chance (of each process).", low=1
+    )
+    cluster_batches: int = setting(
+        200, "Training batches that they are drawn from (of each process).", low=1
+    )
+
+
+@dataclass(frozen=True)
+class BoxSingleGateSettings(HeadMixtureSettings):
+    """MODEL.ROI_BOX_HEAD.NAME "SingleGateBoxHead"; a row is a proposal."""
+
+    KEY: ClassVar[str] = "MODEL.ROI_BOX_HEAD.SINGLE_GATE"
+
+    base_head: str = setting(
+        "FastRCNNConvFCHead", "NAME of the finished box head, which the keys around describe."
+    )
+    shared_layers: int = setting(
+        1, "Layers of it that experts share; they are copies of the others.", low=1
+    )
+
+
+@dataclass(frozen=True)
+class SegmentationSingleGateSettings(HeadMixtureSettings):
+    """MODEL.SEM_SEG_HEAD.NAME "SingleGateSegmentor"; a row is an image, or a window of it."""
+
+    KEY: ClassVar[str] = "MODEL.SEM_SEG_HEAD.SINGLE_GATE"
+
+    base_head: str = setting(
+        "DynamicRoutingDecoder", "NAME of the finished head, which the keys around describe."
+    )
+    window: int = setting(
+        0,
+        "Rows and columns of a window in cells of the coarsest map; 0: a row is a whole image.",
+        low=0,
+    )
+    halo: int = setting(
+        1, "Cells around a window that an expert sees too, of the coarsest map.", low=0
     )

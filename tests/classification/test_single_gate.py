@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from divdr.errors import CheckpointError, ConfigError, DataError
@@ -80,9 +81,7 @@ def parts_of(made, x):
         rows = [made.base(made.shared(image[None])) for image in x]
         gate = [made.gate.linear(z)[0].softmax(0) for z, _ in rows]
         base = [logits[0].softmax(0) for _, logits in rows]
-        experts = [
-            [e(made.shared(image[None]))[0].softmax(0) for e in made.experts] for image in x
-        ]
+        experts = [[e(made.shared(image[None]))[0].softmax(0) for e in made.experts] for image in x]
     return gate, base, experts
 
 
@@ -179,9 +178,7 @@ def test_several_thresholds_in_one_pass_and_what_is_not_chosen_does_not_run():
     x = images(12)
     seen = []
     for number, expert in enumerate(made.experts):
-        expert.register_forward_hook(
-            lambda m, args, out, n=number: seen.append((n, len(args[0])))
-        )
+        expert.register_forward_hook(lambda m, args, out, n=number: seen.append((n, len(args[0]))))
     at = [0.0, float(made.base(made.shared(x))[1].softmax(1).amax(1).median()), 1.0]
     together = made.at_thresholds(x, at)
     counts = dict(seen)
@@ -253,8 +250,10 @@ def test_sampling_sees_each_sample_as_often_as_it_weighs():
     made = make(2, progress=AT["experts"], weighting="sampling", floor=0.0)
     sizes = [0, 0]
     for k, expert in enumerate(made.experts):
+
         def count(module, args, k=k):
             sizes[k] += len(args[0])
+
         expert.register_forward_pre_hook(count)
     x, rounds = images(16), 100
     with torch.no_grad():
@@ -341,7 +340,9 @@ def test_beginning_clusters_once_and_starts_experts_from_the_base():
     # Every centre is the mean of its samples: K-means is at rest.
     owner = squares.argmin(1)
     for k in range(3):
-        torch.testing.assert_close(z[owner == k].mean(0), made.gate.centres[k], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            z[owner == k].mean(0), made.gate.centres[k], rtol=1e-3, atol=1e-4
+        )
 
 
 def test_classes_for_experts_and_the_oracle():
@@ -390,10 +391,12 @@ def test_cost_by_hand():
 
     def macs(module, x):
         total = 0
+
         def add(m, args, out):
             nonlocal total
             kernel = m.weight[0].numel()
             total += kernel * out.numel()
+
         for m in module.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):
                 m.register_forward_hook(add)
@@ -443,8 +446,8 @@ def test_too_few_samples_and_wrong_labels():
     made = make(3, fitted=False)
     with pytest.raises(ConfigError, match="3 experts cannot share 2 samples"):
         made.cluster(lambda: [(images(2), LABELS[:2])])
+    made.progress = 0.6
     with pytest.raises(ConfigError, match="no clusters yet"):
-        made.progress = 0.6
         made.losses(images(), LABELS)
     with pytest.raises(DataError, match="label 4 is no class"):
         made.losses(images(1), torch.tensor([4]))
