@@ -33,14 +33,15 @@ def network(channels=4):
     return StageClassifier(stem, branch, branch.out_channels, CLASSES)
 
 
-def make(experts=3, subtasks=1, *, modules=None, progress=0.0, **settings):
+def make(experts=3, subtasks=1, *, progress=0.0, delegator_share=None, **settings):
     torch.manual_seed(0)
     extractor, width = without_last_linear(network(2))
     made = Collaboration(
         Delegator(extractor, width, CLASSES, experts, subtasks),
         [network(4 + k % 2) for k in range(experts)],
         CLASSES,
-        CollaborationSettings(teaching=TeachingSettings(**(modules or {})), **settings),
+        CollaborationSettings(**settings),
+        delegator_share=delegator_share,
     )
     made.progress = progress
     made.has_delegator.fill_(subtasks > 1)
@@ -170,7 +171,7 @@ def test_values_of_the_second_stage():
 
 def test_an_expert_without_a_sample_leaves_training_whole():
     # With α 1 the second expert's loss has no weight anywhere: one sample less than experts.
-    made = make(2, modules={"alpha": (1.0, 1.0), "wgm": "free"}, progress=0.9).train()
+    made = make(2, alpha=(1.0, 1.0), wgm="free", progress=0.9).train()
     with torch.no_grad():
         made.delegator.expert_selector.bias.copy_(torch.tensor([50.0, -50.0]))
     sum(made.losses(images(), LABELS).values()).backward()
@@ -260,7 +261,7 @@ def test_a_subtask_with_one_image_trains_experts_of_a_library():
 def test_a_teacher_s_part_of_the_losses():
     teacher = network().train()
     told = copy.deepcopy(teacher).eval()  # by statistics that are its own, not the batch's
-    made = still(make(progress=0.9, modules={"wgm": "none"}).train())
+    made = still(make(progress=0.9, wgm="none").train())
     made.distillation = Distillation(teacher, weight=0.25, temperature=2.0)
     x = images()
     losses = made.losses(x, LABELS)
@@ -288,7 +289,7 @@ def test_a_teacher_s_part_of_the_losses():
 
 
 def test_a_teacher_s_part_with_subtasks():
-    made = still(spread(make(4, 2, delegator_share=0.0, modules={"wgm": "none"})).train())
+    made = still(spread(make(4, 2, delegator_share=0.0, wgm="none")).train())
     teacher = spread_classes(network())
     made.distillation = Distillation(teacher, weight=1.0)
     x = images()
@@ -337,7 +338,7 @@ def test_curve_over_thresholds():
 
 
 def test_settings_and_data_that_cannot_be():
-    with pytest.raises(ConfigError, match=r"early termination must be between 0 and 1, not -0\.1"):
+    with pytest.raises(ConfigError, match=r"COE\.THRESHOLD must be between 0 and 1, not -0\.1"):
         make(threshold=-0.1)
     with pytest.raises(ConfigError, match="5 experts do not divide among 2 subtasks"):
         make(5, 2)

@@ -259,7 +259,7 @@ def test_line_between_two_branches():
     theirs = (PARTITION[labels] == 0) | (PARTITION[labels] == 2)
     for point, branch in ((points[0], 0), (points[2], 2)):
         force(network, branch)
-        network.settings.top_k = 1
+        network.settings = HydraSettings(top_k=1)
         logits = network(x[theirs]).logits
         assert point.loss == pytest.approx(F.cross_entropy(logits, labels[theirs]).item(), rel=1e-4)
     half = between(network.branches[0], network.branches[2], 0.5).state_dict()

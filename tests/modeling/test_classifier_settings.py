@@ -14,7 +14,6 @@ from divdr.moe import (
     NamedStem,
     Part,
     ResNetParts,
-    TeachingSettings,
     named_classifier,
 )
 from divdr.moe.resnet import BasicBlock
@@ -62,7 +61,8 @@ def test_hydra():
     keys = {"TOP_K": 3, "THRESHOLD": 0.3, "TRAIN_THRESHOLD": 0.1}
     keys |= {"ENSEMBLE_WEIGHT": 2.0, "GATER_WEIGHT": 0.7, "BRANCH_WEIGHT": 0.2}
     made = build_classifier(config("hydra", hydra=keys, CHANNELS=2))
-    assert made.settings == HydraSettings(3, 0.3, 0.1, 2.0, 0.7, 0.2)
+    assert made.settings == HydraSettings(4, 3, 0.3, 0.1, 2.0, 0.7, 0.2)
+    assert made.threshold == 0.3
     assert len(made.branches) == 4
 
 
@@ -71,8 +71,20 @@ def test_collaboration():
     keys |= {"WGM": "labels", "ALPHA": [0.1, 0.5], "LGM": "free", "SRM": False}
     keys |= {"DEPTHS": [1, 2, 3], "DELEGATOR_DEPTH": 4}
     made = build_classifier(config("coe", coe=keys, CHANNELS=2))
-    teaching = TeachingSettings(wgm="labels", alpha=(0.1, 0.5), lgm="free", srm=False)
-    assert made.settings == CollaborationSettings(0.6, 20 / 50, 0.3, teaching)
+    expected = CollaborationSettings(
+        (0.1, 0.5),
+        "labels",
+        "free",
+        False,
+        experts=3,
+        depths=(1, 2, 3),
+        delegator_depth=4,
+        delegator_stage=20.0,
+        threshold=0.6,
+        selection_weight=0.3,
+    )
+    assert made.settings == expected
+    assert (made.threshold, made.delegator_share) == (0.6, 20 / 50)
     depths = [
         sum(isinstance(m, BasicBlock) for m in part.modules()) // 3
         for part in (made.delegator.extractor, *made.experts)

@@ -270,10 +270,10 @@ def test_a_frozen_delegator_keeps_its_batch_norm():
     ("keys", "told"),
     [
         ({"EXPERTS": 0}, "EXPERTS must be at least 1, not 0"),
-        ({"THRESHOLD": -0.5}, "τ must be between 0 and 1, not -0.5"),
+        ({"THRESHOLD": -0.5}, "COE.THRESHOLD must be between 0 and 1, not -0.5"),
         ({"ALPHA": [0.2, 1.2]}, "α must be two numbers between 0 and 1"),
         ({"ALPHA": [0.2]}, "α must be two numbers"),
-        ({"START": -1}, "cannot be negative"),
+        ({"START": -1}, "START must be at least 0, not -1"),
         ({"EXPERT_FC_DIMS": []}, "EXPERT_FC_DIMS must name at least one linear layer"),
         ({"_USE_SIGMOID_CE": True}, "which USE_SIGMOID_CE does not give"),
     ],
