@@ -17,9 +17,11 @@ from ..moe import (
     SampleGate,
     Stage,
     check_probability,
+    divergence,
     gather_rows,
     process_count,
     stage_at,
+    weighted_mean,
 )
 from ..routing import to_iterations
 from ..settings import HeadMixtureSettings
@@ -106,6 +108,17 @@ class SingleGateHead(nn.Module):
         if self._reservoir is not None:
             self._reservoir.add(z)
         return self._reservoir is not None
+
+    def gate_loss(self, z: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean of KL(g₀ ‖ g) over the rows of all processes; a collective call.
+
+        Args:
+            z: (R, D) embeddings; a process may have none.
+            targets: (R, K) g₀.
+            weights: (R,) of the rows; None: each 1.
+        """
+        weights = torch.ones_like(z[:, 0]) if weights is None else weights
+        return weighted_mean(divergence(targets, self.gate(z)), weights.float())
 
     def own_parts(self) -> Iterator[nn.Module]:
         """What learns, after the base."""

@@ -155,6 +155,7 @@ class HeadMixtureSettings(MixtureSettings):
     They are made from a finished model: tools/make_mixture.py.
     """
 
+    experts: int = setting(5, "K, number of experts.", low=1, source="SG, Table 2")
     ensembler: str = setting(
         "bagging",
         "How an expert's answer is joined to the base's: \"bagging\" (mean of probabilities, of "

@@ -134,11 +134,12 @@ class SingleGateSegmentor(SingleGateHead):
         assert isinstance(self.settings, SegmentationSingleGateSettings)
         rows = Windows.over(features, self.strides, self.settings.window, self.settings.halo)
         logits, seen = self._base(features)
-        z = rows.means(seen.float(), self._seen_stride(features, seen))
+        z = rows.means(seen.float(), rows.per_cell(features, seen))
+        pixels = rows.per_cell(features, logits)
         if not self.training:
-            return self._evaluate(features, logits, z, rows), {}
+            return self._evaluate(features, logits, z, rows, pixels), {}
         assert targets is not None, "training a segmentation head needs labels"
-        return None, self._losses(features, z, targets, rows)
+        return None, self._losses(features, z, self._labels(targets, rows, pixels), rows)
 
     @torch.no_grad()
     def _base(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -152,14 +153,6 @@ class SingleGateSegmentor(SingleGateHead):
             hook.remove()
         return logits, seen[-1]
 
-    def _seen_stride(self, features: Mapping[str, Tensor], seen: Tensor) -> int:
-        """Cells of the predictor's map per cell of the coarsest."""
-        coarsest = max(self.strides, key=lambda name: self.strides[name])
-        return max(1, round(seen.shape[-1] / features[coarsest].shape[-1]))
-
-    def _pixels(self, features: Mapping[str, Tensor], logits: Tensor) -> int:
-        return self._seen_stride(features, logits)
-
     def _expert(
         self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
     ) -> Tensor:
@@ -171,46 +164,42 @@ class SingleGateSegmentor(SingleGateHead):
             logits, _ = expert(parts)
         finally:
             expert.training = training
-        return rows.inner(logits, self._pixels(parts, logits))
+        return rows.inner(logits, rows.per_cell(parts, logits))
+
+    def _labels(self, targets: Tensor, rows: Windows, pixels: int) -> Tensor:
+        """(R, h, w) classes of each row's pixels; -1 without label, and beyond the image."""
+        labels = targets[:, None].long()
+        labels = labels.masked_fill((labels < 0) | (labels == self.ignore_value), -1)
+        return rows.of(labels + 1, pixels)[:, 0] - 1
 
     def _losses(
-        self, features: dict[str, Tensor], z: Tensor, targets: Tensor, rows: Windows
+        self, features: dict[str, Tensor], z: Tensor, labels: Tensor, rows: Windows
     ) -> dict[str, Tensor]:
-        if self.collects(z):
+        known = (labels >= 0).flatten(1).float().mean(1)
+        some = known > 0  # the others may be padding
+        if self.collects(z[some]):
             return {}
         gates = self.gate.initial(z)
         if self.stage == "gate":
-            return {"loss_gate": self.gate.loss(z, gates)}
+            return {"loss_gate": self.gate_loss(z, gates, some)}
         every = torch.arange(len(z), device=z.device)
         features = {name: features[name].detach() for name in self.strides}
         terms = []
         for number, expert in enumerate(self.experts):
             logits = self._expert(expert, features, rows, every).float()
-            each, labelled = self._row_losses(logits, targets, rows)
-            weights = smoothed(gates[:, number], self.settings.floor) * labelled
+            each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+            each = each.flatten(1).mean(1) / known.clamp_min(1e-12)
+            weights = smoothed(gates[:, number], self.settings.floor) * known
             terms.append(weighted_mean(each, weights))
         return {"loss_experts": torch.stack(terms).sum()}
 
-    def _row_losses(self, logits: Tensor, targets: Tensor, rows: Windows) -> tuple[Tensor, Tensor]:
-        """(R,) mean cross-entropy of each row, and the share of its pixels that are labelled."""
-        # One more, so that what lies beyond the image is 0.
-        labels = targets[:, None].long() + 1
-        labels = rows.of(labels, logits.shape[-1] // max(1, rows.cells))[:, 0] - 1
-        labels = labels[:, : logits.shape[-2], : logits.shape[-1]]
-        labels = labels.masked_fill((labels < 0) | (labels == self.ignore_value), -1)
-        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").flatten(1)
-        known = (labels >= 0).flatten(1).sum(1)
-        return each.sum(1) / known.clamp(min=1), known / labels[0].numel()
-
     def _evaluate(
-        self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows
+        self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows, pixels: int
     ) -> Tensor:
-        height, width = logits.shape[-2:]
-        stride = self._pixels(features, logits)
         chosen = torch.zeros((len(z), len(self.experts)), dtype=torch.bool, device=z.device)
         if bool(self.gate.fitted):
             largest = logits.float().softmax(1).amax(1, keepdim=True)
-            sure = rows.means(largest, stride)[:, 0]
+            sure = rows.means(largest, pixels)[:, 0]
             gate = self.gate(z).float().softmax(1)
             choice = choose_by(self.settings, gate, sure, self.threshold)
             chosen = choice.chosen
@@ -218,27 +207,24 @@ class SingleGateSegmentor(SingleGateHead):
             runs = [partial(self._expert, expert, features, rows) for expert in self.experts]
             groups = list(run_groups(runs, every, chosen))
             if groups:
-                parts = rows.of(logits.float(), stride)
+                parts = rows.of(logits.float(), pixels)
                 groups = [
                     group._replace(output=self._joined(group.output, parts[group.rows]))
                     for group in groups
                 ]
+                # The logarithm of 0 is not finite.
                 found = scatter_sum(groups, len(z), choice.weights).clamp_min(1e-37).log()
                 own = chosen.any(1)[:, None, None, None]
-                joined = rows.together(found.where(own, parts), height, width)
+                joined = rows.together(found.where(own, parts), *logits.shape[-2:])
                 logits = joined.to(logits.dtype)
         self._note(features, chosen, rows)
         return logits
 
     def _joined(self, expert: Tensor, base: Tensor) -> Tensor:
-        """(R, C, h, w) probabilities, of rows that may reach beyond the expert's answer."""
-        expert = expert.float()
-        missing = base.shape[-2] - expert.shape[-2], base.shape[-1] - expert.shape[-1]
-        if any(missing):
-            expert = F.pad(expert, (0, missing[1], 0, missing[0]))
+        """(R, C, h, w) probabilities of an expert's rows, with the base's."""
         if self.settings.ensembler == "bagging":
-            expert = log_mean_probability([expert, base])
-        return expert.softmax(1)
+            return log_mean_probability([expert, base]).exp()
+        return expert.float().softmax(1)
 
     def _note(self, features: Mapping[str, Tensor], chosen: Tensor, rows: Windows) -> None:
         """Keep what ran, and its cost, for whoever evaluates."""

@@ -48,6 +48,14 @@ class Windows:
         """Windows of an image."""
         return self.down * self.across
 
+    def per_cell(self, features: Mapping[str, Tensor], made: Tensor) -> int:
+        """Columns of a map that a head made of the features, for each of the coarsest.
+
+        The coarsest map's last column may stand for fewer; by the finest the number is exact.
+        """
+        finest = max(self.ratios, key=lambda name: self.ratios[name])
+        return max(1, round(made.shape[-1] * self.ratios[finest] / features[finest].shape[-1]))
+
     def cut(self, features: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """The maps of some windows (R,), their halo included; beyond the image they are 0."""
         images = rows // self.each
