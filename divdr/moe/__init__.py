@@ -17,7 +17,7 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, confidence, confident
+from .early_exit import anytime, confidence, confident, delegated
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -39,7 +39,7 @@ from .expert_dispatch import (
     scatter_sum,
 )
 from .gates import PooledGate
-from .hydra import Hydra, chosen_branches
+from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
     NamedStem,
@@ -58,13 +58,14 @@ from .system import (
     Cost,
     Prediction,
     Stage,
+    Staged,
     Thresholds,
     check_probability,
     num_parameters,
     part_macs,
     stage_at,
 )
-from .teaching import Lesson, teach, true_class_probability
+from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
 from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "CurvePoint",
     "Delegation",
     "Delegator",
+    "DelegatorFirst",
     "DenseNetParts",
     "Dispatch",
     "Distillation",
@@ -89,6 +91,7 @@ __all__ = [
     "Lesson",
     "LinePoint",
     "NamedStem",
+    "NeededGroups",
     "Part",
     "PixelEmbedder",
     "PooledGate",
@@ -97,6 +100,7 @@ __all__ = [
     "Stacking",
     "Stage",
     "StageClassifier",
+    "Staged",
     "TeachingSettings",
     "Thresholds",
     "above",
@@ -105,6 +109,7 @@ __all__ = [
     "balanced_capacities",
     "best",
     "between",
+    "check_gating",
     "check_labels",
     "check_probability",
     "check_selection",
@@ -113,8 +118,10 @@ __all__ = [
     "class_sums",
     "cluster_partition",
     "common_divisors",
+    "common_lesson",
     "confidence",
     "confident",
+    "delegated",
     "divergence",
     "gather_rows",
     "given_partition",
@@ -129,6 +136,7 @@ __all__ = [
     "num_parameters",
     "one_hot_choice",
     "overwrite",
+    "own_loss",
     "part_macs",
     "process_count",
     "random_partition",
