@@ -17,7 +17,7 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, choose_by, confidence, confident
+from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -39,7 +39,7 @@ from .expert_dispatch import (
     scatter_sum,
 )
 from .gates import PooledGate
-from .hydra import Hydra, chosen_branches
+from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
     NamedStem,
@@ -61,13 +61,14 @@ from .system import (
     Cost,
     Prediction,
     Stage,
+    Staged,
     Thresholds,
     check_probability,
     num_parameters,
     part_macs,
     stage_at,
 )
-from .teaching import Lesson, teach, true_class_probability
+from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
 from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "CurvePoint",
     "Delegation",
     "Delegator",
+    "DelegatorFirst",
     "DenseNetParts",
     "Dispatch",
     "Distillation",
@@ -92,6 +94,7 @@ __all__ = [
     "Lesson",
     "LinePoint",
     "NamedStem",
+    "NeededGroups",
     "Part",
     "PixelEmbedder",
     "PooledGate",
@@ -103,6 +106,7 @@ __all__ = [
     "Stacking",
     "Stage",
     "StageClassifier",
+    "Staged",
     "TeachingSettings",
     "Thresholds",
     "above",
@@ -111,6 +115,7 @@ __all__ = [
     "balanced_capacities",
     "best",
     "between",
+    "check_gating",
     "check_labels",
     "check_probability",
     "check_selection",
@@ -120,8 +125,10 @@ __all__ = [
     "class_sums",
     "cluster_partition",
     "common_divisors",
+    "common_lesson",
     "confidence",
     "confident",
+    "delegated",
     "divergence",
     "gather_rows",
     "given_partition",
@@ -136,6 +143,7 @@ __all__ = [
     "num_parameters",
     "one_hot_choice",
     "overwrite",
+    "own_loss",
     "part_macs",
     "process_count",
     "random_partition",
