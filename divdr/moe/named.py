@@ -1,6 +1,7 @@
 """Classifiers of torchvision and timm by name: whole, or cut off as a stem.
 
-"torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:resnet18.layer2" and
+"torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:tiny_resnet18" is one
+for images of 32 × 32 pixels, without the first stride and the max pooling, "torchvision:resnet18.layer2" and
 "timm:resnet18.2" what they compute up to a node (torchvision) or a level of features (timm).
 """
 
@@ -178,7 +179,14 @@ def _torchvision(
         size = {"image_size": _fixed(name, image_size)}
     elif name.startswith("maxvit_"):
         size = {"input_size": (_fixed(name, image_size),) * 2}
-    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
+    tiny = name.startswith("tiny_resnet")
+    if tiny and pretrained:
+        raise ValueError("a network for tiny images has no weights of the library's")
+    weights = "DEFAULT" if pretrained else None
+    model = models.get_model(name.removeprefix("tiny_") if tiny else name, weights=weights, **size)
+    if tiny:
+        model.conv1.stride = (1, 1)
+        model.maxpool = nn.Identity()
     if num_classes is not None:
         _replace(
             model, _last(model, nn.Linear), lambda old: nn.Linear(old.in_features, num_classes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint import read_weights, write_atomically
 from ..errors import CheckpointError, ConfigError
 from ..routing import to_iterations
 from ..settings import SingleGateSettings
@@ -305,6 +307,48 @@ class SingleGate(nn.Module):
         begun = [s for s in self.stages if s.name == "gate" and s.start <= self.progress]
         return len(begun) - 1
 
+    def finished(self, folder: str) -> None:
+        """Write the file of the expert that this run trained alone, ``expert_K.pth``.
+
+        It holds the expert's weights, its stacker's, and the hash of the base that they need.
+
+        Args:
+            folder: an existing one.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        number = self.settings.expert
+        if number < 0:
+            return
+        weights = {n: v.cpu() for n, v in self.state_dict().items() if _is_of(n, number)}
+        content = {"expert": number, "experts": len(self.experts), "base": self.base_hash()}
+        path = os.path.join(folder, f"expert_{number}.pth")
+        write_atomically(path, {**content, "weights": weights})
+
+    def take_expert(self, path: str) -> int:
+        """Load an expert that was trained alone, see :meth:`finished`.
+
+        Returns:
+            Its number.
+
+        Raises:
+            CheckpointError: the file is no expert's, or one of another base or architecture.
+        """
+        content = read_weights(path)
+        if not isinstance(content, dict) or {"expert", "base", "weights"} - set(content):
+            raise CheckpointError(f"{path} holds no single expert")
+        number, weights = int(content["expert"]), content["weights"]
+        if content["base"] != self.base_hash():
+            raise CheckpointError(f"expert {number} of {path} was trained behind another base")
+        own = {n: v for n, v in self.state_dict().items() if _is_of(n, number)}
+        if not own or {n: v.shape for n, v in own.items()} != {
+            n: v.shape for n, v in weights.items()
+        }:
+            raise CheckpointError(f"expert {number} of {path} is of another architecture")
+        self.load_state_dict(weights, strict=False)
+        return number
+
     def base_hash(self) -> str:
         """SHA-256 of what every expert depends on: base, gate and clusters."""
         digest = hashlib.sha256()
@@ -367,6 +411,11 @@ def _check(settings: SingleGateSettings, experts: int) -> None:
         raise ConfigError(f"{key}.EXPERT {settings.expert}: there are {experts} experts, from 0")
     if settings.expert >= 0 and settings.em_rounds:
         raise ConfigError(f"{key}.EM_ROUNDS needs all experts together: leave EXPERT at -1")
+
+
+def _is_of(name: str, number: int) -> bool:
+    """Whether a parameter belongs to an expert or to its stacker."""
+    return name.startswith((f"experts.{number}.", f"stackers.{number}."))
 
 
 def _fill(parts: Iterable[nn.Module], weights: Mapping[str, Tensor]) -> None:
