@@ -134,6 +134,8 @@ class Collaboration(nn.Module):
     """
 
     has_delegator: Tensor
+    #: The delegator's answer can be final.
+    ends_early = True
 
     def __init__(
         self,

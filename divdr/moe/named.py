@@ -1,8 +1,9 @@
 """Classifiers of torchvision and timm by name: whole, or cut off as a stem.
 
-"torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:tiny_resnet18" is one
-for images of 32 × 32 pixels, without the first stride and the max pooling, "torchvision:resnet18.layer2" and
+"torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:resnet18.layer2" and
 "timm:resnet18.2" what they compute up to a node (torchvision) or a level of features (timm).
+"torchvision:tiny_resnet18" is one for images of 32 × 32 pixels: its first convolution is 3 × 3 and
+has no stride, and it has no max pooling.
 """
 
 from __future__ import annotations
@@ -185,7 +186,8 @@ def _torchvision(
     weights = "DEFAULT" if pretrained else None
     model = models.get_model(name.removeprefix("tiny_") if tiny else name, weights=weights, **size)
     if tiny:
-        model.conv1.stride = (1, 1)
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     if num_classes is not None:
         _replace(

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from ..checkpoint import write_atomically, write_text_atomically
 from ..errors import CheckpointError, ConfigError
 from ..modeling import ImageClassifier
-from ..moe import SingleGate
+from ..moe import SingleGate, take_expert
 from .execution_modes import load_trained
 
 
@@ -33,7 +33,7 @@ def assemble_experts(cfg: CfgNode, files: Sequence[str]) -> str:
     if not isinstance(model, ImageClassifier) or not isinstance(model.system, SingleGate):
         raise ConfigError("MODEL.CLASSIFIER.NAME is not build_single_gate_classifier")
     system = model.system
-    found = [system.take_expert(file) for file in files]
+    found = [take_expert(system, file) for file in files]
     for number in range(len(system.experts)):
         if found.count(number) != 1:
             times = "missing" if number not in found else "there twice"
