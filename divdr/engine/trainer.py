@@ -41,6 +41,7 @@ from ..errors import ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
+    build_mixture_evaluator,
     build_task_evaluator,
     check_evaluators,
     summary_table,
@@ -339,6 +340,7 @@ class Trainer(DefaultTrainer):
                     cls.build_evaluator(cfg, name),
                     build_cost_evaluator(cfg, name, model),
                     build_head_cost_evaluator(name, model),
+                    build_mixture_evaluator(model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
         results = super().test(cfg, model, evaluators)

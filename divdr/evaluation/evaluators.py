@@ -29,10 +29,12 @@ from torch import nn
 from ..errors import ConfigError
 from ..image_files import check_labels, read_labels
 from ..modeling import attached_routing, unwrap
-from ..modeling.classifiers import ImageClassifier, collaboration_of
+from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
+from ..moe import SingleGate
 from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
+from .mixture_evaluator import MixtureEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
 
@@ -61,11 +63,19 @@ def build_cost_evaluator(
     if isinstance(inner, ImageClassifier):
         return ClassifierCostEvaluator(
             sum(p.numel() for p in inner.parameters()),
-            ends_early=collaboration_of(inner) is not None,
+            ends_early=getattr(inner.system, "ends_early", False),
         )
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None
+
+
+def build_mixture_evaluator(model: nn.Module) -> MixtureEvaluator | None:
+    """The evaluator of a single-gated classifier's alternatives, if its settings ask for it."""
+    inner = unwrap(model)
+    if not isinstance(inner, ImageClassifier) or not isinstance(inner.system, SingleGate):
+        return None
+    return MixtureEvaluator(inner) if inner.system.settings.compare else None
 
 
 def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCostEvaluator | None:

@@ -38,6 +38,7 @@ from .expert_dispatch import (
     run_groups,
     scatter_sum,
 )
+from .expert_files import base_hash, take_expert
 from .gates import PooledGate
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
@@ -51,9 +52,10 @@ from .named import (
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .sample_gate import Reservoir, SampleGate, smoothed, weighted_mean
+from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
 from .single import Ensemble, StageClassifier
-from .single_gate import SingleGate, stages_of
+from .single_gate import SingleGate
+from .single_gate_stages import stages_of
 from .soft_targets import Distillation, divergence
 from .split import split_at, take_common_weights, with_embedding
 from .system import (
@@ -112,7 +114,9 @@ __all__ = [
     "above",
     "align",
     "anytime",
+    "as_first_process",
     "balanced_capacities",
+    "base_hash",
     "best",
     "between",
     "check_gating",
@@ -157,6 +161,7 @@ __all__ = [
     "stage_at",
     "stages_of",
     "take_common_weights",
+    "take_expert",
     "teach",
     "threshold_curve",
     "top_k",

@@ -134,6 +134,8 @@ class Collaboration(DelegatorFirst, nn.Module):
 
     has_delegator: Tensor
     settings: CollaborationSettings
+    #: The delegator's answer can be final.
+    ends_early = True
 
     def __init__(
         self,

@@ -7,13 +7,14 @@ embedding, K experts, C classes.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..experts import kmeans
 from .class_partition import cluster_partition
-from .embedding import common_divisors
+from .embedding import common_divisors, process_count
 from .soft_targets import divergence
 
 
@@ -154,3 +155,18 @@ class Reservoir:
     def rows(self, like: Tensor) -> Tensor:
         """(M, D) what is kept, where and as ``like`` (…, D) is."""
         return like.new_zeros((0, like.shape[-1])) if self._rows is None else self._rows.to(like)
+
+
+def some_of(z: Tensor, count: int, seed: int) -> Tensor:
+    """So many of the embeddings, by chance; 0: all."""
+    if not 0 < count < len(z):
+        return z
+    generator = torch.Generator().manual_seed(seed)
+    return z[torch.randperm(len(z), generator=generator)[:count]]
+
+
+def as_first_process(gate: SampleGate) -> None:
+    """Take the first process's clusters: rounding on a GPU may differ from one to the next."""
+    if process_count() > 1:
+        for value in gate.buffers():
+            dist.broadcast(value, 0)

@@ -8,23 +8,23 @@ trained one by one, on different machines.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
-from ..routing import to_iterations
 from ..settings import SingleGateSettings
 from .choice import Choice
 from .early_exit import choose_by, confidence
-from .embedding import check_labels, class_means, process_count
+from .embedding import check_labels, class_means
 from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
-from .sample_gate import SampleGate, smoothed, weighted_mean
+from .expert_files import fill, write_expert
+from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weighted_mean
+from .single_gate_stages import NO_EXPERT, check_settings, stages_of
 from .split import take_common_weights
 from .system import Cost, Prediction, Stage, check_probability, part_macs, stage_at
 
@@ -72,7 +72,7 @@ class SingleGate(nn.Module):
         base_weights: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        _check(settings, len(experts))
+        check_settings(settings, len(experts))
         self.check_threshold(settings.threshold)
         self.shared = shared
         self.base = base
@@ -104,6 +104,11 @@ class SingleGate(nn.Module):
             ConfigError: it is not within 0 and 1.
         """
         check_probability(threshold, "the threshold τ of the early exit")
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether the base's answer can be final."""
+        return self.settings.exit != "none"
 
     @property
     def first_progress(self) -> float:
@@ -140,7 +145,7 @@ class SingleGate(nn.Module):
         choices = [choose_by(self.settings, gate, sure, threshold) for threshold in thresholds]
         wanted = torch.stack([choice.chosen for choice in choices]).any(0)
         groups = [
-            group._replace(output=self._ensembled(group, logits).softmax(1))
+            group._replace(output=self._ensembled(group, logits, self.settings).softmax(1))
             for group in self.dispatch(self.experts, maps, wanted)
         ]
         return [self._answer(groups, logits, choice) for choice in choices]
@@ -156,13 +161,65 @@ class SingleGate(nn.Module):
         # The smallest that float32 holds in full: of 0 the logarithm is not finite.
         return Prediction(probabilities.clamp_min(1e-37).log(), choice.chosen)
 
-    def _ensembled(self, group: Group, base: Tensor) -> Tensor:
+    def _ensembled(self, group: Group, base: Tensor, settings: SingleGateSettings) -> Tensor:
         """Logits (R, C) of e′_k from the expert's and the base's (N, C)."""
-        if self.settings.ensembler == "bagging":
+        if settings.ensembler == "bagging":
             return log_mean_probability([group.output, base[group.rows]])
-        if self.settings.ensembler == "stacking":
+        if settings.ensembler == "stacking":
             return self.stackers[group.expert](base[group.rows], group.output)
         return group.output.float()
+
+    @torch.no_grad()
+    def expert_losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(N, K) cross-entropy of every expert, of classes (N,)."""
+        maps = self.shared(images)
+        own = [F.cross_entropy(e(maps).float(), labels, reduction="none") for e in self.experts]
+        return torch.stack(own, dim=1)
+
+    @torch.no_grad()
+    def compared(
+        self, images: Tensor, labels: Tensor, thresholds: Sequence[float]
+    ) -> dict[str, Prediction]:
+        """What every choice that needs no training would predict; all experts run.
+
+        Args:
+            images: (N, ...).
+            labels: (N,) int64, for the oracle of experts that are for classes.
+            thresholds: values of τ.
+
+        Returns:
+            By name: "base"; each ensembler, without early exit; "oracle", where the true class
+            chooses; and "anytime τ" and "confidence τ" with the ensembler that is set.
+        """
+        maps = self.shared(images)
+        z, logits = self.base(maps)
+        chosen = torch.zeros((len(images), len(self.experts)), dtype=torch.bool, device=z.device)
+        found = {"base": Prediction(logits.float(), chosen)}
+        if not len(self.experts):
+            return found
+        every = list(self.dispatch(self.experts, maps, torch.ones_like(chosen)))
+        gate, sure = self.gate(z).float().softmax(1), confidence(logits)
+
+        def predict(gate: Tensor, threshold: float = 0.0, **changes: Any) -> Prediction:
+            settings = replace(self.settings, oracle=False, **changes)
+            groups = [
+                group._replace(output=self._ensembled(group, logits, settings).softmax(1))
+                for group in every
+            ]
+            return self._answer(groups, logits, choose_by(settings, gate, sure, threshold))
+
+        for name in ("none", "top2", "bagging", "stacking"):
+            if (name == "stacking" and not len(self.stackers)) or (
+                name == "top2" and len(self.experts) < 2
+            ):
+                continue
+            found[name] = predict(gate, ensembler=name, exit="none")
+        if self.settings.partition == "class":
+            found["oracle"] = predict(self.gate.initial(z, labels), exit="none")
+        for leave in ("anytime", "confidence"):
+            for threshold in thresholds:
+                found[f"{leave} {threshold:g}"] = predict(gate, threshold, exit=leave)
+        return found
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Algorithm 1).
@@ -254,7 +311,7 @@ class SingleGate(nn.Module):
         first = stage.name == "gate" and stage == self._first("gate")
         if first and not bool(self.gate.fitted):
             if self.base_weights is not None:
-                _fill((self.shared, self.base), self.base_weights())
+                fill((self.shared, self.base), self.base_weights())
             self.cluster(batches)
             for expert in self.experts:
                 take_common_weights(expert, self.base)
@@ -280,12 +337,12 @@ class SingleGate(nn.Module):
             parts = [self._embed(images).cpu() for images, _ in batches()]
             z = torch.cat(parts) if parts else torch.zeros(0, self.gate.centres.shape[1])
             self.gate.fit_samples(
-                _sample(z, self.settings.cluster_images, self.seed).to(self.gate.centres.device),
+                some_of(z, self.settings.cluster_images, self.seed).to(self.gate.centres.device),
                 seed=self.seed,
             )
         finally:
             self.train(training)
-            _as_first_process(self.gate)
+            as_first_process(self.gate)
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.base(self.shared(images))[0].float()
@@ -305,14 +362,17 @@ class SingleGate(nn.Module):
         begun = [s for s in self.stages if s.name == "gate" and s.start <= self.progress]
         return len(begun) - 1
 
-    def base_hash(self) -> str:
-        """SHA-256 of what every expert depends on: base, gate and clusters."""
-        digest = hashlib.sha256()
-        for part in (self.shared, self.base, self.gate):
-            for name, value in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def finished(self, folder: str) -> None:
+        """Write the expert that this run trained alone to a file, if it did.
+
+        Args:
+            folder: an existing one, which gets ``expert_K.pth``.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        if self.settings.expert >= 0:
+            write_expert(self, self.settings.expert, folder)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds of base and gate, which always run, and of each expert with its stacker."""
@@ -324,80 +384,6 @@ class SingleGate(nn.Module):
         return Cost(shared + base + gate, each)
 
 
-NO_EXPERT = -2
-"""``EXPERT`` for a run that trains base and gate alone."""
-
-
-def stages_of(settings: SingleGateSettings, iterations: int = 1_000_000) -> tuple[Stage, ...]:
-    """Stages of training (Algorithm 1): base, gate, experts, for each round of EM the last two
-    again, and stacking. Experts have what the others leave, each round the same.
-
-    Args:
-        settings: with their lengths; without ``base_stage`` where ``base`` names a trained one.
-        iterations: of the whole training.
-
-    Raises:
-        ConfigError: nothing is left for the experts.
-    """
-    base = 0 if settings.base else to_iterations(settings.base_stage, iterations)
-    gate = to_iterations(settings.gate_stage, iterations)
-    stacked = settings.ensembler == "stacking"
-    stacking = to_iterations(settings.stacking_stage, iterations) if stacked else 0
-    rounds = 1 + settings.em_rounds
-    each = (iterations - base - stacking) // rounds - gate
-    if each < 1:
-        raise ConfigError(f"{settings.KEY}: the other stages leave no iteration to the experts")
-    stages = [Stage("base", 0.0)] if base else []
-    for number in range(rounds):
-        start = base + number * (gate + each)
-        stages.append(Stage("gate", start / iterations))
-        stages.append(Stage("experts", (start + gate) / iterations))
-    if stacking:
-        stages.append(Stage("stacking", (iterations - stacking) / iterations))
-    return tuple(stages)
-
-
-def _check(settings: SingleGateSettings, experts: int) -> None:
-    key = settings.KEY
-    if settings.ensembler == "top2" and experts < 2:
-        raise ConfigError(f'{key}.ENSEMBLER "top2" needs two experts, not {experts}')
-    if settings.oracle and settings.partition != "class":
-        raise ConfigError(f'{key}.ORACLE knows classes alone: it needs PARTITION "class"')
-    if settings.expert >= experts:
-        raise ConfigError(f"{key}.EXPERT {settings.expert}: there are {experts} experts, from 0")
-    if settings.expert >= 0 and settings.em_rounds:
-        raise ConfigError(f"{key}.EM_ROUNDS needs all experts together: leave EXPERT at -1")
-
-
-def _fill(parts: Iterable[nn.Module], weights: Mapping[str, Tensor]) -> None:
-    """Load the parts of a network from its weights, all of which have to be there."""
-    for part in parts:
-        own = part.state_dict()
-        for name, value in own.items():
-            if name not in weights or weights[name].shape != value.shape:
-                theirs = tuple(weights[name].shape) if name in weights else "missing"
-                raise CheckpointError(
-                    f"the base is of another architecture: {name} is {theirs} in its checkpoint "
-                    f"and {tuple(value.shape)} here"
-                )
-        part.load_state_dict({name: weights[name] for name in own})
-
-
 def _devices(images: Tensor) -> list[int]:
     """Devices whose random numbers an expert may draw."""
     return [images.device.index or 0] if images.device.type == "cuda" else []
-
-
-def _sample(z: Tensor, count: int, seed: int) -> Tensor:
-    """So many of the embeddings, by chance; 0: all."""
-    if not 0 < count < len(z):
-        return z
-    generator = torch.Generator().manual_seed(seed)
-    return z[torch.randperm(len(z), generator=generator)[:count]]
-
-
-def _as_first_process(gate: SampleGate) -> None:
-    """Take the first process's clusters: rounding on a GPU may differ from one to the next."""
-    if process_count() > 1:
-        for value in gate.buffers():
-            dist.broadcast(value, 0)

@@ -131,6 +131,11 @@ class SingleGateSettings(MixtureSettings):
     cluster_images: int = setting(
         0, "Training images that are clustered, drawn by chance; 0 is all.", low=0
     )
+    compare: bool = setting(
+        False,
+        'Let evaluation also report, under "mixture", what the base alone, every ensembler, the '
+        "oracle and early exits at several τ would reach; all experts run then.",
+    )
     em_rounds: int = setting(
         0,
         "N_E: so often gate and experts train again, by the posterior g · e(y|x) of the round "

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models
 
 from divdr.errors import ConfigError
-from divdr.moe import split_at, with_embedding
+from divdr.moe import named_classifier, num_parameters, part_macs, split_at, with_embedding
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,6 @@ from divdr.moe import split_at, with_embedding
     ],
 )
 def test_halves_are_the_whole_and_share_its_weights(name, node):
-    from divdr.moe import named_classifier
-
     whole = named_classifier(name, 7).eval()
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     first, second = split_at(whole, node)
@@ -89,3 +87,23 @@ def test_where_it_cannot_be_cut(network, node, message):
 def test_a_network_without_a_linear_layer_embeds_nothing():
     with pytest.raises(ConfigError, match="has no linear layer"):
         with_embedding(nn.Sequential(nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize(("base", "expert", "together"), [("18", "18", 0.82), ("18", "10", 0.67)])
+def test_multiply_adds_are_those_that_the_paper_prints(base, expert, together):
+    # Table 1: an expert of a tiny ResNet is its third and fourth layer and the classifier.
+    whole = named_classifier(f"torchvision:tiny_resnet{base}", 100)
+    first, rest = split_at(whole, "layer2")
+    macs, shape = part_macs(first, (3, 32, 32))
+    whole_macs = macs + part_macs(rest, shape)[0]
+    assert whole_macs / 1e9 == pytest.approx(0.556, abs=0.001)
+    if expert == "18":
+        own = rest
+        assert 20 * num_parameters(own) == pytest.approx(21.1e7, rel=0.01)
+    else:
+        # torchvision has no ResNet-10: one block a layer.
+        from torchvision.models.resnet import BasicBlock, ResNet
+
+        shallow = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=100)
+        own = split_at(shallow, "layer2")[1]
+    assert (whole_macs + part_macs(own, shape)[0]) / 1e9 == pytest.approx(together, abs=0.006)
