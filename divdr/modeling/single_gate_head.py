@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..moe import (
     Reservoir,
     SampleGate,
     Stage,
+    as_first_process,
     check_probability,
     divergence,
     gather_rows,
-    process_count,
     stage_at,
     weighted_mean,
 )
@@ -99,9 +98,7 @@ class SingleGateHead(nn.Module):
         finally:
             self._reservoir = None
         self.gate.fit_samples(z, seed=self.seed)
-        if process_count() > 1:  # rounding on a GPU may differ from one process to the next
-            for value in self.gate.buffers():
-                dist.broadcast(value, 0)
+        as_first_process(self.gate)
 
     def collects(self, z: Tensor) -> bool:
         """Whether clusters are being made; the embeddings (R, D) are taken then."""

@@ -49,9 +49,10 @@ class Windows:
         return self.down * self.across
 
     def per_cell(self, features: Mapping[str, Tensor], made: Tensor) -> int:
-        """Columns of a map that a head made of the features, for each of the coarsest.
+        """Columns of what a head made of the features, for each of the coarsest map.
 
-        The coarsest map's last column may stand for fewer; by the finest the number is exact.
+        It is some times as wide as the finest, whose own number of columns for each of the coarsest
+        is known; the last column of the coarsest map may stand for fewer.
         """
         finest = max(self.ratios, key=lambda name: self.ratios[name])
         return max(1, round(made.shape[-1] * self.ratios[finest] / features[finest].shape[-1]))
