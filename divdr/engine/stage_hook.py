@@ -62,8 +62,9 @@ class StageHook(HookBase):
     a resumed run does not call it again. ``source`` makes, for a classification system, (images,
     labels) of every training image; for a head of another model it runs that model, in training
     mode and without gradients, on training batches of a stream of its own. Where training starts
-    inside a stage, that one begins there. The first stages of a schedule that is too short to tell them apart begin
-    one after the other. ``finished(folder)`` is called on the main process when training is over.
+    inside a stage, that one begins there. The first stages of a schedule that is too short to tell
+    them apart begin one after the other. ``finished(folder)`` is called on the main process when
+    training is over.
 
     Args:
         cfg: the whole configuration.
