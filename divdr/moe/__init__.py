@@ -17,7 +17,7 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, choose_by, confidence, confident
+from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
     PixelEmbedder,
@@ -40,7 +40,7 @@ from .expert_dispatch import (
 )
 from .expert_files import base_hash, take_expert
 from .gates import PooledGate
-from .hydra import Hydra, chosen_branches
+from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
     NamedStem,
@@ -63,13 +63,14 @@ from .system import (
     Cost,
     Prediction,
     Stage,
+    Staged,
     Thresholds,
     check_probability,
     num_parameters,
     part_macs,
     stage_at,
 )
-from .teaching import Lesson, teach, true_class_probability
+from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
 from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "CurvePoint",
     "Delegation",
     "Delegator",
+    "DelegatorFirst",
     "DenseNetParts",
     "Dispatch",
     "Distillation",
@@ -94,6 +96,7 @@ __all__ = [
     "Lesson",
     "LinePoint",
     "NamedStem",
+    "NeededGroups",
     "Part",
     "PixelEmbedder",
     "PooledGate",
@@ -105,6 +108,7 @@ __all__ = [
     "Stacking",
     "Stage",
     "StageClassifier",
+    "Staged",
     "TeachingSettings",
     "Thresholds",
     "above",
@@ -115,6 +119,7 @@ __all__ = [
     "base_hash",
     "best",
     "between",
+    "check_gating",
     "check_labels",
     "check_probability",
     "check_selection",
@@ -124,8 +129,10 @@ __all__ = [
     "class_sums",
     "cluster_partition",
     "common_divisors",
+    "common_lesson",
     "confidence",
     "confident",
+    "delegated",
     "divergence",
     "gather_rows",
     "given_partition",
@@ -140,6 +147,7 @@ __all__ = [
     "num_parameters",
     "one_hot_choice",
     "overwrite",
+    "own_loss",
     "part_macs",
     "process_count",
     "random_partition",

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..settings import CollaborationSettings
-from .choice import one_hot_choice
-from .early_exit import confident
-from .embedding import check_labels, gather_rows, process_count
+from .early_exit import delegated
+from .embedding import check_labels, process_count
 from .expert_dispatch import Dispatch, Group, overwrite, run_groups
 from .soft_targets import Distillation
-from .system import Cost, Prediction, Stage, check_probability, part_macs
-from .teaching import Lesson, teach_subtasks, true_class_probability
+from .system import Cost, Prediction, check_probability, part_macs
+from .teaching import DelegatorFirst, Lesson, common_lesson, true_class_probability
 
 
 class Delegation(NamedTuple):
@@ -112,7 +111,7 @@ class Delegator(nn.Module):
         return self.task_predictor(features), subtask
 
 
-class Collaboration(nn.Module):
+class Collaboration(DelegatorFirst, nn.Module):
     """The delegator looks at every sample, and at most one expert at those it is not sure of.
 
     ``progress`` says how far training is, 0 to 1, and with it stage and α; whoever trains sets it.
@@ -136,6 +135,7 @@ class Collaboration(nn.Module):
     has_delegator: Tensor
     #: The delegator's answer can be final.
     ends_early = True
+    settings: CollaborationSettings
 
     def __init__(
         self,
@@ -182,28 +182,10 @@ class Collaboration(nn.Module):
         """
         check_probability(threshold, "the threshold τ of early termination")
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Delegator, then experts; of a delegator that is trained already, experts alone."""
-        experts = Stage("experts", self.delegator_share)
-        return (Stage("delegator", 0.0), experts) if self.delegator_share else (experts,)
-
-    @property
-    def trains_delegator(self) -> bool:
-        """Whether ``progress`` lies in the first stage."""
-        return self.progress < self.delegator_share
-
-    @property
-    def alpha(self) -> float:
-        """α of Eq. 5, which grows linearly over the second stage."""
-        share = self.delegator_share
-        return self.settings.alpha_at((self.progress - share) / (1 - share))
-
     def forward(self, x: Tensor) -> Prediction:
         """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
         seen = self.delegator(x)
-        chosen = seen.experts().masked_fill(confident(seen.rough, self.threshold), -1)
-        ran = one_hot_choice(chosen, len(self.experts))
+        ran = delegated(seen.rough, seen.experts(), len(self.experts), self.threshold)
         return Prediction(overwrite(seen.rough, self.dispatch(self.experts, x, ran)), ran)
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -281,8 +263,4 @@ class Collaboration(nn.Module):
         for group in groups:
             found = true_class_probability(group.output, labels[group.rows])
             tcp[group.rows, self._place(group)] = found.to(tcp.dtype)
-        subtask = seen.subtasks().to(tcp.dtype)
-        together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
-        tcp, probabilities, subtask = together.split([self._per_subtask, self._per_subtask, 1], 1)
-        lesson = teach_subtasks(tcp, probabilities, subtask[:, 0], self.alpha, self.settings)
-        return Lesson(*(part[own] for part in lesson))
+        return common_lesson(tcp, probabilities, self.alpha, self.settings, seen.subtasks())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..settings import MixtureSettings
-from .choice import Choice, best, top_k
+from .choice import Choice, best, one_hot_choice, top_k
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -21,6 +21,20 @@ def confidence(logits: Tensor) -> Tensor:
 def confident(logits: Tensor, threshold: float) -> Tensor:
     """(N,) bool: the confidence is above τ; 1 never is, 0 always."""
     return confidence(logits) > threshold
+
+
+def delegated(logits: Tensor, expert: Tensor, experts: int, threshold: float) -> Tensor:
+    """(N, E) bool, the one expert for each sample of whose answer the first network is not sure.
+
+    Collaboration of Experts, Section 3.1.
+
+    Args:
+        logits: (N, C) of the first network.
+        expert: (N,) int64, the expert that is chosen where one runs.
+        experts: E.
+        threshold: τ; 1 sends all samples on, 0 none.
+    """
+    return one_hot_choice(expert.masked_fill(confident(logits, threshold), -1), experts)
 
 
 def anytime(gate: Tensor, confidence: Tensor, threshold: float) -> Choice:

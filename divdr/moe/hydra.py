@@ -6,7 +6,8 @@ is the same with a fixed K (τ = 0) and without the branches' own loss (α3 = 0)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..routing import BatchNorm
 from ..settings import GatingSettings, HydraSettings
-from .choice import above, check_selection
+from .choice import above, check_selection, one_hot_choice
 from .class_partition import given_partition
 from .embedding import check_labels, common_divisors
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
@@ -37,6 +38,70 @@ def chosen_branches(
     """
     threshold = settings.train_threshold if training else threshold
     return above(gate_logits.float().softmax(1), settings.top_k, threshold).chosen
+
+
+def check_gating(settings: GatingSettings, branches: int) -> None:
+    """See that K and both τ suit the number of branches.
+
+    Raises:
+        ConfigError: see :func:`check_selection`.
+    """
+    check_selection(settings.top_k, settings.threshold, branches)
+    check_selection(settings.top_k, settings.train_threshold, branches)
+
+
+class NeededGroups(NamedTuple):
+    """What branches made of the samples of a training batch that need them.
+
+    Attributes:
+        chosen: of the samples for which the gater chose them.
+        own: of the samples that they learn from for themselves.
+    """
+
+    chosen: list[Group]
+    own: list[Group]
+
+    @classmethod
+    def of(
+        cls, branches: Iterable[nn.Module], maps: Tensor, chosen: Tensor, own: Tensor | None
+    ) -> NeededGroups:
+        """Run every branch once, on the samples that need it for either.
+
+        Args:
+            branches: nb modules.
+            maps: (N, ...) of the stem.
+            chosen: (N, nb) bool, by the gater.
+            own: (N, nb) bool, each sample's own branch; None: branches have no loss of their own.
+        """
+        needed = chosen if own is None else chosen | own
+        groups = list(run_groups(branches, maps, needed))
+        if own is None:
+            return cls(groups, [])
+        return cls(restrict(groups, chosen), restrict(groups, own))
+
+
+def own_loss(
+    heads: nn.ModuleList, groups: Sequence[Group], labels: Tensor, own: Tensor, nothing: Tensor
+) -> Tensor:
+    """Eq. 5, summed over the branches: cross-entropy of each one's extra head over all classes.
+
+    The mean of a branch is over its samples in the batch of all processes together.
+
+    Args:
+        heads: nb extra heads, vectors to logits.
+        groups: of the samples ``own``; of maps the heads see the mean.
+        labels: (N,) int64.
+        own: (N, nb) bool.
+        nothing: 0 with a graph, where no branch has a sample.
+    """
+    divisors = common_divisors(own.sum(0))
+    total = nothing
+    for group in groups:
+        output = group.output.mean(dim=(2, 3)) if group.output.dim() == 4 else group.output
+        logits = heads[group.expert](output).float()
+        own_sum = F.cross_entropy(logits, labels[group.rows], reduction="sum")
+        total = total + own_sum / divisors[group.expert]
+    return total
 
 
 class Hydra(nn.Module):
@@ -71,8 +136,7 @@ class Hydra(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_selection(settings.top_k, settings.threshold, len(branches))
-        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        check_gating(settings, len(branches))
         if len(branches) > num_classes:
             raise ConfigError(
                 f"{len(branches)} branches cannot share {num_classes} classes; every branch needs "
@@ -166,26 +230,19 @@ class Hydra(nn.Module):
         maps = self.stem(images)
         gate_logits = self.gater(maps)
         chosen = self._choose(gate_logits)
-        own = branch_of[:, None] == torch.arange(len(self.branches), device=labels.device)
-        needed = chosen | own if self.branch_heads else chosen
-        groups = list(run_groups(self.branches, maps, needed))
-        logits = self.combine(restrict(groups, chosen), len(images))
+        own = one_hot_choice(branch_of, len(self.branches))
+        groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
+        logits = self.combine(groups.chosen, len(images))
         ensemble = F.cross_entropy(logits.float(), labels)
         losses = {
             "loss_ensemble": settings.ensemble_weight * ensemble,
             "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits.float(), branch_of),
         }
         if self.branch_heads:
-            divisors = common_divisors(own.sum(0))
-            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
-            losses["loss_branch"] = settings.branch_weight * torch.stack(terms).sum()
+            nothing = maps[:0].float().sum()
+            found = own_loss(self.branch_heads, groups.own, labels, own, nothing)
+            losses["loss_branch"] = settings.branch_weight * found
         return losses
-
-    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
-        """Eq. 5: cross-entropy over all classes, the mean over the images of the branch's own."""
-        logits = self.branch_heads[group.expert](group.output.mean(dim=(2, 3)))
-        total = F.cross_entropy(logits.float(), labels[group.rows], reduction="sum")
-        return total / divisors[group.expert]
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
         return chosen_branches(self.settings, gate_logits, self.threshold, training=self.training)

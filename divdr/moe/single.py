@@ -45,6 +45,9 @@ class Ensemble(nn.Module):
         in_channels: of the images.
     """
 
+    #: All members learn from every batch.
+    leaves_parameters_out = False
+
     def __init__(
         self, members: Sequence[nn.Module], num_classes: int, in_channels: int = 3
     ) -> None:

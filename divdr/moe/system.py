@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -53,6 +54,30 @@ class Stage(NamedTuple):
     name: str
     start: float
 
+    def begins(self, iterations: int) -> int:
+        """The first of so many iterations in which training has come as far as ``start``."""
+        first = max(0, math.floor(self.start * iterations) - 1)
+        # By the division that progress is made by: no rounding parts the two.
+        while first < iterations and first / iterations < self.start:
+            first += 1
+        return first
+
+
+class Staged(Protocol):
+    """A system or a head that trains in stages; whoever trains it sets ``progress``, 0 to 1.
+
+    Some have more: ``begin(stage, batches)``, called once before a stage's first step;
+    ``first_progress`` and ``last_progress``, where training begins and ends; ``finished(folder)``,
+    called after the last step.
+    """
+
+    progress: float
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages, by their starts."""
+        ...
+
 
 def stage_at(stages: Sequence[Stage], progress: float) -> Stage:
     """The stage that training is in: the last that has begun."""
@@ -63,9 +88,9 @@ def stage_at(stages: Sequence[Stage], progress: float) -> Stage:
 class ClassificationSystem(Protocol):
     """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses.
 
-    Some have more, which a trainer and the tools ask for by name: ``stages``, a sequence of
-    :class:`Stage`, and ``progress``, which whoever trains sets before each step, 0 to 1;
-    ``thresholds``, see :class:`Thresholds`; ``dispatch``, how experts run in evaluation.
+    Some have more, which a trainer and the tools ask for by name: see :class:`Staged` and
+    :class:`Thresholds`; ``dispatch``, how experts run in evaluation; ``leaves_parameters_out``,
+    False where every parameter gets a gradient from every batch.
     """
 
     num_classes: int

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..settings import TeachingSettings
 from .choice import one_hot_choice
+from .embedding import gather_rows
+from .system import Stage
 from .transport import vogel_assignment
 
 
@@ -97,6 +99,64 @@ def teach_subtasks(
         for target, found in zip(whole, part, strict=True):
             target[rows] = found.to(target.dtype)
     return whole
+
+
+def common_lesson(
+    tcp: Tensor,
+    probabilities: Tensor,
+    alpha: float,
+    settings: TeachingSettings,
+    subtask: Tensor | None = None,
+) -> Lesson:
+    """The lesson of this process's samples, from those of all processes; a collective call.
+
+    Args:
+        tcp: (M, n), see :func:`teach`.
+        probabilities: (M, n), likewise.
+        alpha: α of Eq. 5.
+        settings: which modules are on.
+        subtask: (M,) number of each sample's subtask, of which each teaches for itself; None: one.
+    """
+    experts = tcp.shape[1]
+    numbers = torch.zeros_like(tcp[:, 0]) if subtask is None else subtask.to(tcp.dtype)
+    together, own = gather_rows(torch.cat([tcp, probabilities, numbers[:, None]], dim=1))
+    tcp, probabilities, numbers = together.split([experts, experts, 1], dim=1)
+    if subtask is None:
+        lesson = teach(tcp, probabilities, alpha, settings)
+    else:
+        lesson = teach_subtasks(tcp, probabilities, numbers[:, 0], alpha, settings)
+    return Lesson(*(part[own] for part in lesson))
+
+
+class DelegatorFirst:
+    """Stages of a system whose delegator trains before the experts do (Section 3.5).
+
+    Attributes:
+        settings: α at the start and the end of the second stage.
+        delegator_share: share of training that is the first stage; 0: there is none.
+        progress: how far training is, 0 to 1.
+    """
+
+    settings: TeachingSettings
+    delegator_share: float
+    progress: float = 0.0
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Delegator, then experts; of a delegator that is trained already, experts alone."""
+        experts = Stage("experts", self.delegator_share)
+        return (Stage("delegator", 0.0), experts) if self.delegator_share else (experts,)
+
+    @property
+    def trains_delegator(self) -> bool:
+        """Whether training is in the first stage."""
+        return self.progress < self.delegator_share
+
+    @property
+    def alpha(self) -> float:
+        """α of Eq. 5, which grows linearly over the second stage and ends with the training."""
+        share = self.delegator_share
+        return self.settings.alpha_at((self.progress - share) / (1 - share))
 
 
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ class CollaborationSettings(TeachingSettings):
     delegator: str = setting(
         "",
         "Checkpoint of a trained collaboration whose delegator is taken over; the first stage is "
-        "left out then, and SOLVER.RESTARTS should be empty.",
+        "left out then, and SOLVER.RESTARTS must be empty.",
     )
     subtasks: int = setting(
         1,

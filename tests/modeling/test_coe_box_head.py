@@ -21,7 +21,7 @@ from torch import nn
 
 from divdr.errors import ConfigError
 
-SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 20
+SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 21
 
 
 def build(**keys):
@@ -53,7 +53,7 @@ def test_losses_against_a_loop_over_proposals_and_experts(agnostic):
         _CLS_AGNOSTIC_BBOX_REG=agnostic, _BBOX_REG_LOSS_WEIGHT=2.0, SELECTOR_WEIGHT=0.6
     )
     found = losses(head.train(), predictor, iteration=SECOND + 5)
-    alpha = 0.2 + 0.6 * 5 / 10
+    alpha = 0.2 + 0.6 * 5 / 11
     x, labels = pooled(), flat()
     rough = head.delegator(x)
     scores, deltas = predictor(rough)

@@ -183,6 +183,11 @@ def prepare_collaboration(cfg: CfgNode, system: Collaboration) -> None:
         CheckpointError: the delegator's or the teacher's file cannot be used.
     """
     coe = CollaborationSettings.of(cfg.MODEL.CLASSIFIER.COE)
+    if coe.delegator and len(cfg.SOLVER.RESTARTS):
+        raise ConfigError(
+            "MODEL.CLASSIFIER.COE.DELEGATOR leaves the first stage out, and SOLVER.RESTARTS "
+            f"{list(cfg.SOLVER.RESTARTS)} would start the learning rate anew: leave RESTARTS empty"
+        )
     each = coe.experts // coe.subtasks
     if each > cfg.SOLVER.IMS_PER_BATCH:
         raise ConfigError(

@@ -42,8 +42,6 @@ class ImageClassifier(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    #: Experts that no image of a batch chose get no gradient: DDP has to look for them.
-    leaves_parameters_out = True
 
     @configurable
     def __init__(
@@ -52,6 +50,8 @@ class ImageClassifier(nn.Module):
         super().__init__()
         assert isinstance(system, ClassificationSystem)
         self.system = system
+        #: Experts that no image of a batch chose get no gradient: DDP has to look for them.
+        self.leaves_parameters_out = getattr(system, "leaves_parameters_out", True)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], False)
         self._costs: dict[tuple[int, int], Cost] = {}

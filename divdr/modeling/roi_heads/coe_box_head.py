@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...moe import (
     Cost,
+    DelegatorFirst,
     Lesson,
     check_probability,
-    confident,
-    gather_rows,
-    one_hot_choice,
+    common_lesson,
+    delegated,
     overwrite,
     process_count,
     run_groups,
-    teach,
 )
 from ...routing import to_iterations
 from ...settings import BoxCollaborationSettings
@@ -39,7 +38,7 @@ from .mixture_roi_heads import BoxMixture, BoxPrediction
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
-class CoEBoxHead(BoxMixture):
+class CoEBoxHead(DelegatorFirst, BoxMixture):
     """The delegator classifies every proposal; those that it doubts go on to one expert each.
 
     Delegator: layers, the ROI heads' own box predictor (its task predictor, of classes and boxes)
@@ -50,8 +49,9 @@ class CoEBoxHead(BoxMixture):
         experts: E whole box heads, equal or not.
         settings: τ, η and ablations; how many experts there are, ``experts`` says.
         in_shape: of the pooled features.
-        start: iteration of the second stage, from which on selector and experts train.
-        max_iter: iterations of the whole training.
+        delegator_share: share of training that is the first stage; from then on selector and
+            experts train.
+        max_iter: iterations of the whole training, for trainers that do not say how far it is.
 
     Attributes:
         threshold: τ; a proposal whose delegated scores reach no higher maximum class probability
@@ -61,6 +61,8 @@ class CoEBoxHead(BoxMixture):
         ConfigError: there are no experts, or τ is not within 0 and 1.
     """
 
+    settings: BoxCollaborationSettings
+
     @configurable
     def __init__(
         self,
@@ -69,7 +71,7 @@ class CoEBoxHead(BoxMixture):
         experts: Sequence[BoxExpert],
         settings: BoxCollaborationSettings,
         in_shape: ShapeSpec,
-        start: int = 0,
+        delegator_share: float = 0.0,
         max_iter: int = 1,
     ) -> None:
         super().__init__()
@@ -80,7 +82,14 @@ class CoEBoxHead(BoxMixture):
         self.output_shape = delegator.output_shape
         self.settings = settings
         self.threshold = settings.threshold
-        self.start, self.max_iter = start, max_iter
+        if not 0 <= delegator_share < 1:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.COE.START must lie before the end of the training, not at a "
+                f"share of {delegator_share}"
+            )
+        self.delegator_share = delegator_share
+        self.max_iter = max_iter
+        self._progress: float | None = None
         self.delegator = delegator
         self.selector = nn.Linear(self.output_shape.channels, len(experts))
         self.experts = nn.ModuleList(experts)
@@ -121,9 +130,20 @@ class CoEBoxHead(BoxMixture):
             "experts": [expert() for _ in range(settings.experts)],
             "settings": settings,
             "in_shape": input_shape,
-            "start": to_iterations(settings.start, max_iter),
+            "delegator_share": to_iterations(settings.start, max_iter) / max_iter,
             "max_iter": max_iter,
         }
+
+    @property
+    def progress(self) -> float:
+        """How far training is, 0 to 1; if no hook says it, by the iteration of Detectron2's log."""
+        if self._progress is None:
+            return get_event_storage().iter / self.max_iter
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
 
     def check_threshold(self, threshold: float) -> None:
         """See that a τ is one.
@@ -133,18 +153,12 @@ class CoEBoxHead(BoxMixture):
         """
         check_probability(threshold, "the delegator's threshold τ")
 
-    def alpha_at(self, iteration: int) -> float:
-        """α of Eq. 5, linear over the second stage."""
-        length = max(1, self.max_iter - 1 - self.start)
-        return self.settings.alpha_at((iteration - self.start) / length)
-
     def predict(self, pooled: Tensor, predictor: FastRCNNOutputLayers) -> BoxPrediction:
         """Section 3.1: early termination, then each expert on the proposals that it got."""
         rough = self.delegator(pooled)
         scores, deltas = predictor(rough)
-        certain = confident(scores, self.threshold)
-        chosen = self.selector(rough).argmax(1).masked_fill(certain, -1)
-        ran = one_hot_choice(chosen, len(self.experts))
+        best = self.selector(rough).argmax(1)
+        ran = delegated(scores, best, len(self.experts), self.threshold)
         both = torch.cat([scores, deltas], dim=1)
         both = overwrite(both, run_groups(self.experts, pooled, ran))
         scores, deltas = both.split([scores.shape[1], deltas.shape[1]], dim=1)
@@ -163,10 +177,8 @@ class CoEBoxHead(BoxMixture):
         Returns:
             What the delegator predicts, and the losses.
         """
-        settings = self.settings
-        iteration = get_event_storage().iter
-        second = iteration >= self.start
-        frozen = second and settings.freeze_delegator
+        second = not self.trains_delegator
+        frozen = second and self.settings.freeze_delegator
         if frozen:
             self.delegator.eval()  # BatchNorm's statistics as well
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -180,11 +192,11 @@ class CoEBoxHead(BoxMixture):
         if second:
             logits = self.selector(rough.detach())
             targets = BoxTargets.of(proposals)
-            losses |= self._second_stage(logits, pooled, targets, self.alpha_at(iteration))
+            losses |= self._second_stage(logits, pooled, targets)
         return prediction, losses
 
     def _second_stage(
-        self, logits: Tensor, pooled: Tensor, targets: BoxTargets, alpha: float
+        self, logits: Tensor, pooled: Tensor, targets: BoxTargets
     ) -> dict[str, Tensor]:
         shared = pooled.view_as(pooled)
         if shared.requires_grad:
@@ -193,7 +205,7 @@ class CoEBoxHead(BoxMixture):
             shared.register_hook(lambda gradient: gradient / len(self.experts))
         passes = [ExpertPass.of(expert, shared, targets) for expert in self.experts]
         true_class = torch.stack([each.true_class for each in passes], dim=1)
-        lesson = self._lesson(true_class, logits.detach().float().softmax(1), alpha)
+        lesson = self._lesson(true_class, logits.detach().float().softmax(1))
         each = F.cross_entropy(logits.float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights.float() * each).sum()
         losses = {
@@ -203,12 +215,9 @@ class CoEBoxHead(BoxMixture):
         # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
         return {name: process_count() * loss for name, loss in losses.items()}
 
-    def _lesson(self, true_class: Tensor, probabilities: Tensor, alpha: float) -> Lesson:
+    def _lesson(self, true_class: Tensor, probabilities: Tensor) -> Lesson:
         """The lesson of this process's proposals, from those of all; (M, E) both."""
-        together, own = gather_rows(torch.cat([true_class, probabilities], dim=1))
-        true_class, probabilities = together.chunk(2, dim=1)
-        lesson = teach(true_class, probabilities, alpha, self.settings)
-        return Lesson(*(part[own] for part in lesson))
+        return common_lesson(true_class, probabilities, self.alpha, self.settings)
 
     def embed(self, pooled: Tensor) -> Tensor:
         """(N, D) the delegator's features."""

@@ -22,11 +22,12 @@ from ...errors import ConfigError
 from ...moe import (
     Cost,
     Group,
+    NeededGroups,
     PooledGate,
+    check_gating,
     check_selection,
     chosen_branches,
-    common_divisors,
-    restrict,
+    own_loss,
     run_groups,
     scatter_sum,
 )
@@ -108,8 +109,7 @@ class HydraBoxHead(BoxMixture):
         in_shape: ShapeSpec,
     ) -> None:
         super().__init__()
-        check_selection(settings.top_k, settings.threshold, len(branches))
-        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        check_gating(settings, len(branches))
         self.in_shape = in_shape
         self.output_shape = branches[0].output_shape
         #: Which branch is for which classes; checkpoints keep it.
@@ -166,17 +166,15 @@ class HydraBoxHead(BoxMixture):
         gate_logits = self.gater(maps)
         chosen = self._choose(gate_logits)
         own = self.classes.owners(labels, chosen)
-        needed = chosen | own if self.branch_heads else chosen
-        groups = list(run_groups(self.branches, maps, needed))
-        scores, deltas = predictor(self._combine(restrict(groups, chosen), len(pooled)))
+        groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
+        scores, deltas = predictor(self._combine(groups.chosen, len(pooled)))
         losses = predictor.losses((scores, deltas), proposals)
         losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
         losses["loss_gater"] = settings.gater_weight * self._gater_loss(gate_logits, labels)
         if self.branch_heads:
-            divisors = common_divisors(own.sum(0))
-            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
-            total = torch.stack(terms).sum() if terms else gate_logits[:0].float().sum()
-            losses["loss_branch"] = settings.branch_weight * total
+            nothing = maps[:0].float().sum()
+            found = own_loss(self.branch_heads, groups.own, labels, own, nothing)
+            losses["loss_branch"] = settings.branch_weight * found
         return BoxPrediction(scores, deltas, chosen), losses
 
     def embed(self, pooled: Tensor) -> Tensor:
@@ -223,12 +221,6 @@ class HydraBoxHead(BoxMixture):
         branches = self.classes.of(labels[objects])
         total = F.cross_entropy(gate_logits[objects].float(), branches, reduction="sum")
         return total / max(1, len(labels))
-
-    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
-        """Eq. 5, over all classes and background; the mean over proposals of all processes."""
-        logits = self.branch_heads[group.expert](group.output).float()
-        total = F.cross_entropy(logits, labels[group.rows], reduction="sum")
-        return total / divisors[group.expert]
 
 
 def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:
