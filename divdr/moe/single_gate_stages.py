@@ -15,9 +15,10 @@ NO_EXPERT = -2
 
 
 def stages_of(settings: SingleGateSettings, iterations: int = 1_000_000) -> tuple[Stage, ...]:
-    """Stages of training (Algorithm 1): base, gate, experts, for each round of EM the last two
-    again, and stacking. Experts have what the others leave, each round the same. Without experts the
-    base is all.
+    """Stages of training (Algorithm 1).
+
+    Base, gate, experts, for each round of EM the last two again, and stacking. Experts have what
+    the others leave, each round the same; without experts the base has all.
 
     Args:
         settings: with their lengths; without ``base_stage`` where ``base`` names a trained one.
