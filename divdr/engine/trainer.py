@@ -340,7 +340,7 @@ class Trainer(DefaultTrainer):
                     cls.build_evaluator(cfg, name),
                     build_cost_evaluator(cfg, name, model),
                     build_head_cost_evaluator(name, model),
-                    build_mixture_evaluator(model),
+                    build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
         results = super().test(cfg, model, evaluators)

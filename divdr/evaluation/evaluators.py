@@ -72,12 +72,14 @@ def build_cost_evaluator(
     return None
 
 
-def build_mixture_evaluator(model: nn.Module) -> MixtureEvaluator | None:
+def build_mixture_evaluator(cfg: CfgNode, model: nn.Module) -> MixtureEvaluator | None:
     """The evaluator of a single-gated classifier's alternatives, if its settings ask for it."""
     inner = unwrap(model)
     if not isinstance(inner, ImageClassifier) or not isinstance(inner.system, SingleGate):
         return None
-    return MixtureEvaluator(inner) if inner.system.settings.compare else None
+    if not inner.system.settings.compare:
+        return None
+    return MixtureEvaluator(inner, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
 def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> DatasetEvaluator | None:
@@ -266,7 +268,7 @@ def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if isinstance(figures, Mapping)
         for name, value in figures.items()
         if not (
-            task in ("sem_seg", "classification") and "-" in name
+            task in ("sem_seg", "classification", "mixture") and "-" in name
         )  # one class each; in results.json
     ]
     return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import OrderedDict
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..checkpoint import write_text_atomically
 from ..modeling import ImageClassifier
 from ..moe import SingleGate
 
@@ -19,14 +22,16 @@ class MixtureEvaluator(DatasetEvaluator):
     """Reports, under "mixture", accuracy and cost of a mixture's alternatives.
 
     ``top1 NAME`` in per cent, ``mflops NAME`` in 10⁶ multiply-adds and ``experts NAME``, experts
-    that ran, each a mean per image; NAME as in ``SingleGate.compared``. ``least-loss shares`` are,
+    that ran, each a mean per image; NAME as in ``SingleGate.compared``. ``least_loss.json`` gets,
     for each class, the shares of its images for which each expert has the least loss (Figure 3).
 
     Args:
         model: around a ``SingleGate``.
+        folder: gets the file.
     """
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: ImageClassifier, folder: str) -> None:
+        self._folder = folder
         assert isinstance(model.system, SingleGate)
         self._model: ImageClassifier = model
         self._system: SingleGate = model.system
@@ -64,12 +69,15 @@ class MixtureEvaluator(DatasetEvaluator):
         images = sum(part[1] for part in parts)
         if not images:
             return OrderedDict()
-        figures: dict[str, float | list] = {}
+        figures: dict[str, float] = {}
         for name in parts[0][0] or next(p[0] for p in parts if p[0]):
             sums = torch.stack([part[0][name] for part in parts if part[0]]).sum(0) / images
             figures[f"top1 {name}"] = 100 * float(sums[0])
             figures[f"mflops {name}"] = float(sums[1]) / 1e6
             figures[f"experts {name}"] = float(sums[2])
         best = torch.stack([part[2] for part in parts]).sum(0)
-        figures["least-loss shares"] = (best / best.sum(1, keepdim=True).clamp(min=1)).tolist()
+        shares = (best / best.sum(1, keepdim=True).clamp(min=1)).tolist()
+        os.makedirs(self._folder, exist_ok=True)
+        path = os.path.join(self._folder, "least_loss.json")
+        write_text_atomically(path, json.dumps(shares))
         return OrderedDict(mixture=figures)

@@ -133,9 +133,9 @@ class Collaboration(DelegatorFirst, nn.Module):
     """
 
     has_delegator: Tensor
-    settings: CollaborationSettings
     #: The delegator's answer can be final.
     ends_early = True
+    settings: CollaborationSettings
 
     def __init__(
         self,

@@ -189,7 +189,7 @@ class SingleGate(nn.Module):
 
         Returns:
             By name: "base"; each ensembler, without early exit; "oracle", where the true class
-            chooses; and "anytime τ" and "confidence τ" with the ensembler that is set.
+            chooses; and "anytime-τ" and "confidence-τ" with the ensembler that is set.
         """
         maps = self.shared(images)
         z, logits = self.base(maps)
@@ -218,7 +218,7 @@ class SingleGate(nn.Module):
             found["oracle"] = predict(self.gate.initial(z, labels), exit="none")
         for leave in ("anytime", "confidence"):
             for threshold in thresholds:
-                found[f"{leave} {threshold:g}"] = predict(gate, threshold, exit=leave)
+                found[f"{leave}-{threshold:g}"] = predict(gate, threshold, exit=leave)
         return found
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -15,8 +15,10 @@ NO_EXPERT = -2
 
 
 def stages_of(settings: SingleGateSettings, iterations: int = 1_000_000) -> tuple[Stage, ...]:
-    """Stages of training (Algorithm 1): base, gate, experts, for each round of EM the last two
-    again, and stacking. Experts have what the others leave, each round the same.
+    """Stages of training (Algorithm 1).
+
+    Base, gate, experts, for each round of EM the last two again, and stacking. Experts have what
+    the others leave, each round the same; without experts the base has all.
 
     Args:
         settings: with their lengths; without ``base_stage`` where ``base`` names a trained one.
@@ -25,6 +27,8 @@ def stages_of(settings: SingleGateSettings, iterations: int = 1_000_000) -> tupl
     Raises:
         ConfigError: nothing is left for the experts.
     """
+    if not settings.experts:
+        return (Stage("base", 0.0),)
     base = 0 if settings.base else to_iterations(settings.base_stage, iterations)
     gate = to_iterations(settings.gate_stage, iterations)
     stacked = settings.ensembler == "stacking"
