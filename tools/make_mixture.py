@@ -48,13 +48,13 @@ def main() -> None:
         action="store_true",
         help="only write what tools/train_net.py can train, on several GPUs for example",
     )
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
     thresholds = dict.fromkeys(THRESHOLDS, args.thresholds) if args.thresholds else THRESHOLDS
-    cfg = load_config(args.config_file, [*args.overrides, "MODEL.WEIGHTS", args.weights])
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
     folder = args.output
     made, finished = make_start(
-        cfg, args.experts, folder, iterations=args.iterations, overrides=args.overrides
+        cfg, args.experts, folder, iterations=args.iterations, overrides=args.opts
     )
     if args.start_only:
         print(f"tools/train_net.py --config-file {folder}/config.yaml trains the mixture")

@@ -29,8 +29,9 @@ from .trainer import Trainer
 START = "start.pth"
 """File of a mixture's start weights in its folder."""
 DETECTORS = ("GeneralizedRCNN", "PanopticFPN")
-LEARNING_RATE_SHARE = 0.2
-"""Of the finished training's, for the heads' experts: they start from learned weights."""
+SLOWER = 5
+"""By this is the finished training's learning rate divided for experts of heads, which start from
+learned weights."""
 
 
 def mixture_config(
@@ -130,7 +131,7 @@ def _segmentor(made: CfgNode, cfg: CfgNode, experts: int) -> None:
 
 
 def _gently(cfg: CfgNode) -> None:
-    cfg.SOLVER.BASE_LR *= LEARNING_RATE_SHARE
+    cfg.SOLVER.BASE_LR /= SLOWER
 
 
 def make_start(

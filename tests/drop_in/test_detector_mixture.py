@@ -17,7 +17,7 @@ KEY = "MODEL.ROI_BOX_HEAD.SINGLE_GATE"
 
 
 @pytest.fixture(autouse=True)
-def _in_repository(repository, monkeypatch):
+def _in_repository(repository, monkeypatch, training_log):
     monkeypatch.chdir(repository)
 
 
@@ -140,6 +140,18 @@ def test_nothing_but_gate_and_experts_trains(drawn, small, tmp_path):
         alone = model.proposal_generator(images, model.backbone(images.tensor), None)[0]
     for one, other in zip(in_training, alone, strict=True):
         torch.testing.assert_close(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
+
+
+def test_the_small_config_trains_from_start_weights(drawn, small, tmp_path):
+    plain, config = (f"configs/small/{n}_coco_faster_rcnn.yaml" for n in ("divdr", "single_gate"))
+    cfg, _ = start(small, tmp_path, config=plain)
+    keys = {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS, f"{KEY}.CLUSTER_BATCHES": 2}
+    trainer = Trainer(load_config(config, pairs({**small, **keys, f"{KEY}.EXPERTS": 2})))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    results = json.loads((tmp_path / "inference" / "results.json").read_text())
+    assert 0 < results["coco_2017_val"]["box_head"]["mean_experts"] <= 1
+    assert trainer.model.roi_heads.box_head.gate.fitted
 
 
 def test_of_resnet_50_with_fpn(drawn, small, tmp_path):

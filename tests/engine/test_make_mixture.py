@@ -10,13 +10,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from divdr.engine import Trainer, load_config
 from divdr.engine.execution_modes import load_trained
+from divdr.engine.make_mixture import mixture_config
 from divdr.engine.mixture_curve import MixturePoint
 
 FEW = ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "4"]
 
 
 @pytest.fixture
-def tool(repository, monkeypatch):
+def tool(repository, monkeypatch, training_log):
     """Runs tools/make_mixture.py with arguments."""
     monkeypatch.chdir(repository)
 
@@ -134,6 +135,48 @@ def test_of_a_classifier(few_digits, tool, tmp_path, capsys):
     assert by["anytime", 0.0].experts == 2
     assert by["confidence", 1.0].experts == 1
     assert by["anytime", 0.0].gflops > by["confidence", 1.0].gflops > point.gflops
+
+
+@pytest.mark.parametrize(
+    ("finished", "mixture"),
+    [
+        ("demo/divdr", "demo/single_gate"),
+        ("small/divdr_coco_faster_rcnn", "small/single_gate_coco_faster_rcnn"),
+    ],
+)
+def test_configs_are_what_the_tool_writes(finished, mixture, repository):
+    kept, made = (
+        load_config(str(repository / f"configs/{name}.yaml")) for name in (finished, mixture)
+    )
+    before = kept.dump()
+    assert mixture_config(kept, 5, made.OUTPUT_DIR).dump() == made.dump()
+    assert kept.dump() == before
+
+
+def test_start_weights_train_by_train_net(drawn_scenes, overrides, tool, tmp_path, capsys):
+    cfg = load_config("configs/demo/divdr.yaml", overrides)
+    path = tmp_path / "finished.pth"
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
+    folder = tmp_path / "mixture"
+    given = ["--config-file", "configs/demo/divdr.yaml", "--weights", path, "--output", folder]
+    tool(*given, "--start-only", *overrides)
+    assert f"tools/train_net.py --config-file {folder}/config.yaml" in capsys.readouterr().out
+    few = ["SOLVER.MAX_ITER", "2", "MODEL.SEM_SEG_HEAD.SINGLE_GATE.CLUSTER_BATCHES", "4"]
+    written = load_config(str(folder / "config.yaml"), few)
+    named = [
+        *overrides,
+        *few,
+        "MODEL.WEIGHTS",
+        str(folder / "start.pth"),
+        "OUTPUT_DIR",
+        str(folder),
+    ]
+    given = load_config("configs/demo/single_gate.yaml", named)
+    for cfg in (written, given):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    assert (folder / "inference" / "results.json").is_file()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ FEATURES = {
 SIZE = (20, 24)
 
 
-def config(base="DynamicRoutingDecoder", **keys):
+def config(base="DynamicRoutingDecoder", crop=False, **keys):
     cfg = get_divdr_config()
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME, head.SINGLE_GATE.BASE_HEAD = "SingleGateSegmentor", base
@@ -32,7 +32,8 @@ def config(base="DynamicRoutingDecoder", **keys):
     head.PROJECT_FEATURES, head.PROJECT_CHANNELS = ["res2"], [3]
     if base == "DeepLabV3PlusHead":
         head.NORM, head.LOSS_TYPE = "BN", "cross_entropy"
-    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = crop, "absolute"
+    cfg.INPUT.CROP.SIZE = [4 * length for length in SIZE]
     head.SINGLE_GATE.EXPERTS, head.SINGLE_GATE.GATE_STAGE = 3, 0.5
     cfg.SOLVER.MAX_ITER = 20
     for key, value in keys.items():
@@ -40,9 +41,9 @@ def config(base="DynamicRoutingDecoder", **keys):
     return cfg
 
 
-def build(base="DynamicRoutingDecoder", **keys):
+def build(base="DynamicRoutingDecoder", crop=False, **keys):
     """A mixture whose experts are far from the base, and whose gate is far from equal."""
-    cfg = config(base, **keys)
+    cfg = config(base, crop, **keys)
     shapes = {name: ShapeSpec(channels=c, stride=s) for name, (s, c) in FEATURES[base].items()}
     head = SEM_SEG_HEADS_REGISTRY.get("SingleGateSegmentor")(cfg, shapes)
     assert isinstance(head, SingleGateSegmentor)

@@ -11,7 +11,6 @@ from maps import (
     SIZE,
     at,
     build,
-    config,
     embeddings,
     features,
     in_stage,
@@ -441,8 +440,13 @@ def test_settings_that_cannot_be(keys, told):
         build(**keys)
 
 
+def test_windows_under_pooling_of_a_fixed_size():
+    with pytest.raises(ConfigError, match=r"pools over maps of the training crops.*WINDOW 0"):
+        build("DeepLabV3PlusHead", crop=True, WINDOW=2)
+    build("DeepLabV3PlusHead", crop=True, WINDOW=0)
+
+
 def test_a_head_without_predictor():
     head = build()
     with pytest.raises(ConfigError, match="Bare has no convolution called predictor"):
         type(head)(base=Bare(), strides={}, experts=1, settings=head.settings)
-    assert config().MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES

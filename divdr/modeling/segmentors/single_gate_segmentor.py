@@ -59,7 +59,7 @@ class SingleGateSegmentor(SingleGateHead):
         macs: (N,) multiply-adds of base, gate and experts for each of its images.
 
     Raises:
-        ConfigError: the base has no ``predictor``.
+        ConfigError: the base has no ``predictor``, or cannot see windows.
     """
 
     @configurable
@@ -79,6 +79,11 @@ class SingleGateSegmentor(SingleGateHead):
             raise ConfigError(
                 f"the segmentation head {type(base).__name__} has no convolution called predictor, "
                 "whose input rows are clustered by"
+            )
+        if settings.window and any(getattr(m, "pool_kernel_size", None) for m in base.modules()):
+            raise ConfigError(
+                f"{type(base).__name__} pools over maps of the training crops, which windows are "
+                f"smaller than: set {settings.KEY}.WINDOW 0, or INPUT.CROP.ENABLED False"
             )
         super().__init__(predictor.in_channels, experts, settings, max_iter, seed)
         self.base = base
