@@ -35,8 +35,8 @@ from .execution_modes import accuracy_of
 from .trainer import Trainer
 
 THRESHOLDS = {
-    "anytime": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
-    "confidence": (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.0),
+    "anytime": (0.0, 0.02, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4, 1.0),
+    "confidence": (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5, 0.0),
 }
 """τ of a curve, for each rule of the early exit; from all experts to none."""
 

@@ -3,11 +3,13 @@
 import json
 import runpy
 import sys
+from itertools import islice
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from divdr.data import build_train_loader
 from divdr.engine import Trainer, load_config
 from divdr.engine.execution_modes import load_trained
 from divdr.engine.make_mixture import mixture_config
@@ -153,6 +155,11 @@ def test_configs_are_what_the_tool_writes(finished, mixture, repository):
     assert kept.dump() == before
 
 
+def described(batch):
+    """What tells a batch from others: files, and augmentation by a sum of pixels."""
+    return [(item["file_name"], int(item["image"].sum())) for item in batch]
+
+
 def test_start_weights_train_by_train_net(drawn_scenes, overrides, tool, tmp_path, capsys):
     cfg = load_config("configs/demo/divdr.yaml", overrides)
     path = tmp_path / "finished.pth"
@@ -172,10 +179,23 @@ def test_start_weights_train_by_train_net(drawn_scenes, overrides, tool, tmp_pat
         str(folder),
     ]
     given = load_config("configs/demo/single_gate.yaml", named)
+    seen = {True: [], False: []}
+
+    def note(model, args):
+        if model.training:
+            seen[torch.is_grad_enabled()].append(described(args[0]))
+
     for cfg in (written, given):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
+        handle = trainer.model.register_forward_pre_hook(note)
         trainer.train()
+        handle.remove()
+    # Clusters come of a stream of their own, and leave that of training where it was.
+    own, other = (build_train_loader(given, seed=given.SEED + more) for more in (0, 1))
+    assert seen[True] == 2 * [described(batch) for batch in islice(own, 2)]
+    assert seen[False] == 2 * [described(batch) for batch in islice(other, 4)]
+    assert seen[True][:2] != seen[False][:2]
     assert (folder / "inference" / "results.json").is_file()
 
 
