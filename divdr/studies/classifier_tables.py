@@ -50,7 +50,9 @@ def table(seeds: Sequence[Figures]) -> str:
     text = tabulate(rows, ("system", "answer", "MFLOPs", "top-1 [%]"), tablefmt="github")
     pairs = []
     for (first, a), (second, b) in PAIRS:
-        if not all(f"{a} top-1" in s.get(first, {}) and f"{b} top-1" in s[second] for s in seeds):
+        if not all(
+            f"{a} top-1" in s.get(first, {}) and f"{b} top-1" in s.get(second, {}) for s in seeds
+        ):
             continue
         found = paired_difference(
             [s[first][f"{a} top-1"] for s in seeds], [s[second][f"{b} top-1"] for s in seeds]

@@ -96,7 +96,8 @@ def train(
     optimiser = torch.optim.AdamW(system.parameters(), rate, weight_decay=0.01)
     stages = list(getattr(system, "stages", ())) or [Stage("all", 0.0)]
     starts = [stage.begins(iterations) for stage in stages] + [iterations]
-    order = iter(_epochs(len(images.labels), batch, generator))
+    count = len(images.labels)
+    order = iter(_epochs(count, min(batch, count), generator))
     torch.manual_seed(seed)
     system.train()
     for number, stage in enumerate(stages):
