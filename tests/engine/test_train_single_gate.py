@@ -130,7 +130,7 @@ def test_a_trained_network_as_base(few_digits, tmp_path):
     ("opts", "message"),
     [
         ((KEY + "SPLIT_AT", "stme"), "no module 'stme' to split at; near are stem"),
-        ((KEY + "EXPERTS", 200), "200 experts cannot share"),
+        ((KEY + "PARTITION", "class", KEY + "EXPERTS", 11), "11 branches cannot share 10 classes"),
         ((KEY + "EXPERT", 7), "EXPERT 7: there are 5 experts"),
         ((KEY + "BASE", "nowhere.pth"), "nowhere.pth"),
         (("MODEL.CLASSIFIER.ARCHITECTURE", "torchvision:alexnet"), "SPLIT_AT must name the module"),
