@@ -30,7 +30,12 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 def staged_parts(model: nn.Module) -> list[Any]:
     """The system, box head or segmentation head that trains in stages (``divdr.moe.Staged``)."""
-    return [module for module in unwrap(model).modules() if hasattr(module, "stages")]
+    return [module for module in unwrap(model).modules() if _is_staged(module)]
+
+
+def _is_staged(module: nn.Module) -> bool:
+    stages = getattr(module, "stages", None)  # those of Detectron2's ResNet are of its layers
+    return isinstance(stages, Iterable) and any(isinstance(stage, Stage) for stage in stages)
 
 
 def stage_starts(model: nn.Module, iterations: int) -> list[int]:

@@ -154,8 +154,8 @@ def test_the_small_config_trains_from_start_weights(drawn, small, tmp_path):
     assert trainer.model.roi_heads.box_head.gate.fitted
 
 
-def test_of_resnet_50_with_fpn(drawn, small, tmp_path):
-    """A detector of Detectron2's own, without a routed backbone."""
+def test_of_a_resnet_with_fpn(drawn, small, tmp_path):
+    """A detector of Detectron2's own, without a routed backbone, whose layers are named stages."""
     keys = {**small, "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone"}
     keys |= {"MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"]}
     keys |= {"MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"]}
@@ -168,6 +168,14 @@ def test_of_resnet_50_with_fpn(drawn, small, tmp_path):
         one, other = (each(batch)[0]["instances"] for each in (model, finished))
     assert one.pred_boxes.tensor.equal(other.pred_boxes.tensor)
     assert one.scores.equal(other.scores)
+    few = {"SOLVER.MAX_ITER": 2, f"{KEY}.CLUSTER_BATCHES": 2, f"{KEY}.GATE_STAGE": 0.5}
+    cfg.merge_from_list(pairs(few))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    results = json.loads((tmp_path / "mixture" / "inference" / "results.json").read_text())
+    figures = results["coco_2017_val"]
+    assert set(figures) == {"bbox", "segm", "cost", "box_head"}
 
 
 @pytest.mark.parametrize(
