@@ -54,11 +54,19 @@ def call_macs(module: nn.Module, argument: Any) -> float:
         module: it is not changed.
         argument: of tensors without data, its batch of 1.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_EXTRA)
-    twin = _without_data(module)
-    with torch.no_grad(), counter:
-        twin(argument)
-    return counter.get_total_flops() / 2
+    return module_macs(_Call(module, argument), (0,))
+
+
+class _Call(nn.Module):
+    """A module that has its argument already."""
+
+    def __init__(self, module: nn.Module, argument: Any) -> None:
+        super().__init__()
+        self.module = module
+        self.argument = argument
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(self.argument)
 
 
 def neck_macs(backbone: Backbone, height: int, width: int) -> float:

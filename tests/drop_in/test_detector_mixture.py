@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from divdr.engine import Trainer, load_config
 from divdr.engine.make_mixture import make_start
+from divdr.engine.mixture_curve import mixture_curve
 from divdr.errors import ConfigError
 
 CONFIG = "configs/small/divdr_coco_mask_rcnn.yaml"
@@ -176,6 +177,23 @@ def test_of_a_resnet_with_fpn(drawn, small, tmp_path):
     results = json.loads((tmp_path / "mixture" / "inference" / "results.json").read_text())
     figures = results["coco_2017_val"]
     assert set(figures) == {"bbox", "segm", "cost", "box_head"}
+
+
+def test_of_a_panoptic_fpn(drawn, small, tmp_path):
+    """Its segmentation head stays, without a loss."""
+    cfg, _ = start(small, tmp_path, config="configs/drop_in/panoptic_fpn.yaml")
+    model = Trainer.build_model(cfg).train()
+    model.load_state_dict(weights(cfg.MODEL.WEIGHTS))
+    box = model.roi_heads.box_head
+    box.gate.fit_samples(torch.randn(20, box.output_shape.channels))
+    box.progress = 1.0
+    with EventStorage(0):
+        losses = model(next(iter(Trainer.build_train_loader(cfg))))
+    assert set(losses) == {"loss_expert_cls", "loss_expert_box_reg"}
+    thresholds = {"confidence": [1.0, 0.0]}
+    every, alone = mixture_curve(cfg, model, thresholds)
+    assert (every.experts, alone.experts) == (1, 0)
+    assert "PQ" in alone.accuracy
 
 
 @pytest.mark.parametrize(
