@@ -226,5 +226,5 @@ def start_model(finished: nn.Module, cfg: CfgNode) -> nn.Module:
         if isinstance(head, SingleGateBoxHead):
             head.copy_base(model.get_submodule("roi_heads.box_predictor"))
         else:
-            head.copy_base()
+            head.copy_base(model.get_submodule("backbone"))
     return model

@@ -117,6 +117,9 @@ class SingleGateHead(nn.Module):
         weights = torch.ones_like(z[:, 0]) if weights is None else weights
         return weighted_mean(divergence(targets, self.gate(z)), weights.float())
 
+    def attach(self, model: nn.Module) -> None:
+        """Get to know the model around, which the head alone may not see."""
+
     def own_parts(self) -> Iterator[nn.Module]:
         """What learns, after the base."""
         raise NotImplementedError
@@ -139,6 +142,7 @@ def freeze_around_mixtures(model: nn.Module) -> None:
     model.requires_grad_(False)
     learning: set[nn.Module] = set()
     for head in heads:
+        head.attach(model)
         for part in head.own_parts():
             part.requires_grad_(True)
             learning.update(part.modules())

@@ -7,7 +7,7 @@ image, or a window of it, that it is not sure of goes to the expert that the gat
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_backbone
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -32,6 +32,7 @@ from ...settings import SegmentationSingleGateSettings
 from ..attach import unwrap
 from ..neck_cost import call_macs
 from ..single_gate_head import SingleGateHead
+from .backbone_tail import BackboneTail, Recollection, Recorder, TailExpert
 from .windows import Windows
 
 
@@ -50,6 +51,7 @@ class SingleGateSegmentor(SingleGateHead):
         strides: of the features that it takes, by name.
         experts: K.
         settings: see there.
+        tails: for each expert the end of the backbone that it has of its own, if it has one.
         ignore_value: label that is left out of the loss.
         max_iter: iterations of the whole training.
         seed: of K-means.
@@ -70,6 +72,7 @@ class SingleGateSegmentor(SingleGateHead):
         strides: Mapping[str, int],
         experts: int,
         settings: SegmentationSingleGateSettings,
+        tails: Sequence[BackboneTail] = (),
         ignore_value: int = 255,
         max_iter: int = 1,
         seed: int = 0,
@@ -85,9 +88,17 @@ class SingleGateSegmentor(SingleGateHead):
                 f"{type(base).__name__} pools over maps of the training crops, which windows are "
                 f"smaller than: set {settings.KEY}.WINDOW 0, or INPUT.CROP.ENABLED False"
             )
+        if settings.window and tails:
+            raise ConfigError(
+                f"{settings.KEY}.BACKBONE_FROM is for rows that are whole images: set WINDOW 0"
+            )
         super().__init__(predictor.in_channels, experts, settings, max_iter, seed)
         self.base = base
-        self.experts = nn.ModuleList(copy.deepcopy(base) for _ in range(experts))
+        heads = [copy.deepcopy(base) for _ in range(experts)]
+        self.experts = nn.ModuleList(
+            [TailExpert(*pair) for pair in zip(tails, heads, strict=True)] if tails else heads
+        )
+        self._recorder: Recorder | None = None
         self.num_classes = predictor.out_channels
         self.strides = dict(strides)
         self.ignore_value = ignore_value
@@ -101,11 +112,16 @@ class SingleGateSegmentor(SingleGateHead):
         head = cfg.MODEL.SEM_SEG_HEAD
         settings = SegmentationSingleGateSettings.of(head.SINGLE_GATE)
         names = [name for name in input_shape if name in head.IN_FEATURES]
+        tails = []
+        if settings.backbone_from:
+            tail = BackboneTail(build_backbone(cfg), settings.backbone_from)
+            tails = [copy.deepcopy(tail) for _ in range(settings.experts)]
         return {
             "base": SEM_SEG_HEADS_REGISTRY.get(settings.base_head)(cfg, input_shape),
             "strides": {name: input_shape[name].stride or 1 for name in names},
             "experts": settings.experts,
             "settings": settings,
+            "tails": tails,
             "ignore_value": head.IGNORE_VALUE,
             "max_iter": cfg.SOLVER.MAX_ITER,
             "seed": max(0, cfg.SEED),
@@ -116,10 +132,19 @@ class SingleGateSegmentor(SingleGateHead):
         yield self.gate
         yield self.experts
 
-    def copy_base(self) -> None:
-        """Start every expert from the base's weights."""
+    def copy_base(self, backbone: nn.Module) -> None:
+        """Start every expert from the weights of the base, and of the backbone before it."""
         for expert in self.experts:
+            if isinstance(expert, TailExpert):
+                expert.tail.take(backbone)
+                expert = expert.head
             expert.load_state_dict(self.base.state_dict())
+
+    def attach(self, model: nn.Module) -> None:
+        """Note from now on what the parts of the backbone give that experts have in common."""
+        tails = [e.tail for e in self.experts if isinstance(e, TailExpert)]
+        if tails:
+            self._recorder = Recorder(model.get_submodule("backbone"), tails[0].before)
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
@@ -162,6 +187,8 @@ class SingleGateSegmentor(SingleGateHead):
         self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
     ) -> Tensor:
         """An expert's logits (R, C, h, w) for the rows ``own`` (R,), without their halo."""
+        if isinstance(expert, TailExpert):
+            return expert(self._recalled.at(own))[0]
         parts = rows.cut(features, own)
         # Heads return losses where they train; its layers keep their mode.
         training, expert.training = expert.training, False
@@ -170,6 +197,12 @@ class SingleGateSegmentor(SingleGateHead):
         finally:
             expert.training = training
         return rows.inner(logits, rows.per_cell(parts, logits))
+
+    @property
+    def _recalled(self) -> Recollection:
+        if self._recorder is None:
+            raise ConfigError("the experts begin in the backbone: freeze_around_mixtures(model)")
+        return self._recorder.last
 
     def _labels(self, targets: Tensor, rows: Windows, pixels: int) -> Tensor:
         """(R, h, w) classes of each row's pixels; -1 without label, and beyond the image."""
@@ -246,13 +279,20 @@ class SingleGateSegmentor(SingleGateHead):
         """
         assert isinstance(self.settings, SegmentationSingleGateSettings)
         key = tuple(number for shape in shapes.values() for number in shape)
+        tails = any(isinstance(expert, TailExpert) for expert in self.experts)
+        if tails:
+            key += tuple(self._recalled.images.shape[1:])
         if key not in self._costs:
             features = {name: torch.empty((1, *s), device="meta") for name, s in shapes.items()}
             window, halo = self.settings.window, self.settings.halo
             rows = Windows.over(features, self.strides, window, halo)
             parts = rows.cut(features, torch.zeros(1, dtype=torch.int64, device="meta"))
             gate = rows.each * self.gate.linear.weight.numel()
-            each = call_macs(self.base, parts)
+            each = (
+                call_macs(self.experts[0], self._recalled.without_data())
+                if tails
+                else call_macs(self.base, parts)
+            )
             self._costs[key] = Cost(
                 call_macs(self.base, features) + gate, (each,) * len(self.experts)
             )
