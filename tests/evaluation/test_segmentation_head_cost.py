@@ -9,8 +9,9 @@ from torch import nn
 from divdr.config import get_divdr_config
 from divdr.evaluation import SegmentationHeadCostEvaluator, build_head_cost_evaluator
 
-# Maps of two sizes: 8 × 12 and 8 × 8 at stride 4, half as long at stride 8.
-SIZES = [(8, 12), (8, 8), (8, 12)]
+# Batches of two images and of one; maps of 8 × 12 and 8 × 8 at stride 4, half as long at stride 8.
+SIZES = [(8, 12), (8, 12), (8, 8)]
+BATCHES = [(2, 8, 12), (1, 8, 8)]
 
 
 def build(window=0):
@@ -34,13 +35,13 @@ def decoder(rows, columns):
 @torch.no_grad()
 def evaluate(evaluator, head):
     evaluator.reset()
-    for rows, columns in SIZES:
+    for count, rows, columns in BATCHES:
         maps = {
-            "res2": torch.randn(1, 4, rows, columns),
-            "res3": torch.randn(1, 8, rows // 2, columns // 2),
+            "res2": torch.randn(count, 4, rows, columns),
+            "res3": torch.randn(count, 8, rows // 2, columns // 2),
         }
         head(maps)
-        evaluator.process([{}], [{}])
+        evaluator.process([{}] * count, [{}] * count)
     figures = evaluator.evaluate()["sem_seg_head"]
     assert not head._forward_pre_hooks
     return figures

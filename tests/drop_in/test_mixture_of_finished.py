@@ -1,4 +1,4 @@
-"""A mixture made of a finished Mask R-CNN on drawn COCO images, by the tool's own program."""
+"""Mixtures made of finished models on drawn COCO images, Mask R-CNN by the tool's own program."""
 
 import json
 import runpy
@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from divdr.engine import Trainer, load_config
 from divdr.engine.make_mixture import make_start
-from divdr.engine.mixture_curve import mixture_curve
+from divdr.engine.mixture_curve import finished_point, mixture_curve
 from divdr.errors import ConfigError
 
 CONFIG = "configs/small/divdr_coco_mask_rcnn.yaml"
@@ -177,6 +177,33 @@ def test_of_a_resnet_with_fpn(drawn, small, tmp_path):
     results = json.loads((tmp_path / "mixture" / "inference" / "results.json").read_text())
     figures = results["coco_2017_val"]
     assert set(figures) == {"bbox", "segm", "cost", "box_head"}
+
+
+def test_of_a_semantic_fpn_from_inside_its_resnet(drawn, small, tmp_path):
+    keys = {**small, "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone"}
+    keys |= {"MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"]}
+    keys |= {"MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"]}
+    keys |= {"MODEL.RESNETS.RES2_OUT_CHANNELS": 8, "MODEL.RESNETS.WIDTH_PER_GROUP": 4}
+    head = "MODEL.SEM_SEG_HEAD.SINGLE_GATE."
+    own = {f"{head}BACKBONE_FROM": "bottom_up.res5", f"{head}CLUSTER_BATCHES": 2}
+    own |= {f"{head}GATE_STAGE": 0.5, "SOLVER.MAX_ITER": 2}
+    cfg, finished = start(keys, tmp_path, config="configs/drop_in/semantic_fpn.yaml", **own)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    after = trainer.model.state_dict()
+    before = finished.state_dict()
+    assert all(after[n].equal(v) for n, v in before.items() if n.startswith("backbone."))
+    moved = "bottom_up.res5.0.conv1.weight"
+    for k in range(2):
+        own = after[f"sem_seg_head.experts.{k}.tail.backbone.{moved}"]
+        assert not own.equal(before[f"backbone.{moved}"])
+    point = finished_point(cfg, finished)
+    every, alone = mixture_curve(cfg, trainer.model, {"confidence": [1.0, 0.0]})
+    assert (every.experts, alone.experts) == (1, 0)
+    assert alone.accuracy == point.accuracy
+    # The end of the backbone, FPN and head, for every image.
+    assert 1.3 * point.gflops < every.gflops < 2 * point.gflops
 
 
 def test_of_a_panoptic_fpn(drawn, small, tmp_path):
