@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..inference.plan import InferencePlan
 from ..routing.cell import Cell
-from ..routing.gate import CLOSED_BELOW, Gate
+from ..routing.gate import Gate
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
 from ..routing.space import RoutingSpace
 
@@ -134,5 +135,5 @@ def closed_share(network: DynamicRoutingNetwork, routing: Routing) -> float:
     for node in network.space.cells:
         exists[node.index, list(node.transforms)] = True
     present = exists & routing.reached.cpu()[..., None]
-    opened = (gates > 0) & (gates.sum(dim=2, keepdim=True) >= CLOSED_BELOW)
+    opened = is_open(gates, is_closed(gates.sum(dim=2, keepdim=True)))
     return 1.0 - float(opened[present].float().mean()) if present.any() else 0.0

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing.cell import Cell
 from ..routing.cost import CellCost, CostTable, cost_table
-from ..routing.gate import CLOSED_BELOW, open_gates
+from ..routing.gate import open_gates
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
 from ..routing.space import DOWN, KEEP, TRANSFORMS
 
@@ -138,7 +139,7 @@ def _visit(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None)
     logits, gates = blank.clone(), blank
     logits[:, columns], gates[:, columns] = decided, gates_here
     expected, real = _costs(cost, gates)
-    if float(gates.sum()) < CLOSED_BELOW:  # the host waits here, once a cell
+    if is_closed(float(gates.sum())):  # of the whole batch; the host waits here, once a cell
         return _Visit({KEEP: x}, logits, gates, expected, real)
     feature: Tensor | None = None
     for op in cell.ops.values():
@@ -176,9 +177,9 @@ def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:
     gates = gates.float()
     transforms = gates.new_tensor([t or 0.0 for t in cost.transforms])
     expected = gates.amax(dim=1) * cost.cell + (gates * transforms).sum(dim=1)
-    running = (gates.sum(dim=1) >= CLOSED_BELOW).float()
-    opened = (gates > 0).float() * transforms
-    return expected, running * (opened.sum(dim=1) + cost.cell) + cost.gate
+    closed = is_closed(gates.sum(dim=1))
+    opened = is_open(gates, closed[:, None]).float() * transforms
+    return expected, opened.sum(dim=1) + (~closed).float() * cost.cell + cost.gate
 
 
 def _join(records: Sequence[Routing]) -> Routing:

@@ -32,14 +32,8 @@ class GatePlan:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, C, H, W) → logits (n, transforms)."""
-        x = self._reduce(self._shrunk(x) if self._gate.small else x)
+        x = self._reduce(self._gate.shrunk(x))
         return F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
-
-    def _shrunk(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) >= 4:
-            return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
-        size = self._gate.map_size(x.shape[-2], x.shape[-1])
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class CellPlan:
@@ -96,7 +90,7 @@ class CellPlan:
         place = {position: row for row, position in enumerate(active)}
         # Keep comes last as it hands the feature's own memory on.
         for transform in (UP, DOWN, KEEP):
-            positions = decision.opened[transform]
+            positions = decision.opened.get(transform)
             if not positions:
                 continue
             maps = rows_of(feature, [place[p] for p in positions])

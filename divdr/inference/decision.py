@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..routing.gate import CLOSED_BELOW, open_gates
+from ..routing.gate import open_gates
+from ..routing.open_paths import is_closed, is_open, leads_on
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 from .route import Route
 
@@ -148,9 +149,9 @@ class Decision:
         dtype: precision that the gates were decided in.
 
     Attributes:
-        passing: positions among ``images`` whose gates sum below 1e-4.
+        passing: positions among ``images`` for which the cell is closed.
         active: the other positions.
-        opened: by transform, positions that take it.
+        opened: by transform, positions that run it.
     """
 
     def __init__(
@@ -165,22 +166,25 @@ class Decision:
         self.node, self.images, self.gates, self.logits = node, images, gates, logits
         self.dtype = dtype
         self._columns = columns
-        self.passing = [p for p, row in enumerate(gates) if sum(row) < CLOSED_BELOW]
-        self.active = [p for p, row in enumerate(gates) if not sum(row) < CLOSED_BELOW]
-        self.opened: dict[int, list[int]] = {t: [] for t in range(len(TRANSFORMS))}
-        for transform in node.transforms:
-            self.opened[transform] = [p for p in self.active if gates[p][transform] > 0]
+        self._closed = [is_closed(sum(row)) for row in gates]
+        self.passing = [p for p, closed in enumerate(self._closed) if closed]
+        self.active = [p for p, closed in enumerate(self._closed) if not closed]
+        self.opened = {
+            t: [p for p in self.active if is_open(gates[p][t], False)] for t in node.transforms
+        }
 
     def images_at(self, positions: Sequence[int]) -> list[int]:
         """The images at positions."""
         return [self.images[p] for p in positions]
 
-    def leads(self, transform: int, published: bool) -> list[int]:
-        """Images for which the transform leads on; ``published`` is the network's reach."""
-        if transform not in self.node.transforms:
-            return []
-        going = self.active if published else self.opened[transform]
-        return self.images_at([*going, *self.passing] if transform == KEEP else going)
+    def leads(self, transform: int, reach: str) -> list[int]:
+        """Images that the transform, one of the node's, makes reach another cell."""
+        is_keep = transform == KEEP
+        return [
+            image
+            for image, row, closed in zip(self.images, self.gates, self._closed, strict=True)
+            if leads_on(is_open(row[transform], closed), closed, is_keep, reach)
+        ]
 
     def weights(self, transform: int, positions: list[int]) -> Weights | None:
         """Gate values at positions; None for 1 everywhere."""

@@ -138,7 +138,7 @@ class Stages:
         self.numbers = range(self.space.num_layers + 1)
         self.dtype = dtype
         self.channels = network.channels
-        self._published = network.initial.reach == "published"
+        self._reach = network.initial.reach
         stem = network.stem
         # The stem's children run in a row; another module in its place runs as it is.
         self._stem = Chain(nn.Sequential(*stem.children()) if type(stem) is Stem else stem, dtype)
@@ -224,7 +224,7 @@ class Stages:
         for decision in decisions:
             for transform in decision.node.transforms:
                 scale = decision.node.target_scale(transform)
-                reached[scale].update(decision.leads(transform, self._published))
+                reached[scale].update(decision.leads(transform, self._reach))
         return [sorted(images) for images in reached]
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import DivdrError
 from ..routing.cell import Cell
-from ..routing.gate import CLOSED_BELOW
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, is_open
 from ..routing.space import KEEP, TRANSFORMS, UP
 from .route import Route
 
@@ -44,14 +44,15 @@ class StaticCell(nn.Module):
         self.node, self.channels = cell.node, cell.channels
         self.gate, self.reach = None, "open"
         self.gates = gates
-        self.runs = sum(gates) >= CLOSED_BELOW
+        closed = is_closed(sum(gates))
+        self.runs = not closed
         ops = cell.ops.items() if self.runs else ()
         self.ops = nn.ModuleDict({name: copy.deepcopy(op) for name, op in ops})
         self.changes = nn.ModuleDict(
             {
                 name: copy.deepcopy(change)
                 for name, change in cell.changes.items()
-                if self.runs and gates[TRANSFORMS.index(name)] > 0
+                if is_open(gates[TRANSFORMS.index(name)], closed)
             }
         )
 

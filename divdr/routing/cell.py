@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
-from .gate import CLOSED_BELOW, Gate, open_gates
+from .gate import Gate, open_gates
+from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
@@ -41,7 +42,8 @@ class CellResult:
     Attributes:
         logits: (n, 3) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
         gates: (n, 3) gate values.
-        leads: (n, 3) bool, open paths; keep is one of them for a closed cell.
+        leads: (n, 3) bool, open paths, see ``leads_on``; without meaning where there is no such
+            transform.
         cell_outputs: the maps that go on.
         skipped: layers that conditional training left out.
     """
@@ -117,6 +119,9 @@ class Cell(nn.Module):
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
         self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
+        self._is_keep: Tensor
+        is_keep = torch.tensor([t == KEEP for t in range(len(TRANSFORMS))])
+        self.register_buffer("_is_keep", is_keep, persistent=False)
 
     def forward(
         self, x: Tensor, up_size: tuple[int, int] | None, imposed: Tensor | None = None
@@ -131,13 +136,9 @@ class Cell(nn.Module):
         logits, gates = self._decide(x)
         if imposed is not None:
             gates = imposed
-        closed = gates.sum(dim=1) < CLOSED_BELOW
-        opened = (gates > 0) & ~closed[:, None]
-        leads = opened.clone()
-        if self.reach == "published":
-            leads[:, self._columns] = ~closed[:, None]
-        if KEEP in self.node.transforms:
-            leads[:, KEEP] |= closed
+        closed = is_closed(gates.sum(dim=1))  # (n,)
+        opened = is_open(gates, closed[:, None])  # (n, T)
+        leads = leads_on(opened, closed[:, None], self._is_keep, self.reach)
         if not self.training:
             cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
             return CellResult(logits, gates, leads, cell_outputs)

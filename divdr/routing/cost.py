@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .gate import CLOSED_BELOW
+from .open_paths import is_closed, is_open
 from .space import KEEP, TRANSFORMS
 
 MapShape = tuple[int, int, int]
@@ -201,12 +201,13 @@ class CostTensors:
         """
         gates = _join(initial.detach(), activations.detach())
         everyone = torch.ones_like(reached[:, :1])
-        visited = torch.cat([everyone, reached], dim=1).to(self._gate.dtype)
-        running = (gates.sum(dim=2) >= CLOSED_BELOW) & (visited > 0)
-        opened = (gates > 0) & running[..., None]
+        visited = torch.cat([everyone, reached], dim=1)
+        closed = is_closed(gates.sum(dim=2))
+        running = visited & ~closed
+        opened = visited[..., None] & is_open(gates, closed[..., None])
         return (
             self.stem
-            + visited @ self._gate
+            + visited.to(self._gate.dtype) @ self._gate
             + running.to(self._cell.dtype) @ self._cell
             + (opened * self._transform).sum(dim=(1, 2))
         )
@@ -249,9 +250,9 @@ class CostTensors:
         cell[0] = gate[0] = 0.0
         transform[-self._last :] = 0.0
         expected = gates.amax(dim=2) @ cell + (gates * transform).sum(dim=(1, 2))
-        running = gates.sum(dim=2) >= CLOSED_BELOW
-        opened = (gates > 0) & running[..., None]
-        real = self.stem + gate.sum() + running.to(cell.dtype) @ cell
+        closed = is_closed(gates.sum(dim=2))
+        opened = is_open(gates, closed[..., None])
+        real = self.stem + gate.sum() + (~closed).to(cell.dtype) @ cell
         return expected, real + (opened * transform).sum(dim=(1, 2))
 
 
