@@ -1,4 +1,8 @@
-"""Measuring plans: time, multiply-adds and memory beside the published way of running."""
+"""Measuring plans: time, multiply-adds and memory beside the published way of running.
+
+Axes, here and in the modules: N images of a batch, T = 3 transforms [up, keep, down], D = T ×
+cells, the length of A(x), C channels, H rows, W columns.
+"""
 
 from .cases import Case, close_gates, closed_share
 from .figures import (

@@ -16,8 +16,9 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
 from ..routing.space import RoutingSpace
+from ..settings import RoutingSettings
 
-_OPEN_LOGIT = 1.5
+_OPEN_LOGIT = RoutingSettings.gate_bias
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Case:
     batch: int
     size: tuple[int, int]
     closed: float
-    layers: int = 16
-    scales: int = 4
-    channels: int = 64
-    gate: str = "small"
+    layers: int = RoutingSettings.layers
+    scales: int = RoutingSettings.scales
+    channels: int = RoutingSettings.channels
+    gate: str = RoutingSettings.gate
     reach: str = "published"
     seed: int = 0
 

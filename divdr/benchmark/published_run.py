@@ -25,7 +25,7 @@ from ..routing.space import DOWN, KEEP, TRANSFORMS
 
 @dataclass
 class _Visit:
-    """What a cell did: maps by transform, [up, keep, down] rows (N, 3), costs (N,)."""
+    """What a cell did: maps by transform, [up, keep, down] rows (N, T), costs (N,)."""
 
     maps: dict[int, Tensor]
     logits: Tensor
@@ -90,25 +90,25 @@ class PublishedRun:
         maps = network.stem(x.contiguous())
         first = _visit(network.initial, table.initial, maps, None)
         expected, real = first.expected, first.real + table.stem
-        arrivals: dict[int, Tensor] = {}
-        _bring(network.initial, first, arrivals)
+        input_sums: dict[int, Tensor] = {}
+        _bring(network.initial, first, input_sums)
         visits: list[_Visit | None] = []
         cells = list(network.cells())
         for layer in space.layers:
             following: dict[int, Tensor] = {}
             for node in layer:
-                if node.scale not in arrivals:
+                if node.scale not in input_sums:
                     visits.append(None)
                     continue
                 finer = sizes[node.scale - 1] if node.scale else None
                 cell, cost = cells[node.index], table.cells[node.index]
-                visit = _visit(cell, cost, arrivals[node.scale], finer)
+                visit = _visit(cell, cost, input_sums[node.scale], finer)
                 _bring(cell, visit, following)
                 expected, real = expected + visit.expected, real + visit.real
                 visits.append(visit)
-            arrivals = following
+            input_sums = following
         outputs = [
-            arrivals.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
+            input_sums.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
             for scale, channels in enumerate(network.out_channels())
         ]
         blank = torch.zeros_like(first.gates)
@@ -164,16 +164,16 @@ def _transformed(
     return F.interpolate(cell.changes["up"](maps), size=finer, mode="bilinear", align_corners=False)
 
 
-def _bring(cell: Cell, visit: _Visit, arrivals: dict[int, Tensor]) -> None:
-    """Move what leaves a cell to the arrivals of the next layer by scale."""
+def _bring(cell: Cell, visit: _Visit, input_sums: dict[int, Tensor]) -> None:
+    """Add what leaves a cell to the input sums of the next layer, by scale."""
     for transform, maps in visit.maps.items():
         scale = cell.node.target_scale(transform)
-        arrivals[scale] = arrivals[scale] + maps if scale in arrivals else maps
+        input_sums[scale] = input_sums[scale] + maps if scale in input_sums else maps
     visit.maps.clear()
 
 
 def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """(expected, real) multiply-adds (N,) of one cell for gates (N, 3)."""
+    """(expected, real) multiply-adds (N,) of one cell for gates (N, T)."""
     gates = gates.float()
     transforms = gates.new_tensor([t or 0.0 for t in cost.transforms])
     expected = gates.amax(dim=1) * cost.cell + (gates * transforms).sum(dim=1)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
-from ..inference.decision import Imposed
+from ..inference.decision import ImposedRoute
 from ..inference.plan import InferencePlan
 from ..inference.route import Route
 from ..routing.network import DynamicRoutingNetwork
@@ -130,7 +130,7 @@ class CapturedRoute:
     def __init__(self, plan: InferencePlan, x: Tensor, route: Route) -> None:
         self.input = x.clone()
         _, self._record = plan(self.input, route)
-        imposed = Imposed(route, plan.space, self.input)
+        imposed = ImposedRoute(route, plan.space, self.input)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # workspaces and algorithms are chosen before capture

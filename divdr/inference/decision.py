@@ -43,11 +43,16 @@ class Weights:
         return self.column.to(maps.dtype).view(-1, 1, 1, 1)
 
 
-class Arrival:
-    """Weighted sum of maps, one row an image, merged in place.
+class InPlaceInputSum:
+    """Weighted sum of the maps that come to one cell, in place.
+
+    It is to plans what ``InputSum`` (``routing.travel``) is to training, which cannot share it:
+    autograd needs the maps that were summed, and which images reach a cell is known only after all
+    maps have come. A plan decides first, so that only these images have rows here, and the memory
+    of the first map becomes that of the sum.
 
     Args:
-        images: the images that reach the cell, rising.
+        images: the n images that reach the cell, rising.
         shape: (C, H, W) of their maps.
         like: a tensor of the device and precision to use.
 
@@ -65,7 +70,7 @@ class Arrival:
         self._filled: set[int] = set()
 
     def add(self, maps: Tensor, images: list[int], weights: Weights | None = None) -> None:
-        """Add maps times their weights. The arrival may overwrite and keep ``maps``.
+        """Add maps times their weights. The sum may overwrite and keep ``maps``.
 
         Args:
             maps: (m, C, H, W), memory that nobody will look at afterwards.
@@ -73,6 +78,7 @@ class Arrival:
             weights: theirs; None for 1.
         """
         if images == self.images and not self._filled:
+            # Taken over, not copied: the first map of all images becomes the sum.
             self._maps = maps if weights is None else weights.scale_(maps)
             self._filled = set(images)
         elif images == self.images and len(self._filled) == len(images):
@@ -82,17 +88,19 @@ class Arrival:
             else:
                 memory.addcmul_(maps, weights.factors(maps))
         else:
+            # Row by row: index_add would need the other rows' memory set to zero before.
             for position, image in enumerate(images):
                 value = 1.0 if weights is None else weights.values[position]
                 self._add_one(maps[position], image, value)
 
-    def part(self, images: list[int]) -> Arrival:
-        """What has arrived for some of ``images``, to go on on its own.
+    def part(self, images: list[int]) -> InPlaceInputSum:
+        """The sum so far of some of ``images``, to go on by itself.
 
         The memory is shared; parts must not have an image in common, and come before `finish`.
         """
-        members = [image for image in self.images if image in set(images)]
-        part = Arrival(members, self._shape, self.like)
+        wanted = set(images)
+        members = [image for image in self.images if image in wanted]
+        part = InPlaceInputSum(members, self._shape, self.like)
         if members:
             maps = rows_of(self._whole(), [self._row[image] for image in members])
             part.add(maps, members)
@@ -212,14 +220,14 @@ def from_logits(
     """
     if not nodes:
         return []
-    flat = torch.cat([one.flatten() for one in logits])
+    flat = torch.cat([one.flatten() for one in logits])  # of all cells, images and transforms
     gates = open_gates(flat)
     fetched = torch.stack([flat, gates]).tolist()  # the only wait for the device in a layer
     decisions, start = [], 0
     for node, members, one in zip(nodes, images, logits, strict=True):
         stop = start + one.numel()
-        host = [_rows(numbers[start:stop], node) for numbers in fetched]
-        table = gates[start:stop].view(one.shape)
+        host = [_rows(numbers[start:stop], node) for numbers in fetched]  # logits, gates: n × T
+        table = gates[start:stop].view(one.shape)  # (n, transforms of the node), on the device
         columns = {t: table[:, i] for i, t in enumerate(node.transforms)}
         decisions.append(Decision(node, members, host[1], host[0], columns, flat.dtype))
         start = stop
@@ -237,7 +245,7 @@ def _rows(numbers: list[float], node: Node) -> Rows:
     return rows
 
 
-class Imposed:
+class ImposedRoute:
     """Gate values of N images, fetched once.
 
     Args:
@@ -264,6 +272,7 @@ class Imposed:
                 f"not {tuple(route.shape)}"
             )
         table = route.detach().view(-1, space.num_cells, len(TRANSFORMS))
+        # (N or 1, 1 + cells, T): the initial cell comes first.
         table = torch.cat([self._initial.to(table).expand(len(table), 1, -1), table], dim=1)
         self._device = table.to(x.device).expand(count, -1, -1)
         self._host = table.expand(count, -1, -1).tolist()
@@ -274,7 +283,7 @@ class Imposed:
             return None
         place = node.index + 1
         gates = [self._host[image][place] for image in images]
-        table = rows_of(self._device[:, place], images)
+        table = rows_of(self._device[:, place], images)  # (n, T)
         columns = {t: table[:, t] for t in node.transforms}
         nothing = [[0.0] * len(TRANSFORMS)] * len(images)
         return Decision(node, images, gates, nothing, columns, table.dtype)

@@ -27,8 +27,8 @@ class Route:
 
     Attributes:
         space: the routing space.
-        gates: (cells, 3) values in [0, 1], as edited, float32 on the host.
-        initial: (3,) gates of the initial cell.
+        gates: (cells, T) values in [0, 1], as edited, float32 on the host.
+        initial: (T,) gates of the initial cell.
     """
 
     space: RoutingSpace
@@ -162,7 +162,7 @@ def vote(space: RoutingSpace, activations: Tensor, initial: Tensor, threshold: f
     Args:
         space: the routing space.
         activations: (M, D) gate activations of the cluster's M images.
-        initial: (M, 3) gates of the initial cell.
+        initial: (M, T) gates of the initial cell.
         threshold: share of the images in [0, 1).
 
     Raises:

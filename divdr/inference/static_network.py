@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DivdrError
-from ..routing.cell import Cell
+from ..routing.cell import Cell, transformed
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
-from ..routing.space import KEEP, TRANSFORMS, UP
+from ..routing.space import KEEP, TRANSFORMS
 from .route import Route
 
 Size = tuple[int, int]
@@ -72,15 +72,9 @@ class StaticCell(nn.Module):
         feature = F.relu(sum(others, first))
         leaving = []
         for transform, gate in enumerate(self.gates):
-            if not gate > 0:
-                continue
-            maps = feature
-            if transform != KEEP:
-                maps = self.changes[TRANSFORMS[transform]](maps)
-            maps = maps * gate
-            if transform == UP:
-                maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
-            leaving.append((transform, maps))
+            if is_open(gate, not self.runs):
+                maps = transformed(feature, transform, self.changes, gate, finer)
+                leaving.append((transform, maps))
         return leaving
 
 

@@ -40,9 +40,9 @@ class CellResult:
     """What a cell did with n images that reached it.
 
     Attributes:
-        logits: (n, 3) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
-        gates: (n, 3) gate values.
-        leads: (n, 3) bool, open paths, see ``leads_on``; without meaning where there is no such
+        logits: (n, T) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
+        gates: (n, T) gate values.
+        leads: (n, T) bool, open paths, see ``leads_on``; without meaning where there is no such
             transform.
         cell_outputs: the maps that go on.
         skipped: layers that conditional training left out.
@@ -131,7 +131,7 @@ class Cell(nn.Module):
         Args:
             x: (n, C·2^scale, H, W).
             up_size: (rows, columns) of the next finer map, for the up transform.
-            imposed: (n, 3) gate values to use in place of the gate's own.
+            imposed: (n, T) gate values to use in place of the gate's own.
         """
         logits, gates = self._decide(x)
         if imposed is not None:
@@ -161,7 +161,7 @@ class Cell(nn.Module):
         """Transforms to train; none where the cell is closed for every image."""
         if not self._conditional:
             return self.node.transforms
-        some = (gates > 0).any(dim=0).tolist()  # conditional training waits once a cell
+        some = (gates > 0).any(dim=0).tolist()  # (T,); conditional training waits once a cell
         if not any(some):
             return ()
         # Keep costs next to nothing, and images that pass on take it.
@@ -187,7 +187,7 @@ class Cell(nn.Module):
         cell_outputs = []
         for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
-            maps = self._transform(feature, transform, weight, up_size)
+            maps = transformed(F.relu(feature), transform, self.changes, weight, up_size)
             if transform == KEEP:
                 maps = torch.where(closed[:, None, None, None], x.to(maps.dtype), maps)
             cell_outputs.append(CellOutput(transform, maps, None))
@@ -216,7 +216,8 @@ class Cell(nn.Module):
             images = _positions(chosen, x.device)
             within = _positions(chosen[~closed], x.device)
             weight = _rows(gates, images)[:, transform, None, None, None].to(feature.dtype)
-            maps = self._transform(_rows(feature, within), transform, weight, up_size)
+            maps = F.relu(_rows(feature, within))
+            maps = transformed(maps, transform, self.changes, weight, up_size)
             cell_outputs.append(CellOutput(transform, maps, images))
         return cell_outputs
 
@@ -240,17 +241,30 @@ class Cell(nn.Module):
         assert total is not None
         return total
 
-    def _transform(
-        self, feature: Tensor, transform: int, weight: Tensor, up_size: tuple[int, int] | None
-    ) -> Tensor:
-        maps = F.relu(feature)
-        if transform == KEEP:
-            return maps * weight
-        if transform == DOWN:
-            return self.changes["down"](maps) * weight
-        # Weighting before the upsampling is the same and touches a quarter of the numbers.
-        maps = self.changes["up"](maps) * weight
-        return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
+
+def transformed(
+    maps: Tensor,
+    transform: int,
+    changes: nn.ModuleDict,
+    weight: Tensor | float,
+    up_size: tuple[int, int] | None,
+) -> Tensor:
+    """What a transform makes of the ReLU of a cell's sum.
+
+    Args:
+        maps: (n, C, H, W).
+        transform: ``UP``, ``KEEP`` or ``DOWN``.
+        changes: the cell's layers "up" and "down".
+        weight: gate value, or (n, 1, 1, 1) gate values.
+        up_size: (rows, columns) of the next finer map, for the up transform.
+    """
+    if transform != KEEP:
+        maps = changes[TRANSFORMS[transform]](maps)
+    # Weighting before the upsampling is the same and touches a quarter of the numbers.
+    maps = maps * weight
+    if transform != UP:
+        return maps
+    return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
 
 
 def _positions(mask: Tensor, device: torch.device) -> Tensor | None:

@@ -52,7 +52,7 @@ class Gate(nn.Module):
         if not self.small:
             return x
         if min(x.shape[-2:]) >= 4:
-            # By the factor and not by the size, which would sample other places of odd sizes.
+            # By factor: by size, sides that 4 does not divide would be sampled at other places.
             return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
         size = self.map_size(*x.shape[-2:])
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

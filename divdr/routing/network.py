@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..settings import RoutingSettings
 from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
-from .cost import CostTensors, cost_table
+from .cost import SIZES_KEPT, CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
 from .ops import DropPathSchedule, NormFactory, Stem, initialise
 from .record import Routing
@@ -247,7 +247,7 @@ class DynamicRoutingNetwork(nn.Module):
     def _cost_tensors(self, height: int, width: int, device: torch.device) -> CostTensors:
         key = (height, width, str(device))
         if key not in self._costs:
-            if len(self._costs) >= 256:  # images of ever new sizes must not fill the memory
+            if len(self._costs) >= SIZES_KEPT:
                 self._costs.clear()
             self._costs[key] = cost_table(self, height, width).tensors(device)
         return self._costs[key]

@@ -31,8 +31,8 @@ def is_open(gate: Any, closed: Any) -> Any:
         gate: their gates, a number, array or tensor.
         closed: whether their cells are closed, of a shape that broadcasts.
     """
-    # The gates of a closed cell need not be 0 each. "^ True" negates bool, array and tensor alike.
-    return (gate > 0) & (closed ^ True)
+    # Gates of a closed cell may be above 0. "== 0" negates bool, array and tensor alike.
+    return (gate > 0) & (closed == 0)
 
 
 def leads_on(opened: Any, closed: Any, is_keep: Any, reach: str) -> Any:
@@ -44,7 +44,7 @@ def leads_on(opened: Any, closed: Any, is_keep: Any, reach: str) -> Any:
         is_keep: whether the transform is keep, which takes the input of a closed cell along.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
     """
-    going = closed ^ True if reach == "published" else opened
+    going = closed == 0 if reach == "published" else opened
     return going | (closed & is_keep)
 
 
@@ -62,8 +62,8 @@ def reached_cells(space: RoutingSpace, gates: Any, initial: Any = None) -> list[
 
     Args:
         space: the routing space.
-        gates: (cells, 3), a tensor or array on the host; rows of unreached cells do not matter.
-        initial: (3,) gates of the initial cell, likewise; None leads to every cell of layer 0.
+        gates: (cells, T), a tensor or array on the host; rows of unreached cells do not matter.
+        initial: (T,) gates of the initial cell, likewise; None leads to every cell of layer 0.
     """
     reached = [False] * space.num_cells
     scales = set(range(space.scales_per_layer[0]))

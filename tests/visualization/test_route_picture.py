@@ -46,7 +46,7 @@ def test_width_and_opacity_grow_with_the_gate():
     space = RoutingSpace.build(3, 2)
     activations = np.zeros(space.activation_size)
     for layer, gate in zip(space.layers, (0.2, 0.5, 1.0), strict=True):
-        activations[space.activation_index(layer[0], KEEP)] = gate
+        activations[3 * layer[0].index + KEEP] = gate
     keep = lines(route_figure(space, activations), "open-keep")
     widths = list(keep.get_linewidth())
     opacities = list(keep.get_alpha())
@@ -60,8 +60,8 @@ def test_each_line_leads_where_its_transform_leads():
     space = RoutingSpace.build(2, 2)
     activations = np.zeros(space.activation_size)
     fine, coarse = space.layers[0]
-    activations[space.activation_index(fine, DOWN)] = 0.7
-    activations[space.activation_index(coarse, UP)] = 0.4
+    activations[3 * fine.index + DOWN] = 0.7
+    activations[3 * coarse.index + UP] = 0.4
     figure = route_figure(space, activations)
     assert lines(figure, "open-down").get_segments()[0].tolist() == [[0, 0], [1, 1]]
     assert lines(figure, "open-up").get_segments()[0].tolist() == [[0, 1], [1, 0]]
@@ -74,7 +74,7 @@ def test_closed_cell_passes_its_input_on_and_unreached_cells_are_faint():
     activations = np.zeros(space.activation_size)
     reached = np.zeros(space.num_cells, dtype=bool)
     for layer in space.layers:
-        activations[space.activation_index(layer[0], KEEP)] = 0.9e-4
+        activations[3 * layer[0].index + KEEP] = 0.9e-4
         reached[layer[0].index] = True
     figure = route_figure(space, activations, reached)
     passed = lines(figure, "passed")
@@ -93,8 +93,8 @@ def test_follow_by_hand():
     # stride 16 goes up only. Layer 2 is reached at strides 4 (keep) and 8 (up).
     space = RoutingSpace((2, 3, 3))
     activations = np.zeros(space.activation_size)
-    activations[space.activation_index(space.layers[0][1], DOWN)] = 1
-    activations[space.activation_index(space.layers[1][2], UP)] = 1
+    activations[3 * space.layers[0][1].index + DOWN] = 1
+    activations[3 * space.layers[1][2].index + UP] = 1
     expected = [True, True, True, False, True, True, True, False]
     assert follow(space, activations).tolist() == expected
 
