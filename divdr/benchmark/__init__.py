@@ -1,4 +1,4 @@
-"""Measuring plans: time, multiply-adds and memory beside the published way of running.
+"""Measuring plans: time, multiply-adds and memory beside the published code's execution.
 
 Axes, here and in the modules: N images of a batch, T = 3 transforms [up, keep, down], D = T ×
 cells, the length of A(x), C channels, H rows, W columns.
@@ -10,7 +10,7 @@ from .figures import (
     Target,
     as_numbers,
     case_table,
-    line_table,
+    fit_table,
     lines,
     memory_table,
     target_table,
@@ -23,12 +23,12 @@ from .run_modes import (
     CapturedRoute,
     CaseResult,
     LiveBytes,
-    Row,
+    Measurement,
     fixed_route,
     measure,
     peak_bytes,
 )
-from .timing import Times, describe, gemm_peak, in_turns
+from .timing import Times, describe_machine, gemm_peak, in_turns
 
 __all__ = [
     "Against",
@@ -37,20 +37,20 @@ __all__ = [
     "CaseResult",
     "Line",
     "LiveBytes",
+    "Measurement",
     "Memory",
     "PublishedRun",
-    "Row",
     "Target",
     "Times",
     "as_numbers",
     "case_table",
     "close_gates",
     "closed_share",
-    "describe",
+    "describe_machine",
+    "fit_table",
     "fixed_route",
     "gemm_peak",
     "in_turns",
-    "line_table",
     "lines",
     "measure",
     "measure_memory",

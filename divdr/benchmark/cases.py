@@ -33,7 +33,7 @@ class Case:
         scales: its scales.
         channels: channels at stride 4.
         gate: "small", "full" or "none"; without gates nothing closes.
-        reach: of the network. With "published" every way of running runs the same cells; with
+        reach: of the network. With "published" every execution mode runs the same cells; with
             "open" all but the published one save the cells behind closed transforms as well.
         seed: for weights, images and gates.
     """

@@ -1,7 +1,7 @@
-"""Peak memory of one forward, each way of running in a process of its own.
+"""Peak memory of one forward, each execution mode in a process of its own.
 
 ``python -m divdr.benchmark.memory`` is that process: it reads a ``Case`` as JSON and the
-name of a way, and prints the figures as JSON.
+name of a mode, and prints the figures as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .cases import Case
 from .published_run import PublishedRun
 from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
 
-WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
+MODES = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,45 @@ class Memory:
     """Peak memory of a forward beyond what was there before it (weights, the images).
 
     Attributes:
-        way: its name.
+        mode: its name.
         resident: bytes that the process, or on CUDA the allocator, took at most.
         tensors: bytes of tensors that lived at once at most, counted at the dispatcher.
     """
 
-    way: str
+    mode: str
     resident: int
     tensors: int
 
 
-def measure_memory(case: Case, device: str, ways: tuple[str, ...] = WAYS) -> list[Memory]:
-    """Run every way once in a fresh process.
+def measure_memory(case: Case, device: str, modes: tuple[str, ...] = MODES) -> list[Memory]:
+    """Run every mode once in a fresh process.
 
     Raises:
         DivdrError: a process failed; with its last line.
     """
     found = []
-    for way in ways:
-        command = [sys.executable, "-m", __name__, way, device, json.dumps(asdict(case))]
+    for mode in modes:
+        command = [sys.executable, "-m", __name__, mode, device, json.dumps(asdict(case))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise DivdrError(f"measuring the memory of {way!r} failed: {last}")
+            raise DivdrError(f"measuring the memory of {mode!r} failed: {last}")
         found.append(Memory(**json.loads(done.stdout.splitlines()[-1])))
     return found
 
 
-def _function(way: str, network: DynamicRoutingNetwork) -> Callable[[Tensor], object]:
-    if way == PUBLISHED:
+def _function(mode: str, network: DynamicRoutingNetwork) -> Callable[[Tensor], object]:
+    if mode == PUBLISHED:
         return PublishedRun(network)
-    if way == NETWORK:
+    if mode == NETWORK:
         return network
-    return InferencePlan(network, dtype=torch.bfloat16 if way == PLAN_BF16 else None)
+    return InferencePlan(network, dtype=torch.bfloat16 if mode == PLAN_BF16 else None)
 
 
 @torch.no_grad()
-def _measure_here(way: str, device: str, case: Case) -> Memory:
+def _measure_here(mode: str, device: str, case: Case) -> Memory:
     network, x = case.build(device)
-    function = _function(way, network)
+    function = _function(mode, network)
     function(x[..., :64, :64])  # libraries load and kernels are compiled before
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -83,7 +83,7 @@ def _measure_here(way: str, device: str, case: Case) -> Memory:
         before = _restart_peak()
         function(x)
         resident = _peak_resident() - before
-    return Memory(way, resident, peak_bytes(lambda: function(x)))
+    return Memory(mode, resident, peak_bytes(lambda: function(x)))
 
 
 def _restart_peak() -> int:

@@ -1,4 +1,4 @@
-"""A network run the way the published Dynamic Routing code runs one: what plans are timed against.
+"""A network run as the published Dynamic Routing code runs one: what plans are timed against.
 
 Li et al. (CVPR 2020); the behaviour is that of the authors' release, the code is not.
 """
@@ -79,7 +79,7 @@ class PublishedRun:
         Returns:
             Maps of the last layer, stride 4 first, each (N, C·2^s, H_s, W_s), and the record. Its
             real cost counts what the gates of an image open, its ``reached`` holds for all images
-            where it holds for one, as the batch takes one way.
+            where it holds for one, as the batch takes one route.
         """
         network, space = self._network, self._network.space
         size = (x.shape[-2], x.shape[-1])

@@ -1,4 +1,4 @@
-"""The ways of running one network that a benchmark compares, measured on one case."""
+"""The execution modes of one network that a benchmark compares, measured on one case."""
 
 from __future__ import annotations
 
@@ -157,22 +157,22 @@ STATIC_BF16 = "fixed route, bf16"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one way of running a case took.
+class Measurement:
+    """What one execution mode of a case took.
 
     Attributes:
-        way: its name.
+        mode: its name.
         times: of the whole batch.
-        faster: how many times faster than the published way (batched), by medians.
+        faster: how many times faster than the published mode (batched), by medians.
         expected_gflops: expected cost, mean of the images, 10⁹ multiply-adds; None if unknown.
         real_gflops: likewise real cost.
         error: largest difference of a map from the network's, over the network's largest number.
-            For the published way on a batch of mixed routes it is no rounding error: there the
-            published way computes something else.
+            For the published mode on a batch of mixed routes it is no rounding error: there the
+            published mode computes something else.
         half: whether the maps are bfloat16.
     """
 
-    way: str
+    mode: str
     times: Times
     faster: float
     expected_gflops: float | None
@@ -188,26 +188,26 @@ class CaseResult:
     Attributes:
         case: what ran.
         closed: share of closed gates that came about.
-        rows: one a way of running.
+        rows: one a mode.
     """
 
     case: Case
     closed: float
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
 
-    def row(self, way: str) -> Row | None:
-        """The row of a way, None if that did not run."""
-        return next((row for row in self.rows if row.way == way), None)
+    def row(self, mode: str) -> Measurement | None:
+        """The row of a mode, None if that did not run."""
+        return next((row for row in self.rows if row.mode == mode), None)
 
-    def per_image(self, way: str) -> float:
+    def per_image(self, mode: str) -> float:
         """Median seconds per image.
 
         Raises:
-            KeyError: that way did not run.
+            KeyError: that mode did not run.
         """
-        row = self.row(way)
+        row = self.row(mode)
         if row is None:
-            raise KeyError(way)
+            raise KeyError(mode)
         return row.times.median / self.case.batch
 
 
@@ -215,7 +215,7 @@ class CaseResult:
 def measure(
     case: Case, *, rounds: int, device: torch.device | str, against: Against | None = None
 ) -> CaseResult:
-    """Time every way of running a case, in turns.
+    """Time every execution mode of a case, in turns.
 
     Raises:
         ConfigError: the callable to compare with failed.
@@ -232,17 +232,17 @@ def measure(
     functions[STATIC] = fixed_route(plan, x, record)
     functions[PLAN_BF16] = partial(half, x)
     functions[STATIC_BF16] = fixed_route(half, x, record)
-    facts = {way: _facts(function, wanted) for way, function in functions.items()}
+    facts = {mode: _facts(function, wanted) for mode, function in functions.items()}
     timed: dict[str, Callable[[], object]] = {**functions}
     if against is not None:
         timed[against.name] = against.bind(network, x)
     times = in_turns(timed, rounds, device)
     rows = []
-    for way, taken in times.items():
+    for mode, taken in times.items():
         faster = times[PUBLISHED].median / taken.median
-        expected, real, error = facts.get(way, (None, None, None))
-        in_half = way in (PLAN_BF16, STATIC_BF16)
-        rows.append(Row(way, taken, faster, expected, real, error, in_half))
+        expected, real, error = facts.get(mode, (None, None, None))
+        in_half = mode in (PLAN_BF16, STATIC_BF16)
+        rows.append(Measurement(mode, taken, faster, expected, real, error, in_half))
     return CaseResult(case, closed_share(network, record), tuple(rows))
 
 

@@ -77,8 +77,8 @@ class TrainLoader(DataLoader):
     """A loader that begins its work with the first batch asked for.
 
     PyTorch's begins with ``iter``, where workers fetch their first batches at once; and the trainer
-    of Detectron2 0.6 calls that in its constructor, before a run that is resumed has told its
-    ``batch_sampler`` where to start.
+    of Detectron2 0.6 calls that in its constructor, before a run that is resumed has set where
+    its ``batch_sampler`` starts.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -21,10 +21,10 @@ from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwra
 from ..routing import Routing
 from ..routing.open_paths import is_closed
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
-def gathered(rows: Sequence[Row]) -> list[Row] | None:
+def gathered(rows: Sequence[Item]) -> list[Item] | None:
     """The rows of all processes, one process's after another's; None on all but the main one.
 
     All processes have to call it.

@@ -153,7 +153,7 @@ def mixture_recovery(
 
 
 def linear_recovery(a: Tensor, labels: Tensor, *, folds: int = 5) -> float:
-    """Share of images whose subset a linear classifier of A tells, by cross-validation.
+    """Share of images whose subset a linear classifier of A finds, by cross-validation.
 
     What A holds about the subset, whether or not clusters follow it: logistic regression on
     standardised activations (N, D), as scikit-learn fits it.

@@ -22,9 +22,9 @@ from .partition import (
     Membership,
     check_partition,
     check_scaling,
-    find_partition,
     gate_weights,
     match_centres,
+    partition_points,
     weighted,
 )
 
@@ -218,7 +218,7 @@ class LocalExperts:
             return self.labels.cluster(self.bank.keys, points, self.num_experts)
         old = self.centres if self.warm_start and self.settled else None
         mixture = self.partition == "mixture"
-        return find_partition(
+        return partition_points(
             points,
             self.num_experts,
             partition=self.partition,
@@ -333,7 +333,7 @@ class LocalExperts:
         centres, sigma2 = state["centres"], state["sigma2"]
         self.centres = None if centres is None else centres.to(device, copy=True)
         self.sigma2 = None if sigma2 is None else sigma2.to(device, copy=True)
-        weights = state.get("weights")  # checkpoints of before know no scaling
+        weights = state.get("weights")  # earlier checkpoints know no scaling
         self.weights = None if weights is None else weights.to(device, copy=True)
         self.members = Membership.from_state(state.get("members"))
         self._agreed = bool(state.get("agreed", False))

@@ -22,7 +22,7 @@ SCALINGS = ClusteringSettings.choices("scaling")
 _SPREAD_FLOOR = 0.1
 
 
-def find_partition(
+def partition_points(
     x: Tensor,
     k: int,
     *,
@@ -141,7 +141,7 @@ class Membership:
 
     @classmethod
     def from_state(cls, state: dict[str, Any] | None) -> Membership:
-        """What :meth:`state_dict` gave; None, as in checkpoints of before, for nobody."""
+        """What :meth:`state_dict` gave; None, as in earlier checkpoints, is empty."""
         return cls() if state is None else cls(state["keys"], state["experts"].long())
 
 

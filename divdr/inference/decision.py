@@ -73,7 +73,7 @@ class InPlaceInputSum:
         """Add maps times their weights. The sum may overwrite and keep ``maps``.
 
         Args:
-            maps: (m, C, H, W), memory that nobody will look at afterwards.
+            maps: (m, C, H, W), memory that is not read afterwards.
             images: the m images they belong to, rising.
             weights: theirs; None for 1.
         """

@@ -1,4 +1,4 @@
-"""Static experts behind a dispatcher: the first layers tell which one runs the rest.
+"""Static experts behind a dispatcher: the first layers decide which one runs the rest.
 
 DivDR finds local experts; here each is a static sub-network (``StaticNetwork``) of its own.
 """
@@ -75,7 +75,7 @@ class Dispatcher:
             scaler, model = (step for _, step in fitted.steps)
             slope, shift = model.coef_ / scaler.scale_, model.intercept_
             shift = shift - slope @ scaler.mean_
-            if len(present) == 2:  # one row tells the second from the first
+            if len(present) == 2:  # one row separates the second from the first
                 slope, shift = np.vstack([-slope, slope]) / 2, np.hstack([-shift, shift]) / 2
             weight[present], bias[present] = slope, shift
         return cls(layers, torch.from_numpy(weight), torch.from_numpy(bias))
@@ -99,7 +99,7 @@ class Dispatcher:
         seen = len(TRANSFORMS) * sum(space.scales_per_layer[: self.layers])
         if tuple(self.weight.shape) != (num_experts, seen):
             raise ConfigError(
-                f"the dispatcher tells {self.weight.shape[0]} experts from {self.weight.shape[1]} "
+                f"the dispatcher is for {self.weight.shape[0]} experts and {self.weight.shape[1]} "
                 f"gates, here are {num_experts} and {seen}"
             )
 

@@ -68,7 +68,7 @@ class Fingerprint:
         )
 
     def is_watched(self) -> bool:
-        """Whether somebody's hooks wait for forwards of a layer."""
+        """Whether a layer has forward hooks."""
         return any(m._forward_hooks or m._forward_pre_hooks for m, _ in self._modules)
 
 

@@ -95,7 +95,7 @@ class CostController:
         target: what to reach, and how.
 
     Attributes:
-        rate: learning rate as a share of its largest, to be set by whoever trains. Gates move in
+        rate: learning rate as a share of its largest, to be set by the trainer. Gates move in
             proportion to it; the gain grows as it falls (three times at most), as the loop would
             lose its damping and swing at the end of training.
     """

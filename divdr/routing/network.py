@@ -20,10 +20,10 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
 from .cost import SIZES_KEPT, CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
-from .ops import DropPathSchedule, NormFactory, Stem, initialise
+from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
 from .space import RoutingSpace
-from .travel import InputSum, LayerInputs, spread
+from .travel import InputSum, LayerInputs, to_batch_rows
 
 REACH_KINDS = RoutingSettings.choices("reach")
 DEFAULT_OPS = RoutingSettings.ops
@@ -98,7 +98,7 @@ class DynamicRoutingNetwork(nn.Module):
 
     def reset_parameters(self) -> None:
         """Kaiming initialisation (fan in) and the gates' start bias."""
-        initialise(self)
+        initialise_fan_in(self)
         for module in self.modules():
             if isinstance(module, Gate):
                 module.reset_bias()
@@ -128,7 +128,7 @@ class DynamicRoutingNetwork(nn.Module):
         """Real cost (N,) of a forward, with the gradient of ``CostTensors.openness``.
 
         A straight-through estimate (Bengio et al., 2013): the value is what runs, the gradient is
-        that of a smooth stand-in, which tells gates on both sides of their threshold where to go.
+        that of a smooth stand-in, which moves gates on both sides of their threshold.
         """
         tensors = self._cost_tensors(*routing.size, routing.logits.device)
         logits = routing.logits.unflatten(1, (-1, 3))
@@ -188,8 +188,8 @@ class DynamicRoutingNetwork(nn.Module):
                     continue
                 layer_inputs.send(result, cell.node, images, following)
                 layer_inputs.leave_out(result.skipped)
-                logits.append(spread(result.logits, images, count))
-                gates.append(spread(result.gates, images, count))
+                logits.append(to_batch_rows(result.logits, images, count))
+                gates.append(to_batch_rows(result.gates, images, count))
             reached.extend(masks)
             input_sums = following
         outputs = layer_inputs.tie(

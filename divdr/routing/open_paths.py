@@ -1,7 +1,7 @@
 """The decision rules: what the gates of a cell run, and to which cells they send an image on.
 
-Written once for whoever runs a network (the network itself, plans, hand-made routes, static
-sub-networks), counts what ran or draws it. Axes: [up, keep, down] are the T = 3 transforms.
+Written once for all that run a network (the network itself, plans, hand-made routes, static
+sub-networks), count what ran, or draw it.
 
 The rules use only operators that Python's numbers, NumPy's arrays and tensors have in common. The
 network asks for all images of a cell at once, as tensors with a graph on its device; a plan asks

@@ -61,7 +61,7 @@ class LayerInputs:
         template: a tensor of the device and precision to use.
 
     Attributes:
-        blank_gates: (N, T) zeros, the gates of a cell that nobody reaches.
+        blank_gates: (N, T) zeros, the gates of a cell that no image reaches.
     """
 
     def __init__(self, count: int, template: Tensor) -> None:
@@ -81,7 +81,7 @@ class LayerInputs:
         for cell_output in result.cell_outputs:
             target = targets[node.target_scale(cell_output.transform)]
             target.add(cell_output.maps, _compose(images, cell_output.images))
-        leads = spread(result.leads, images, self._count)  # (N, T)
+        leads = to_batch_rows(result.leads, images, self._count)  # (N, T)
         for transform in node.transforms:
             targets[node.target_scale(transform)].reached |= leads[:, transform]
 
@@ -104,7 +104,7 @@ def _compose(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
     return outer.index_select(0, inner)
 
 
-def spread(rows: Tensor, images: Tensor | None, count: int) -> Tensor:
+def to_batch_rows(rows: Tensor, images: Tensor | None, count: int) -> Tensor:
     """Rows (n, T) of some images → (N, T), zero or False for the others."""
     if images is None:
         return rows

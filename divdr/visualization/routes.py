@@ -14,7 +14,7 @@ from ..routing.open_paths import is_closed, is_open, reached_cells
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 
 
-def follow(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:
+def reached_from_gates(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:
     """Follow the open paths through the layers.
 
     A(x) does not hold the gates of the initial cell, so every cell of layer 0 counts as reached.
@@ -69,7 +69,7 @@ def route_figure(
     Args:
         space: the routing space.
         activations: A(x), (D,).
-        reached: (cells,) bool; followed from the gates if None (``reach.follow``).
+        reached: (cells,) bool; as of :func:`reached_from_gates` if None.
         title: text above the grid.
 
     Raises:
@@ -104,7 +104,7 @@ def routes_figure(
     if len(activations) == 0 or len(titles) != len(activations):
         raise ValueError(f"{len(activations)} routes need as many titles, got {len(titles)}")
     if reached is None:
-        reached = np.stack([follow(space, row) for row in activations])
+        reached = np.stack([reached_from_gates(space, row) for row in activations])
     reached = np.asarray(reached, dtype=bool)
     if reached.shape != (len(activations), space.num_cells):
         raise ValueError(

@@ -4,7 +4,7 @@ from matplotlib.colors import to_rgb
 from synthetic_runs import route
 
 from divdr.routing.space import DOWN, KEEP, UP, RoutingSpace
-from divdr.visualization import follow, open_transforms, route_figure, routes_figure
+from divdr.visualization import open_transforms, reached_from_gates, route_figure, routes_figure
 
 SPACES = {
     "layer16": RoutingSpace.build(16, 4),
@@ -30,7 +30,7 @@ def test_a_line_for_every_transform(name):
     space = SPACES[name]
     base = np.random.default_rng(0).normal(0.2, 0.9, (space.num_cells, 3))
     activations = route(space, base, 0.1, 0)
-    reached = follow(space, activations)
+    reached = reached_from_gates(space, activations)
     figure = route_figure(space, activations, reached)
     assert number_of_open_lines(figure) == open_transforms(space, activations, reached).sum()
     others = sum(len(lines(figure, kind).get_segments()) for kind in ("closed", "passed"))
@@ -96,7 +96,7 @@ def test_follow_by_hand():
     activations[3 * space.layers[0][1].index + DOWN] = 1
     activations[3 * space.layers[1][2].index + UP] = 1
     expected = [True, True, True, False, True, True, True, False]
-    assert follow(space, activations).tolist() == expected
+    assert reached_from_gates(space, activations).tolist() == expected
 
 
 def test_small_multiples_and_wrong_shapes():
@@ -114,4 +114,4 @@ def test_small_multiples_and_wrong_shapes():
     with pytest.raises(ValueError, match="reached"):
         route_figure(space, rows[0], np.zeros(2, dtype=bool))
     with pytest.raises(ValueError, match="expected activations"):
-        follow(space, rows)
+        reached_from_gates(space, rows)
