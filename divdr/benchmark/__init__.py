@@ -16,17 +16,15 @@ from .figures import (
     target_table,
     targets,
 )
-from .memory import Memory, measure_memory
+from .memory import LiveBytes, Memory, measure_memory, peak_bytes
 from .published_run import PublishedRun
 from .run_modes import (
     Against,
     CapturedRoute,
     CaseResult,
-    LiveBytes,
     Measurement,
     fixed_route,
     measure,
-    peak_bytes,
 )
 from .timing import Times, describe_machine, gemm_peak, in_turns
 

@@ -11,6 +11,21 @@ from tabulate import tabulate
 from .memory import Memory
 from .run_modes import IMAGE_BY_IMAGE, PLAN, PLAN_BF16, PUBLISHED, STATIC, CaseResult, Measurement
 
+Peaks = Mapping[str, float]
+"""Multiply-adds a second of matrix products: "float32" and "bfloat16"."""
+
+_HEADERS = (
+    "ms per image",
+    "images/s",
+    "times faster",
+    "expected GFLOPs",
+    "real GFLOPs",
+    "GFLOPs/s",
+    "of GEMM peak",
+    "error",
+)
+_MIB = 2**20
+
 
 @dataclass(frozen=True)
 class Target:
@@ -123,22 +138,6 @@ def lines(results: Sequence[CaseResult]) -> list[Line]:
         gflops, milliseconds = zip(*sorted(pairs), strict=True)
         found.append(Line(mode, batch, gflops, milliseconds))
     return found
-
-
-Peaks = Mapping[str, float]
-"""Multiply-adds a second of matrix products: "float32" and "bfloat16"."""
-
-_HEADERS = (
-    "ms per image",
-    "images/s",
-    "times faster",
-    "expected GFLOPs",
-    "real GFLOPs",
-    "GFLOPs/s",
-    "of GEMM peak",
-    "error",
-)
-_MIB = 2**20
 
 
 def case_table(result: CaseResult, peaks: Peaks) -> str:

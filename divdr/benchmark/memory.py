@@ -11,19 +11,22 @@ import json
 import resource
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import DivdrError
 from ..inference.plan import InferencePlan
 from ..routing.network import DynamicRoutingNetwork
 from .cases import Case
 from .published_run import PublishedRun
-from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
+from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED
 
 MODES = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
 
@@ -101,6 +104,55 @@ def _peak_resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) * 1024
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of tensors that operations return, for as long as anything refers to it.
+
+    Tensors from before are not counted, nor is what an operation takes and gives back inside.
+
+    Attributes:
+        now: bytes that live.
+        peak: the most that lived at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, given)
+        return result
+
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
+        key = _address(tensor)
+        if key in self._known or key in given:
+            return
+        storage = tensor.untyped_storage()
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, count: int) -> None:
+        self._known.discard(key)
+        self.now -= count
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most bytes of new tensors that live at once while ``function`` runs."""
+    with LiveBytes() as live, torch.no_grad():
+        function()
+    return live.peak
 
 
 if __name__ == "__main__":

@@ -16,15 +16,14 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing.cell import Cell
 from ..routing.cost import CellCost, CostTable, cost_table
-from ..routing.gate import open_gates
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
-from ..routing.space import DOWN, KEEP, TRANSFORMS
+from ..routing.space import DOWN, KEEP
 
 
 @dataclass
-class _Visit:
+class _CellRun:
     """What a cell did: maps by transform, [up, keep, down] rows (N, T), costs (N,)."""
 
     maps: dict[int, Tensor]
@@ -88,35 +87,35 @@ class PublishedRun:
             self._tables[size] = cost_table(network, *size)
         table = self._tables[size]
         maps = network.stem(x.contiguous())
-        first = _visit(network.initial, table.initial, maps, None)
+        first = _run_cell(network.initial, table.initial, maps, None)
         expected, real = first.expected, first.real + table.stem
         input_sums: dict[int, Tensor] = {}
-        _bring(network.initial, first, input_sums)
-        visits: list[_Visit | None] = []
+        _add_outputs(network.initial, first, input_sums)
+        runs: list[_CellRun | None] = []
         cells = list(network.cells())
         for layer in space.layers:
             following: dict[int, Tensor] = {}
             for node in layer:
                 if node.scale not in input_sums:
-                    visits.append(None)
+                    runs.append(None)
                     continue
                 finer = sizes[node.scale - 1] if node.scale else None
                 cell, cost = cells[node.index], table.cells[node.index]
-                visit = _visit(cell, cost, input_sums[node.scale], finer)
-                _bring(cell, visit, following)
-                expected, real = expected + visit.expected, real + visit.real
-                visits.append(visit)
+                run = _run_cell(cell, cost, input_sums[node.scale], finer)
+                _add_outputs(cell, run, following)
+                expected, real = expected + run.expected, real + run.real
+                runs.append(run)
             input_sums = following
         outputs = [
             input_sums.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
             for scale, channels in enumerate(network.out_channels())
         ]
         blank = torch.zeros_like(first.gates)
-        reached = torch.tensor([v is not None for v in visits], device=x.device)
+        reached = torch.tensor([v is not None for v in runs], device=x.device)
         totals = table.tensors("cpu")
         return outputs, Routing(
-            activations=torch.cat([blank if v is None else v.gates for v in visits], dim=1),
-            logits=torch.cat([blank if v is None else v.logits for v in visits], dim=1),
+            activations=torch.cat([blank if v is None else v.gates for v in runs], dim=1),
+            logits=torch.cat([blank if v is None else v.logits for v in runs], dim=1),
             initial=first.gates,
             reached=reached.expand(len(x), -1).clone(),
             expected_cost=expected,
@@ -128,29 +127,17 @@ class PublishedRun:
         )
 
 
-def _visit(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _Visit:
-    columns = list(cell.node.transforms)
-    if cell.gate is None:
-        decided = gates_here = torch.ones(len(x), len(columns), device=x.device)
-    else:
-        decided = cell.gate(x)
-        gates_here = open_gates(decided)
-    blank = decided.new_zeros(len(x), len(TRANSFORMS))
-    logits, gates = blank.clone(), blank
-    logits[:, columns], gates[:, columns] = decided, gates_here
+def _run_cell(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _CellRun:
+    logits, gates = cell.decide(x)  # (N, T)
     expected, real = _costs(cost, gates)
     if is_closed(float(gates.sum())):  # of the whole batch; the host waits here, once a cell
-        return _Visit({KEEP: x}, logits, gates, expected, real)
-    feature: Tensor | None = None
-    for op in cell.ops.values():
-        y = op(x)
-        feature = y if feature is None else feature + y
-    assert feature is not None
+        return _CellRun({KEEP: x}, logits, gates, expected, real)
+    feature = cell.feature(x)
     maps = {}
-    for transform in columns:
+    for transform in cell.node.transforms:
         weight = gates[:, transform, None, None, None].to(feature.dtype)
         maps[transform] = _transformed(cell, feature, transform, finer) * weight
-    return _Visit(maps, logits, gates, expected, real)
+    return _CellRun(maps, logits, gates, expected, real)
 
 
 def _transformed(
@@ -164,12 +151,12 @@ def _transformed(
     return F.interpolate(cell.changes["up"](maps), size=finer, mode="bilinear", align_corners=False)
 
 
-def _bring(cell: Cell, visit: _Visit, input_sums: dict[int, Tensor]) -> None:
+def _add_outputs(cell: Cell, run: _CellRun, input_sums: dict[int, Tensor]) -> None:
     """Add what leaves a cell to the input sums of the next layer, by scale."""
-    for transform, maps in visit.maps.items():
+    for transform, maps in run.maps.items():
         scale = cell.node.target_scale(transform)
         input_sums[scale] = input_sums[scale] + maps if scale in input_sums else maps
-    visit.maps.clear()
+    run.maps.clear()
 
 
 def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:

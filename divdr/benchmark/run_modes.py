@@ -6,15 +6,12 @@ import importlib
 import inspect
 import os
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
 from ..inference.decision import ImposedRoute
@@ -25,6 +22,17 @@ from ..routing.record import Routing
 from .cases import Case, closed_share
 from .published_run import PublishedRun
 from .timing import Times, in_turns
+
+PUBLISHED = "published"
+IMAGE_BY_IMAGE = "published, image by image"
+NETWORK = "network"
+PLAN = "plan"
+STATIC = "fixed route"
+PLAN_BF16 = "plan, bf16"
+STATIC_BF16 = "fixed route, bf16"
+
+Result = tuple[list[Tensor], Routing]
+"""Maps and record, as a network returns them."""
 
 
 class Against:
@@ -91,9 +99,6 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-Result = tuple[list[Tensor], Routing]
-
-
 def fixed_route(plan: InferencePlan, x: Tensor, record: Routing) -> Callable[[], Result]:
     """A call that runs images along the routes of a record, without deciding.
 
@@ -145,15 +150,6 @@ class CapturedRoute:
         """Maps, overwritten by the next call, and the record."""
         self._graph.replay()
         return self._maps, self._record
-
-
-PUBLISHED = "published"
-IMAGE_BY_IMAGE = "published, image by image"
-NETWORK = "network"
-PLAN = "plan"
-STATIC = "fixed route"
-PLAN_BF16 = "plan, bf16"
-STATIC_BF16 = "fixed route, bf16"
 
 
 @dataclass(frozen=True)
@@ -257,52 +253,3 @@ def _error(maps: list[Tensor], wanted: list[Tensor]) -> float:
     largest = max(float(m.abs().max()) for m in wanted)
     worst = max(float((a - b).abs().max()) for a, b in zip(maps, wanted, strict=True))
     return worst / largest if largest else worst
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the memory of tensors that operations return, for as long as anything refers to it.
-
-    Tensors from before are not counted, nor is what an operation takes and gives back inside.
-
-    Attributes:
-        now: bytes that live.
-        peak: the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor, given)
-        return result
-
-    def _note(self, tensor: Tensor, given: set[int]) -> None:
-        key = _address(tensor)
-        if key in self._known or key in given:
-            return
-        storage = tensor.untyped_storage()
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, count: int) -> None:
-        self._known.discard(key)
-        self.now -= count
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def peak_bytes(function: Callable[[], object]) -> int:
-    """The most bytes of new tensors that live at once while ``function`` runs."""
-    with LiveBytes() as live, torch.no_grad():
-        function()
-    return live.peak

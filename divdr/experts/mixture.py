@@ -22,6 +22,20 @@ from ..errors import ConfigError, DivdrError
 from ..settings import KMeansSettings
 from .kmeans import KMeansResult, kmeans
 
+# Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
+# 0.03 within a cluster should not decide.
+_VARIANCE_FLOOR = 1e-3
+
+# Clusters of less than this share of a K-th of the points are not looked for: a likely mixture
+# often gives a Gaussian to two or three odd points, and K experts are wanted.
+_LEAST_SHARE = 0.1
+
+# Starts are compared on this many points; the best is then fitted to all.
+_SAMPLE_POINTS = 4096
+# Steps of K-means at most: where clusters are not clear it goes on for hundreds, and a start
+# gains nothing by them.
+_START_STEPS = 20
+
 # A start has converged when a step gains less in the mean log-likelihood of a point.
 _TOLERANCE = 1e-3
 # Directions whose variance is less than this part of the floor cannot decide anything.
@@ -134,21 +148,6 @@ class TiedPoints:
                 for name in ("means", "coefficients", "intercepts", "likelihood")
             )
         )
-
-
-# Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
-# 0.03 within a cluster should not decide.
-_VARIANCE_FLOOR = 1e-3
-
-# Clusters of less than this share of a K-th of the points are not looked for: a likely mixture
-# often gives a Gaussian to two or three odd points, and K experts are wanted.
-_LEAST_SHARE = 0.1
-
-# Starts are compared on this many points; the best is then fitted to all.
-_SAMPLE_POINTS = 4096
-# Steps of K-means at most: where clusters are not clear it goes on for hundreds, and a start
-# gains nothing by them.
-_START_STEPS = 20
 
 
 @torch.no_grad()

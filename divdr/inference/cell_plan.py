@@ -10,7 +10,7 @@ from ..routing.cell import Cell
 from ..routing.gate import Gate
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
-from .decision import Decision, InPlaceInputSum, rows_of
+from .decision import CellDecision, InPlaceInputSum, rows_of
 from .static_network import StaticCell
 
 
@@ -68,7 +68,7 @@ class CellPlan:
     def run(
         self,
         x: Tensor,
-        decision: Decision,
+        decision: CellDecision,
         targets: list[InPlaceInputSum],
         finer: tuple[int, int] | None,
     ) -> None:

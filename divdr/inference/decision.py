@@ -46,7 +46,7 @@ class Weights:
 class InPlaceInputSum:
     """Weighted sum of the maps that come to one cell, in place.
 
-    It is to plans what ``InputSum`` (``routing.travel``) is to training, which cannot share it:
+    It is to plans what ``routing.layer_inputs.InputSum`` is to training, which cannot share it:
     autograd needs the maps that were summed, and which images reach a cell is known only after all
     maps have come. A plan decides first, so that only these images have rows here, and the memory
     of the first map becomes that of the sum.
@@ -145,7 +145,7 @@ Rows = list[list[float]]
 """One row [up, keep, down] an image, on the host."""
 
 
-class Decision:
+class CellDecision:
     """The gates of one cell for the n images that reach it.
 
     Args:
@@ -202,15 +202,15 @@ class Decision:
         return Weights(values, rows_of(self._columns[transform], positions))
 
 
-def all_open(node: Node, images: list[int]) -> Decision:
+def all_open(node: Node, images: list[int]) -> CellDecision:
     """The decision of a cell without a gate."""
     row = [float(t in node.transforms) for t in range(len(TRANSFORMS))]
-    return Decision(node, images, [row] * len(images), [row] * len(images), None)
+    return CellDecision(node, images, [row] * len(images), [row] * len(images), None)
 
 
 def from_logits(
     nodes: Sequence[Node], images: Sequence[list[int]], logits: Sequence[Tensor]
-) -> list[Decision]:
+) -> list[CellDecision]:
     """Decisions of several cells, fetched from the device at once.
 
     Args:
@@ -229,7 +229,7 @@ def from_logits(
         host = [_rows(numbers[start:stop], node) for numbers in fetched]  # logits, gates: n × T
         table = gates[start:stop].view(one.shape)  # (n, transforms of the node), on the device
         columns = {t: table[:, i] for i, t in enumerate(node.transforms)}
-        decisions.append(Decision(node, members, host[1], host[0], columns, flat.dtype))
+        decisions.append(CellDecision(node, members, host[1], host[0], columns, flat.dtype))
         start = stop
     return decisions
 
@@ -277,7 +277,7 @@ class ImposedRoute:
         self._device = table.to(x.device).expand(count, -1, -1)
         self._host = table.expand(count, -1, -1).tolist()
 
-    def at(self, node: Node, images: list[int]) -> Decision | None:
+    def at(self, node: Node, images: list[int]) -> CellDecision | None:
         """The decision of a cell for its images; None where its gate decides."""
         if node.index < 0 and not self.decides_initial:
             return None
@@ -286,4 +286,4 @@ class ImposedRoute:
         table = rows_of(self._device[:, place], images)  # (n, T)
         columns = {t: table[:, t] for t in node.transforms}
         nothing = [[0.0] * len(TRANSFORMS)] * len(images)
-        return Decision(node, images, gates, nothing, columns, table.dtype)
+        return CellDecision(node, images, gates, nothing, columns, table.dtype)

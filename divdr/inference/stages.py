@@ -15,8 +15,20 @@ from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from .cell_plan import CellPlan
 from .convolution import Chain
-from .decision import Decision, ImposedRoute, InPlaceInputSum, Rows, all_open, from_logits, rows_of
+from .decision import (
+    CellDecision,
+    ImposedRoute,
+    InPlaceInputSum,
+    Rows,
+    all_open,
+    from_logits,
+    rows_of,
+)
 from .static_network import StaticNetwork
+
+# Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
+# caches and be slower than fewer images at a time, fewer would pay for every call anew.
+_CPU_BYTES = 4 * 2**20
 
 _BLANK = [0.0] * len(TRANSFORMS)
 
@@ -59,7 +71,7 @@ class RoutingRecorder:
         self._initial_dtype = torch.promote_types(torch.float32, dtype)
         self._dtype = torch.float32
 
-    def note(self, decision: Decision) -> None:
+    def note(self, decision: CellDecision) -> None:
         """Add what a cell decided for the images that reach it.
 
         The initial cell decides for the images in their order, some at a time or all at once.
@@ -113,11 +125,6 @@ def _upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-# Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
-# caches and be slower than fewer images at a time, fewer would pay for every call anew.
-_CPU_BYTES = 4 * 2**20
 
 
 class Stages:
@@ -202,15 +209,15 @@ class Stages:
         like = input_sums[0].like
         for number in stages:
             # The cells that some image reaches; for each, its images, and their maps (n, C, H, W).
-            visited = [c for c, s in zip(self._cells[number], input_sums, strict=True) if s.images]
+            cells = [c for c, s in zip(self._cells[number], input_sums, strict=True) if s.images]
             members = [s.images for s in input_sums if s.images]
             inputs = [s.finish() for s in input_sums if s.images]
-            decisions = _decide(visited, members, inputs, given)
+            decisions = _decide(cells, members, inputs, given)
             input_sums = [
                 InPlaceInputSum(images, (self.channels * 2**scale, *sizes[scale]), like)
                 for scale, images in enumerate(self._reached(number, decisions, images))
             ]
-            for cell, decision in zip(visited, decisions, strict=True):
+            for cell, decision in zip(cells, decisions, strict=True):
                 finer = sizes[cell.node.scale - 1] if cell.node.scale else None
                 # Popped, so that the map is freed as soon as the cell is done with it.
                 cell.run(inputs.pop(0), decision, input_sums, finer)
@@ -218,7 +225,7 @@ class Stages:
         return input_sums
 
     def _reached(
-        self, number: int, decisions: list[Decision], everyone: list[int]
+        self, number: int, decisions: list[CellDecision], everyone: list[int]
     ) -> list[list[int]]:
         """Images that reach each scale after a stage."""
         if number == self.space.num_layers:
@@ -236,9 +243,9 @@ def _decide(
     members: list[list[int]],
     inputs: list[Tensor],
     given: ImposedRoute | None,
-) -> list[Decision]:
+) -> list[CellDecision]:
     """Decisions of the cells of one layer, with at most one wait for the device."""
-    decisions: dict[int, Decision] = {}
+    decisions: dict[int, CellDecision] = {}
     asked: list[int] = []
     for index, (cell, images) in enumerate(zip(cells, members, strict=True)):
         found = None if given is None else given.at(cell.node, images)

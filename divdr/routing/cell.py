@@ -133,7 +133,7 @@ class Cell(nn.Module):
             up_size: (rows, columns) of the next finer map, for the up transform.
             imposed: (n, T) gate values to use in place of the gate's own.
         """
-        logits, gates = self._decide(x)
+        logits, gates = self.decide(x)
         if imposed is not None:
             gates = imposed
         closed = is_closed(gates.sum(dim=1))  # (n,)
@@ -146,7 +146,8 @@ class Cell(nn.Module):
         cell_outputs = self._run_needed(x, gates, closed, needed, up_size)
         return CellResult(logits, gates, leads, cell_outputs, self._others(needed))
 
-    def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) → logits and gates, (n, T), 0 where there is no such transform."""
         shape = (x.shape[0], len(TRANSFORMS))
         if self.gate is None:
             gates = x.new_zeros(shape, dtype=torch.float32)
@@ -183,7 +184,7 @@ class Cell(nn.Module):
         if not needed:
             self._draw_drop_path(x)
             return [CellOutput(KEEP, x, None)] if KEEP in self.node.transforms else []
-        feature = self._feature(x)
+        feature = self.feature(x)
         cell_outputs = []
         for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
@@ -208,7 +209,7 @@ class Cell(nn.Module):
         active = _positions(~closed, x.device)
         if active is not None and not len(active):
             return cell_outputs
-        feature = self._feature(_rows(x, active))
+        feature = self.feature(_rows(x, active))
         for transform in self.node.transforms:
             chosen = opened[:, transform]
             if not chosen.any():
@@ -222,13 +223,14 @@ class Cell(nn.Module):
         return cell_outputs
 
     def _draw_drop_path(self, x: Tensor) -> None:
-        """Draw as :meth:`_feature` does, so that the cells that follow draw the same numbers."""
+        """Draw as :meth:`feature` does, so that the cells that follow draw the same numbers."""
         probability = self._drop_path.probability(self.node.layer, self._num_layers)
         for op in self.ops.values():
             if probability and not isinstance(op, nn.Identity):
                 drop_path(x[:, :1, :1, :1], probability)
 
-    def _feature(self, x: Tensor) -> Tensor:
+    def feature(self, x: Tensor) -> Tensor:
+        """Sum of the operations: (n, C, H, W) → the same shape."""
         probability = 0.0
         if self.training:
             probability = self._drop_path.probability(self.node.layer, self._num_layers)

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 from .open_paths import is_closed, is_open
 from .space import KEEP, TRANSFORMS
 
+if TYPE_CHECKING:
+    from .cell import Cell
+    from .network import DynamicRoutingNetwork
+
 MapShape = tuple[int, int, int]
 """(C, H, W) of one image's map."""
+
+SIZES_KEPT = 256
+"""Input sizes whose costs are remembered: images of ever new sizes must not fill the memory."""
+
+_CLOSED_ENOUGH = 2.0  # temperatures below the threshold
 
 
 def count_macs(
@@ -75,16 +84,6 @@ def _window_shape(layer: nn.Module, shape: MapShape, channels: int) -> MapShape:
 
 def _pair(value) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
-
-
-if TYPE_CHECKING:
-    from .cell import Cell
-    from .network import DynamicRoutingNetwork
-
-SIZES_KEPT = 256
-"""Input sizes whose costs are remembered: images of ever new sizes must not fill the memory."""
-
-_CLOSED_ENOUGH = 2.0  # temperatures below the threshold
 
 
 @dataclass(frozen=True)
@@ -298,7 +297,7 @@ def cost_table(
     )
 
 
-def _cell_cost(cell: Cell, shape: tuple[int, int, int], affine_norm: bool) -> CellCost:
+def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
     operations = sum(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
     relu = float(shape[0] * shape[1] * shape[2])
     transforms: list[float | None] = []
@@ -336,7 +335,5 @@ def _stem_cost(
     return _sequence_macs(list(stem.children()), shape, affine_norm)
 
 
-def _sequence_macs(
-    modules: Sequence[nn.Module], shape: tuple[int, int, int], affine_norm: bool
-) -> float:
+def _sequence_macs(modules: Sequence[nn.Module], shape: MapShape, affine_norm: bool) -> float:
     return count_macs(nn.Sequential(*modules), shape, affine_norm=affine_norm)[0]
