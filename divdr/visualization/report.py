@@ -16,6 +16,7 @@ from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
 from .overlay import (
+    CONFIDENCE,
     Example,
     drawing_size,
     examples_section,
@@ -143,9 +144,6 @@ def _empty(section: Section) -> bool:
     return not (section.sentences or section.tables or section.pictures)
 
 
-_CONFIDENCE = 0.5  # least score of a detection that is drawn
-
-
 def report_from_runs(
     path: str | Path,
     runs: Mapping[str, str | Path],
@@ -228,7 +226,7 @@ def _example(item: Mapping[str, Any], predictors: Mapping[str, Predictor]) -> Ex
             predictions[name] = semantic_labels(output).numpy()
         else:
             predictions[name] = prediction_picture(
-                small, output, predictor.metadata, confidence=_CONFIDENCE
+                small, output, predictor.metadata, confidence=CONFIDENCE
             )
     truth = item.get("sem_seg_file_name")
     return Example(

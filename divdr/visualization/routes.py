@@ -81,7 +81,7 @@ def route_figure(
     Args:
         space: the routing space.
         activations: A(x), (D,).
-        reached: (cells,) bool; followed from the gates if None (``reach.follow``).
+        reached: (cells,) bool; followed from the gates if None (:func:`follow`).
         title: text above the grid.
 
     Raises:
