@@ -228,12 +228,12 @@ def _check_classification(cfg: CfgNode, names: Sequence[str], dicts: list[dict])
 
 
 #: Photographs of each split; no photograph, and so no tile, is in two of them.
-SPLITS = {
+NEON_SPLITS = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2",),
     "test": ("2019_YELL_2_541000_4977000_image_crop",),
     "other_sites": ("OSBS_029", "SOAP_061"),
 }
-FOLDER = "neon_trees"
+NEON_FOLDER = "neon_trees"
 
 
 def register_neon_trees(root: str | os.PathLike[str]) -> None:
@@ -244,8 +244,8 @@ def register_neon_trees(root: str | os.PathLike[str]) -> None:
     Args:
         root: the folder that holds "neon_trees"; as $DETECTRON2_DATASETS names.
     """
-    folder = os.path.join(os.fspath(root), FOLDER)
-    for split in SPLITS:
+    folder = os.path.join(os.fspath(root), NEON_FOLDER)
+    for split in NEON_SPLITS:
         name = f"neon_trees_{split}"
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)

@@ -72,6 +72,7 @@ class OptimizerSettings(Settings):
         "SGD",
         '"SGD", "ADAM" (what Panoptic-DeepLab trains with, and its project\'s own default) or '
         '"ADAMW".',
+        choices=("SGD", "ADAM", "ADAMW"),
     )
 
 
