@@ -34,6 +34,7 @@ from .routes_section import (
     routes_section,
 )
 from .run_data import RunData
+from .sheet import write_sheet
 
 PICTURE_BYTES = 5_600_000
 _WORDS = (
@@ -152,6 +153,7 @@ def report_from_runs(
     data_root: str | Path = "",
     examples: int = 8,
     notes: Sequence[str] = (),
+    sheet: str | Path = "",
 ) -> Path:
     """Write the report of runs on the same data set.
 
@@ -166,6 +168,7 @@ def report_from_runs(
         data_root: folder of drawn street scenes, whose characters the report tells; "" for none.
         examples: images shown in full.
         notes: sentences for the end of the page.
+        sheet: a picture to write beside it, see ``write_sheet``; "" is none.
 
     Raises:
         DataError: a folder holds no finished run.
@@ -177,16 +180,22 @@ def report_from_runs(
     metadata = first.metadata
     colours = class_colours(metadata)
     shown, reason = _examples(dataset, predictors, examples)
+    loaded = [RunData.load(folder, name) for name, folder in runs.items()]
+    about: dict[str, Any] = {
+        "dataset_name": dataset,
+        "examples": shown,
+        "characters": _characters(data_root) if data_root else None,
+        "palette": np.array(colours, dtype=np.uint8) if colours is not None else None,
+        "class_names": list(metadata.stuff_classes),
+    }
+    if sheet:
+        write_sheet(sheet, loaded, **about)
     return write_report(
         path,
-        [RunData.load(folder, name) for name, folder in runs.items()],
+        loaded,
         title=title,
-        dataset_name=dataset,
-        examples=shown,
-        characters=_characters(data_root) if data_root else None,
         notes=[*notes, *([f"No images are shown: {reason}."] if reason else [])],
-        palette=np.array(colours, dtype=np.uint8) if colours is not None else None,
-        class_names=list(metadata.stuff_classes),
+        **about,
     )
 
 
