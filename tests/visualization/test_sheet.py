@@ -7,8 +7,8 @@ from PIL import Image
 from synthetic_runs import scene, write_run
 
 from divdr.routing.space import RoutingSpace
-from divdr.visualization import Example, RunData
-from divdr.visualization.sheet import compose, write_sheet
+from divdr.visualization import Example, RunData, write_sheet
+from divdr.visualization.sheet import compose
 
 
 def plain(colour, width, height):
