@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def named_stem(
         image_size: likewise.
 
     Raises:
-        ConfigError: there is no such classifier or node.
+        ConfigError: there is no such classifier or node, or its library is not installed.
     """
     library, _, rest = name.partition(":")
     model_name, _, cut = rest.partition(".")
@@ -99,8 +100,6 @@ def named_stem(
                 )
             )
         else:
-            from torchvision.models.feature_extraction import create_feature_extractor
-
             whole = named_classifier(
                 f"{library}:{model_name}",
                 None,
@@ -108,7 +107,8 @@ def named_stem(
                 pretrained=pretrained,
                 image_size=image_size,
             )
-            model = create_feature_extractor(whole, {cut: "maps"})
+            extraction = _library("torchvision", "models.feature_extraction")
+            model = extraction.create_feature_extractor(whole, {cut: "maps"})
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, IndexError, OSError) as error:
@@ -171,8 +171,7 @@ class NamedStem(nn.Module):
 def _torchvision(
     name: str, num_classes: int | None, in_channels: int, pretrained: bool, image_size: int
 ) -> nn.Module:
-    from torchvision import models
-
+    models = _library("torchvision", "models")
     size: dict[str, Any] = {}
     if name.startswith("vit_"):
         size = {"image_size": _fixed(name, image_size)}
@@ -253,16 +252,23 @@ class _Rest:
 def _timm(
     name: str, in_channels: int, pretrained: bool, image_size: int, **options: Any
 ) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            "a classifier of timm is named, but timm is not installed: pip install timm"
-        ) from None
+    timm = _library("timm")
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = _fixed(name, image_size)
     return timm.create_model(name, in_chans=in_channels, pretrained=pretrained, **options)
+
+
+def _library(name: str, part: str = "") -> Any:
+    """A library, or a module of it."""
+    try:
+        return import_module(f"{name}.{part}" if part else name)
+    except ImportError:
+        # Builds of torchvision belong to builds of torch, which pip chooses together.
+        names = "torch torchvision" if name == "torchvision" else name
+        raise ConfigError(
+            f"a classifier of {name} is named, but {name} is not installed: pip install {names}"
+        ) from None
 
 
 def _fixed(name: str, image_size: int) -> int:

@@ -195,10 +195,23 @@ def test_stems_that_cannot_be():
         named_stem("torchvision:resnet18.flatten")
 
 
-def test_timm_missing_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match="timm is not installed"):
-        named_classifier("timm:tinynet_e", 10)
+@pytest.mark.parametrize(
+    ("make", "name", "command"),
+    [
+        (named_classifier, "timm:tinynet_e", "timm"),
+        (named_stem, "timm:resnet18.2", "timm"),
+        (named_classifier, "torchvision:resnet18", "torch torchvision"),
+        (named_stem, "torchvision:resnet18.layer2", "torch torchvision"),
+    ],
+)
+def test_a_library_that_is_missing_is_one_sentence(monkeypatch, make, name, command):
+    library = name.split(":")[0]
+    for module in [m for m in sys.modules if m.split(".")[0] == library]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError) as told:
+        make(name, *([10] if make is named_classifier else []))
+    sentence = f"a classifier of {library} is named, but {library} is not installed: pip install "
+    assert str(told.value) == sentence + command
 
 
 def test_classifiers_of_timm_are_experts_embedders_and_stems():

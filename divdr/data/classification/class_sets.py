@@ -58,9 +58,10 @@ class ClassificationMapper:
     ) -> None:
         if image_format not in _MODES:
             raise ConfigError(f"INPUT.FORMAT must be L, RGB or BGR, not {image_format!r}")
-        if square not in ("pad", "crop"):
+        known = ClassificationInputSettings.choices("square")
+        if square not in known:
             raise ConfigError(
-                f'INPUT.CLASSIFICATION.SQUARE must be "pad" or "crop", not {square!r}'
+                f"INPUT.CLASSIFICATION.SQUARE must be one of {', '.join(known)}, not {square!r}"
             )
         channels = 1 if image_format == "L" else 3
         if len(fill) != channels:
