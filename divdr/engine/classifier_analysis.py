@@ -40,6 +40,8 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
     """Mean branches, accuracy and cost on ``DATASETS.TEST`` at every τ, as a table.
 
+    "M loaded" are 10⁶ parameters that ran for an image, and so had to be loaded for it.
+
     Of a Hydra it is the gater's τ (Table 6), of others that of their early exit.
 
     Raises:
@@ -51,10 +53,17 @@ def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
             f"the model has no threshold: MODEL.CLASSIFIER.NAME is {cfg.MODEL.CLASSIFIER.NAME}"
         )
     rows = [
-        (f"{p.threshold:g}", p.mean_branches, p.accuracy, p.macs / 1e6)
+        (
+            f"{p.threshold:g}",
+            p.mean_branches,
+            p.accuracy,
+            p.macs / 1e6,
+            None if p.loaded is None else p.loaded / 1e6,
+        )
         for p in threshold_curve(model.system, batches, thresholds)
     ]
-    return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")
+    headers = ("τ", "mean branches", "top-1", "MFLOPs", "M loaded")
+    return tabulate(rows, headers=headers, floatfmt=".3f", missingval="-")
 
 
 def line_table(cfg: CfgNode, first: int, second: int, steps: int) -> str:

@@ -40,7 +40,15 @@ from .expert_dispatch import (
 )
 from .gates import PooledGate
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
-from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
+from .interpolation import (
+    CurvePoint,
+    LinePoint,
+    at_thresholds,
+    between,
+    loss_between,
+    threshold_curve,
+)
+from .multiply_adds import each_macs, part_macs
 from .named import (
     NamedStem,
     is_named,
@@ -61,8 +69,8 @@ from .system import (
     Staged,
     Thresholds,
     check_probability,
+    loaded_numbers,
     num_parameters,
-    part_macs,
     stage_at,
 )
 from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
@@ -106,6 +114,7 @@ __all__ = [
     "above",
     "align",
     "anytime",
+    "at_thresholds",
     "balanced_capacities",
     "best",
     "between",
@@ -123,12 +132,14 @@ __all__ = [
     "confident",
     "delegated",
     "divergence",
+    "each_macs",
     "gather_rows",
     "given_partition",
     "greedy_partition",
     "is_named",
     "last_linear",
     "load_partition",
+    "loaded_numbers",
     "log_mean_probability",
     "loss_between",
     "named_classifier",

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..settings import CollaborationSettings
-from .early_exit import delegated
+from .early_exit import confident, delegated
 from .embedding import check_labels, process_count
 from .expert_dispatch import Dispatch, Group, overwrite, run_groups
+from .multiply_adds import each_macs, part_macs
 from .soft_targets import Distillation
-from .system import Cost, Prediction, check_probability, part_macs
+from .system import Cost, Prediction, check_probability, loaded_numbers
 from .teaching import DelegatorFirst, Lesson, common_lesson, true_class_probability
 
 
@@ -186,6 +187,17 @@ class Collaboration(DelegatorFirst, nn.Module):
         ran = delegated(seen.rough, seen.experts(), len(self.experts), self.threshold)
         return Prediction(overwrite(seen.rough, self.dispatch(self.experts, x, ran)), ran)
 
+    def at_thresholds(self, x: Tensor, thresholds: Sequence[float]) -> list[Prediction]:
+        """What :meth:`forward` gives at every τ; delegator and experts run once for all of them."""
+        seen = self.delegator(x)
+        most = delegated(seen.rough, seen.experts(), len(self.experts), max(thresholds))
+        told = overwrite(seen.rough, self.dispatch(self.experts, x, most))
+        predictions = []
+        for threshold in thresholds:
+            ends = confident(seen.rough, threshold)[:, None]
+            predictions.append(Prediction(torch.where(ends, seen.rough, told), most & ~ends))
+        return predictions
+
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Section 3.5), weighted.
 
@@ -233,7 +245,11 @@ class Collaboration(DelegatorFirst, nn.Module):
         extractor, _ = part_macs(self.delegator.extractor, shape)
         heads = [m for m in self.delegator.children() if isinstance(m, nn.Linear)]
         shared = extractor + sum(m.in_features * m.out_features for m in heads)
-        return Cost(shared, tuple(part_macs(expert, shape)[0] for expert in self.experts))
+        return Cost(shared, each_macs(self.experts, shape))
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for a sample: the delegator's, and its expert's."""
+        return loaded_numbers(self, list(self.experts), nn.Identity())
 
     def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if self.distillation is None or targets is None:

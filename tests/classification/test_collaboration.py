@@ -16,6 +16,7 @@ from divdr.moe import (
     ResNetParts,
     StageClassifier,
     TeachingSettings,
+    at_thresholds,
     named_classifier,
     num_parameters,
     teach,
@@ -331,10 +332,31 @@ def test_curve_over_thresholds():
     first, last = threshold_curve(made, lambda: [(x, labels)], [0.0, 1.0])
     assert [first.mean_branches, last.mean_branches] == [0.0, 1.0]
     assert first.macs == made.cost(16, 16).shared
+    first_network, expert = (num_parameters(m) for m in (made.delegator, made.experts[0]))
+    assert first.loaded == first_network
+    assert last.loaded > first_network + expert  # the second expert is larger
     right = made.delegator(x).rough.argmax(1) == labels
     assert first.accuracy == pytest.approx(100 * right.double().mean().item())
     with pytest.raises(ConfigError, match=r"early termination must be between 0 and 1, not 1\.5"):
         threshold_curve(made, list, [1.5])
+
+
+@torch.no_grad()
+def test_one_pass_gives_what_every_threshold_gives_alone():
+    made = spread(make()).eval()
+    x = images(20)
+    median = made.delegator(x).rough.softmax(1).amax(1).median().item()
+    seen = []
+    for expert in made.experts:
+        expert.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    together = at_thresholds(made, x, [median, 1.0, 0.0])
+    assert sum(seen) == 20  # τ 1 sends all on: each image to one expert, once
+    for tau, found in zip([median, 1.0, 0.0], together, strict=True):
+        made.threshold = tau
+        alone = made(x)
+        assert found.ran.equal(alone.ran)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+    assert together[0].ran.any(1).sum() == 10
 
 
 def test_settings_and_data_that_cannot_be():

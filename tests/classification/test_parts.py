@@ -21,6 +21,7 @@ from divdr.moe import (
     ResNetParts,
     StageClassifier,
     class_means,
+    each_macs,
     named_classifier,
     named_stem,
     num_parameters,
@@ -149,6 +150,32 @@ def test_ensemble_averages_probabilities_and_costs_the_sum():
     assert ensemble(x).ran.sum(1).tolist() == [2, 2, 2]
     with pytest.raises(DataError, match="label -1 is no class"):
         ensemble.losses(x, torch.tensor([0, -1, 1]))
+
+
+def test_multiply_adds_of_both_conventions_and_of_experts_alike():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    products, numbers = 8 * 8 * 9 * 3 * 4, 8 * 8 * 4
+    assert part_macs(module, (3, 8, 8)) == (products, (4, 8, 8))
+    assert part_macs(module, (3, 8, 8), "all")[0] == products + 2 * numbers + numbers
+    assert module.training
+    with pytest.raises(ConfigError, match=r'"products" or "all", not .both.'):
+        part_macs(module, (3, 8, 8), "both")
+    experts = [nn.Conv2d(3, 4, 3, padding=1) for _ in range(3)]
+    experts += [nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(3, 5, 3, padding=1)]
+    counts = each_macs(experts, (3, 8, 8))
+    assert counts == (products, products, products, products / 4, products * 5 / 4)
+
+
+def test_experts_alike_are_traced_once():
+    traced = []
+
+    class Noted(nn.Linear):
+        def forward(self, x):
+            traced.append(x.device.type)
+            return super().forward(x)
+
+    assert each_macs([Noted(4, 5) for _ in range(6)], (4,)) == (20,) * 6
+    assert traced == ["meta"]
 
 
 def _members():

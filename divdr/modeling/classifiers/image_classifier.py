@@ -31,8 +31,9 @@ class ImageClassifier(nn.Module):
     """Any classification system behind Detectron2's lists of dicts.
 
     In training, dicts with "image" (C, H, W) and "label" give the system's losses. In evaluation
-    each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; and "macs",
-    the multiply-adds that ran for it.
+    each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; "macs", the
+    multiply-adds that ran for it; and, of a system that tells them, "loaded", the numbers of
+    parameters that did. All but the scores are on the host.
 
     Args:
         system: what classifies.
@@ -54,6 +55,7 @@ class ImageClassifier(nn.Module):
         self.leaves_parameters_out = getattr(system, "leaves_parameters_out", True)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], False)
+        self._loads: Cost | None = system.loads() if hasattr(system, "loads") else None
         self._costs: dict[tuple[int, int], Cost] = {}
 
     @classmethod
@@ -85,11 +87,17 @@ class ImageClassifier(nn.Module):
             return dict(self.system.losses(images, self.labels(inputs)))
         logits, ran = self.system(images)
         scores = logits.float().softmax(1)
-        macs = self._cost(images).of(ran).tolist()
-        return [
+        ran = ran.cpu()
+        outputs = [
             {"scores": row, "ran": which, "macs": cost}
-            for row, which, cost in zip(scores, ran, macs, strict=True)
+            for row, which, cost in zip(
+                scores, ran, self._cost(images).of(ran).tolist(), strict=True
+            )
         ]
+        if self._loads is not None:
+            for output, numbers in zip(outputs, self._loads.of(ran).tolist(), strict=True):
+                output["loaded"] = numbers
+        return outputs
 
     def batch(self, inputs: list[dict]) -> Tensor:
         """(N, C, H, W) normalised images.

@@ -27,6 +27,7 @@ from ...moe import (
     check_gating,
     check_selection,
     chosen_branches,
+    each_macs,
     own_loss,
     run_groups,
     scatter_sum,
@@ -191,7 +192,7 @@ class HydraBoxHead(BoxMixture):
         width = (self.output_shape.channels,)
         shared = module_macs(self.stem, pooled) + module_macs(self.gater, maps)
         shared += module_macs(self.combiner, width) + module_macs(predictor, width)
-        return Cost(shared, tuple(module_macs(branch, maps) for branch in self.branches))
+        return Cost(shared, each_macs(self.branches, maps, "all"))
 
     def check_threshold(self, threshold: float) -> None:
         """See that a τ is one.
