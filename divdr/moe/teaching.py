@@ -128,6 +128,20 @@ def common_lesson(
     return Lesson(*(part[own] for part in lesson))
 
 
+def common_portions(expert: Tensor, experts: int, alpha: float) -> Tensor:
+    """(M, n) weights of the experts' losses where each sample has an expert; a collective call.
+
+    Eq. 5 and 6 over the samples of all processes, as the comparisons of Table 3 have them.
+
+    Args:
+        expert: (M,) int64 number of each sample's expert.
+        experts: n.
+        alpha: α of Eq. 5.
+    """
+    together, own = gather_rows(one_hot_choice(expert, experts).double())
+    return expert_weights(together, alpha)[own]
+
+
 class DelegatorFirst:
     """Stages of a system whose delegator trains before the experts do (Section 3.5).
 

@@ -189,6 +189,15 @@ class CollaborationSettings(TeachingSettings):
         low=1,
         source="CoE, appendix A.2",
     )
+    selection: str = setting(
+        "taught",
+        'How an expert is chosen: "taught" (the paper\'s: selector with LGM and SRM); its '
+        'comparisons: by the class that the delegator takes an image for, with classes "random" '
+        '(RP) or by clusters of their mean features ("category", CBP), or "direct", a selector '
+        "whose probabilities scale the experts' losses (DTS).",
+        choices=("taught", "random", "category", "direct"),
+        source="CoE, Table 3",
+    )
     threshold: float = setting(
         0.95,
         "τ: the delegator's prediction is final where its probability is above it; 1 always asks "

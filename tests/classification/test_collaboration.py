@@ -14,6 +14,7 @@ from divdr.moe import (
     Delegator,
     Distillation,
     ResNetParts,
+    Stage,
     StageClassifier,
     TeachingSettings,
     at_thresholds,
@@ -168,6 +169,72 @@ def test_values_of_the_second_stage():
                 experts += lesson.expert_weights[j, k] * loss
     assert losses["loss_selection"].item() == pytest.approx(0.6 * chosen.item(), rel=1e-4)
     assert losses["loss_experts"].item() == pytest.approx(experts.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["random", "category"])
+def test_experts_by_the_class_that_the_delegator_sees(selection):
+    made = spread(make(selection=selection, delegator_share=0.5, progress=0.75)).train()
+    x, labels = images(40), torch.arange(40) % CLASSES
+    read = []
+    made.begin(Stage("delegator", 0.0), lambda: pytest.fail("nothing is chosen yet"))
+    for _ in range(2):  # once is enough
+        made.begin(Stage("experts", 0.5), lambda: read.append(1) or [(x, labels)])
+    assert len(read) == (selection == "category")
+    assert made.partition.bincount().tolist() == [2, 2, 1]
+    still(made)
+    x, labels = images(), LABELS
+    losses = made.losses(x, labels)
+    assert set(losses) == {"loss_experts"}
+    expected = 0.0
+    with torch.no_grad():
+        own = made.partition[made.delegator.eval()(x).rough.argmax(1)]
+        for k, expert in enumerate(made.experts):
+            # α 0.5 between 0.2 and 0.8.
+            bar = 0.5 / 3 + 0.5 * (own == k).float()
+            each = F.cross_entropy(expert(x), labels, reduction="none")
+            expected += (bar / bar.sum() * each).sum().item()
+    assert losses["loss_experts"].item() == pytest.approx(expected, rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {"experts.0", "experts.1", "experts.2"}
+    made.eval()
+    made.threshold = 1.0
+    assert made(x).ran.long().argmax(1).tolist() == own.tolist()
+    assert at_thresholds(made, x, [1.0])[0].ran.equal(made(x).ran)
+    assert "partition" in made.state_dict()
+    assert "partition" not in make().state_dict()
+
+
+def touched_with_values(made):
+    return {
+        ".".join(name.split(".")[:2])
+        for name, parameter in made.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+
+
+def test_a_selector_that_is_trained_directly_scales_the_losses():
+    made = still(spread(make(selection="direct", delegator_share=0.0, progress=0.5)).train())
+    x = images()
+    losses = made.losses(x, LABELS)
+    with torch.no_grad():
+        p = made.delegator.eval()(x).selection.softmax(1)
+        each = [F.cross_entropy(e(x), LABELS, reduction="none") for e in made.experts]
+        expected = sum((p[:, k] * each[k]).sum() for k in range(3)) / 8
+    assert losses["loss_experts"].item() == pytest.approx(expected.item(), rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {
+        "delegator.expert_selector",
+        *(f"experts.{k}" for k in range(3)),
+    }
+    # A step moves it to experts that lose less.
+    before = (p * torch.stack(each, 1)).sum()
+    with torch.no_grad():
+        for parameter in made.delegator.expert_selector.parameters():
+            parameter -= 0.01 * parameter.grad
+        p = made.delegator(x).selection.softmax(1)
+    assert (p * torch.stack(each, 1)).sum() < before
+    with pytest.raises(ConfigError, match='SELECTION "direct" knows no SUBTASKS'):
+        make(4, 2, selection="direct")
 
 
 def test_an_expert_without_a_sample_leaves_training_whole():
