@@ -20,6 +20,7 @@ from .collaboration import Collaboration, Delegation, Delegator
 from .early_exit import anytime, confidence, confident, delegated
 from .embedding import (
     Embedder,
+    LibraryEmbedder,
     PixelEmbedder,
     check_labels,
     class_means,
@@ -50,10 +51,12 @@ from .interpolation import (
 )
 from .multiply_adds import each_macs, part_macs
 from .named import (
+    NamedInput,
     NamedStem,
     is_named,
     last_linear,
     named_classifier,
+    named_input,
     named_stem,
     without_last_linear,
 )
@@ -97,7 +100,9 @@ __all__ = [
     "Hydra",
     "HydraSettings",
     "Lesson",
+    "LibraryEmbedder",
     "LinePoint",
+    "NamedInput",
     "NamedStem",
     "NeededGroups",
     "Part",
@@ -143,6 +148,7 @@ __all__ = [
     "log_mean_probability",
     "loss_between",
     "named_classifier",
+    "named_input",
     "named_stem",
     "num_parameters",
     "one_hot_choice",

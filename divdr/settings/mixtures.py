@@ -92,7 +92,8 @@ class HydraSettings(GatingSettings):
     embedder: str = setting(
         "pixels",
         'What "cluster" embeds images by: "pixels", "torchvision:NAME" or "timm:NAME" with that '
-        "library's weights. By a model of one's own: tools/partition_classes.py.",
+        "library's weights, which sees the images in the size and with the normalisation that its "
+        "weights were trained on. By a model of one's own: tools/partition_classes.py.",
         source="DynK-Hydra, Algorithm 2",
     )
 

@@ -14,16 +14,17 @@ from ...errors import ConfigError, DataError
 from ...moe import (
     ClassificationSystem,
     Cost,
-    Embedder,
     Hydra,
+    LibraryEmbedder,
     PixelEmbedder,
     class_means,
     is_named,
     named_classifier,
+    named_input,
 )
 from ...settings import HydraSettings
 from ..partition_source import PartitionSource, partition_as_set
-from .builders import build_classifier, image_channels
+from .builders import build_classifier
 
 
 @META_ARCH_REGISTRY.register()
@@ -173,12 +174,11 @@ def _embedder(cfg: CfgNode) -> nn.Module:
     if name == "pixels":
         return PixelEmbedder()
     if is_named(name):
-        size = cfg.INPUT.CLASSIFICATION.SIZE
-        return Embedder(
-            named_classifier(
-                name, None, in_channels=image_channels(cfg), pretrained=True, image_size=size
-            )
-        )
+        given = named_input(name)
+        classifier = named_classifier(name, None, pretrained=True, image_size=given.size[0])
+        means, deviations = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+        reverse = cfg.INPUT.FORMAT == "BGR"
+        return LibraryEmbedder(classifier, given, means, deviations, reverse=reverse)
     raise ConfigError(
         f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
         "timm:NAME"
