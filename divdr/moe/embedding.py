@@ -56,6 +56,11 @@ class LibraryEmbedder(nn.Module):
         at_once: images that it looks at in one go; those of a library can be large.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         classifier: nn.Module,

@@ -56,7 +56,8 @@ class ImageClassifier(nn.Module):
         self.leaves_parameters_out = getattr(system, "leaves_parameters_out", True)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], False)
-        self._loads: Cost | None = system.loads() if hasattr(system, "loads") else None
+        loads = getattr(system, "loads", None)
+        self._loads: Cost | None = loads() if callable(loads) else None
         self._costs: dict[tuple[int, int], Cost] = {}
 
     @classmethod
