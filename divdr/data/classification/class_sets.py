@@ -105,14 +105,21 @@ class ClassificationMapper:
             DataError: a file that cannot be read.
         """
         item = {key: value for key, value in dataset_dict.items() if key != "pixels"}
-        picture = self._squared(self._picture(dataset_dict))
-        pixels = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        image = torch.from_numpy(self._pixels(dataset_dict).transpose(2, 0, 1).astype(np.float32))
         if self.image_format == "BGR":
             image = image.flip(0)
         item["image"] = self._augmented(image)
         item["height"], item["width"] = image.shape[1:]
         return item
+
+    def _pixels(self, record: dict[str, Any]) -> np.ndarray:
+        """(H, W, C) uint8, squared and scaled."""
+        pixels = record.get("pixels")
+        dimensions = 2 if self.image_format == "L" else 3
+        if not self.size and pixels is not None and pixels.ndim == dimensions:
+            return pixels.reshape(*pixels.shape[:2], -1)  # there is nothing that PIL would do
+        picture = self._squared(self._picture(record))
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
     def _picture(self, record: dict[str, Any]) -> Image.Image:
         mode = _MODES[self.image_format]
