@@ -63,7 +63,7 @@ torch.testing.assert_close(planned[0], expected[0], atol=1e-4, rtol=1e-3)
 
 moe = divdr.moe
 branches = [torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)]
-gater = moe.Gater(torch.nn.Conv2d(3, 8, 3), 8, 2)
+gater = moe.PooledGate(torch.nn.Conv2d(3, 8, 3), 8, 2)
 hydra = moe.Hydra(torch.nn.Identity(), branches, gater, 8, 4, moe.HydraSettings(top_k=1))
 hydra.set_partition(torch.tensor([0, 0, 1, 1]))
 sum(hydra.losses(images, torch.arange(4)).values()).backward()

@@ -17,7 +17,6 @@ from divdr.errors import ConfigError
 from divdr.experts import LocalExperts, kmeans
 from divdr.modeling import ClusteringLossSettings, DynamicRouting
 from divdr.modeling.backbone import INFERENCE_DTYPES, INFERENCE_KINDS
-from divdr.moe.teaching import LGM, WGM
 from divdr.routing import DynamicRoutingNetwork, op_names
 from divdr.routing.gate import GATE_KINDS
 from divdr.routing.network import REACH_KINDS
@@ -161,8 +160,6 @@ def test_choices_are_those_that_the_parts_know():
         (RoutingSettings, "reach"): REACH_KINDS,
         (RoutingSettings, "inference"): INFERENCE_KINDS,
         (RoutingSettings, "inference_dtype"): tuple(INFERENCE_DTYPES),
-        (CollaborationSettings, "wgm"): WGM,
-        (CollaborationSettings, "lgm"): LGM,
     }
     for (group, name), wanted in known.items():
         (entry,) = (entry for entry in entries(group) if entry.attribute == name)
@@ -198,9 +195,7 @@ def test_the_backbone_takes_its_settings_whole():
         (LocalExperts, KMeansSettings, ()),
         (ClusteringLossSettings, ClusteringSettings, ()),
         (kmeans, KMeansSettings, ()),
-        (moe.HydraSettings, HydraSettings, ()),
-        (moe.CollaborationSettings, CollaborationSettings, ()),
-        (moe.TeachingSettings, CollaborationSettings, ()),
+        (moe.Distillation, CollaborationSettings, ()),
         (moe.ResNetParts, ClassifierSettings, ()),
         (moe.DenseNetParts, ClassifierSettings, ()),
         (ClassificationMapper, ClassificationInputSettings, ()),

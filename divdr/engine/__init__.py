@@ -9,6 +9,7 @@ from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
 from .solver import build_lr_scheduler, build_optimizer
+from .stage_hook import StageHook
 from .trainer import Trainer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Predictor",
     "RoutingCheckpointer",
     "SeedHook",
+    "StageHook",
     "Trainer",
     "build_lr_scheduler",
     "build_optimizer",

@@ -83,7 +83,7 @@ def build_lr_scheduler(
 
     "WarmupPolyLR" is (1 − i / MAX_ITER)^``POLY_LR_POWER``, "WarmupStepFactorsLR" takes the values
     of ``STEP_FACTORS`` at ``STEPS``, "WarmupCosineRestartsLR" is a cosine that starts anew at each
-    of ``RESTARTS``.
+    of ``RESTARTS`` (without any, ``Trainer`` takes the starts of the model's stages).
 
     Raises:
         ConfigError: the name is unknown, steps and factors differ in number, or restarts do not
@@ -109,6 +109,32 @@ def build_lr_scheduler(
         solver.WARMUP_METHOD,
     )
     return LRMultiplier(optimizer, warmed, max_iter=solver.MAX_ITER)
+
+
+def with_restarts(cfg: CfgNode, starts: Iterable[int]) -> CfgNode:
+    """The configuration with ``RESTARTS`` where a model's stages begin, if it names none itself.
+
+    Args:
+        cfg: the whole configuration; it is not changed.
+        starts: iterations.
+    """
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineRestartsLR" or len(cfg.SOLVER.RESTARTS):
+        return cfg
+    restarting = cfg.clone()
+    restarting.defrost()
+    restarting.SOLVER.RESTARTS = [float(start) for start in starts]
+    return restarting
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, iterations: int) -> None:
+    """Put a new schedule, and the learning rates of its optimiser, where it is so much later."""
+    if not iterations:
+        return
+    scheduler.last_epoch = iterations
+    rates = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = list(rates)
 
 
 def _steps(cfg: CfgNode) -> ParamScheduler:

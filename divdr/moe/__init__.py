@@ -1,10 +1,13 @@
 """Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
 
-Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
-balanced assignment, dispatch by groups, CondConv and PWLU. Systems
-(``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
+Parts: networks (``resnet``, ``named``, ``pwlu``), ``gates``, ``choice`` of experts, dispatch,
+``early_exit``, ``ensembling``, ``teaching`` and ``soft_targets``, partitions of classes, balanced
+assignment. What systems promise stands in ``system``; they are one network, a plain ensemble,
+``Hydra``, ``Collaboration``.
 """
 
+from ..settings import CollaborationSettings, HydraSettings, TeachingSettings
+from .choice import Choice, above, best, check_selection, one_hot_choice, top_k
 from .class_partition import (
     cluster_partition,
     given_partition,
@@ -13,9 +16,11 @@ from .class_partition import (
     random_partition,
     save_partition,
 )
-from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
+from .collaboration import Collaboration, Delegation, Delegator
+from .early_exit import anytime, confidence, confident, delegated
 from .embedding import (
     Embedder,
+    LibraryEmbedder,
     PixelEmbedder,
     check_labels,
     class_means,
@@ -24,44 +29,59 @@ from .embedding import (
     gather_rows,
     process_count,
 )
+from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import (
     Dispatch,
-    Gater,
     Group,
-    check_selection,
-    one_hot_choice,
+    overwrite,
     restrict,
     run_all,
     run_groups,
     scatter_sum,
-    select,
 )
-from .hydra import Hydra, HydraSettings
-from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
+from .gates import PooledGate
+from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
+from .interpolation import (
+    CurvePoint,
+    LinePoint,
+    at_thresholds,
+    between,
+    loss_between,
+    threshold_curve,
+)
+from .multiply_adds import each_macs, part_macs
 from .named import (
+    NamedInput,
     NamedStem,
     is_named,
     last_linear,
     named_classifier,
+    named_input,
     named_stem,
     without_last_linear,
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .single import (
+from .single import Ensemble, StageClassifier
+from .soft_targets import Distillation, divergence
+from .system import (
     ClassificationSystem,
     Cost,
-    Ensemble,
     Prediction,
-    StageClassifier,
+    Stage,
+    Staged,
+    Thresholds,
+    check_probability,
+    loaded_numbers,
     num_parameters,
-    part_macs,
+    stage_at,
 )
-from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
-from .transport import balanced_capacities, exchange, vogel_assignment
+from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
+from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
     "PWLU",
+    "Choice",
     "ClassificationSystem",
     "Collaboration",
     "CollaborationSettings",
@@ -70,45 +90,70 @@ __all__ = [
     "CurvePoint",
     "Delegation",
     "Delegator",
+    "DelegatorFirst",
     "DenseNetParts",
     "Dispatch",
     "Distillation",
     "Embedder",
     "Ensemble",
-    "Gater",
     "Group",
     "Hydra",
     "HydraSettings",
     "Lesson",
+    "LibraryEmbedder",
     "LinePoint",
+    "NamedInput",
     "NamedStem",
+    "NeededGroups",
     "Part",
     "PixelEmbedder",
+    "PooledGate",
     "Prediction",
     "ResNetParts",
+    "Stacking",
+    "Stage",
     "StageClassifier",
+    "Staged",
     "TeachingSettings",
+    "Thresholds",
+    "above",
     "align",
+    "anytime",
+    "at_thresholds",
     "balanced_capacities",
+    "best",
     "between",
+    "check_gating",
     "check_labels",
+    "check_probability",
     "check_selection",
+    "chosen_branches",
     "class_means",
     "class_sums",
     "cluster_partition",
     "common_divisors",
-    "exchange",
+    "common_lesson",
+    "confidence",
+    "confident",
+    "delegated",
+    "divergence",
+    "each_macs",
     "gather_rows",
     "given_partition",
     "greedy_partition",
     "is_named",
     "last_linear",
     "load_partition",
+    "loaded_numbers",
+    "log_mean_probability",
     "loss_between",
     "named_classifier",
+    "named_input",
     "named_stem",
     "num_parameters",
     "one_hot_choice",
+    "overwrite",
+    "own_loss",
     "part_macs",
     "process_count",
     "random_partition",
@@ -117,9 +162,10 @@ __all__ = [
     "run_groups",
     "save_partition",
     "scatter_sum",
-    "select",
+    "stage_at",
     "teach",
     "threshold_curve",
+    "top_k",
     "true_class_probability",
     "vogel_assignment",
     "with_condconv",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,45 @@ def named_stem(
     except (ValueError, RuntimeError, KeyError, IndexError, OSError) as error:
         raise ConfigError(f"stem {name!r} cannot be made ({error})") from None
     return NamedStem(model, in_channels, image_size or 64)
+
+
+class NamedInput(NamedTuple):
+    """Images as a library's weights expect them.
+
+    Attributes:
+        size: H and W.
+        mean: of red, green and blue, of values between 0 and 1.
+        std: likewise.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def named_input(name: str) -> NamedInput:
+    """What the default weights of a library's classifier were trained on.
+
+    Args:
+        name: "torchvision:NAME" or "timm:NAME".
+
+    Raises:
+        ConfigError: the library knows no such classifier or has no weights for it.
+    """
+    library, _, model_name = name.partition(":")
+    if library == "timm":
+        known = _library("timm").get_pretrained_cfg(model_name)
+        if known is None:
+            raise ConfigError(f"timm has no weights for classifier {name!r}")
+        return NamedInput(tuple(known.input_size[1:]), tuple(known.mean), tuple(known.std))
+    from torchvision import models
+
+    try:
+        preset = models.get_model_weights(model_name)["DEFAULT"].transforms()
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"torchvision has no weights for classifier {name!r} ({error})") from None
+    (side,) = preset.crop_size
+    return NamedInput((side, side), tuple(preset.mean), tuple(preset.std))
 
 
 def without_last_linear(classifier: nn.Module) -> tuple[nn.Module, int]:

@@ -12,7 +12,9 @@ from .mixtures import (
     BoxHydraSettings,
     ClassifierSettings,
     CollaborationSettings,
+    GatingSettings,
     HydraSettings,
+    TeachingSettings,
 )
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
 from .training import (
@@ -46,6 +48,7 @@ __all__ = [
     "ClusteringSettings",
     "CollaborationSettings",
     "Entry",
+    "GatingSettings",
     "HydraSettings",
     "InputSettings",
     "KMeansSettings",
@@ -56,6 +59,7 @@ __all__ = [
     "RoutingSettings",
     "Settings",
     "SolverSettings",
+    "TeachingSettings",
     "entries",
     "walk",
 ]

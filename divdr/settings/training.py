@@ -59,7 +59,8 @@ class SolverSettings(Settings):
     )
     restarts: tuple[float, ...] = setting(
         (),
-        'Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew.',
+        'Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew; empty: at the '
+        "starts of the model's stages, if it trains in stages.",
         unit="iterations, or shares of training if below 1",
         low=0,
     )

@@ -1,6 +1,6 @@
 """Mixtures of experts as box heads of Faster and Mask R-CNN."""
 
-from .coe_box_head import CoEBoxHead, CoEBoxSettings
+from .coe_box_head import CoEBoxHead
 from .hydra_box_head import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
 from .layers import box_cost, box_head_of
 from .mixture_roi_heads import BoxMixture, BoxPrediction, MixtureROIHeads
@@ -9,7 +9,6 @@ __all__ = [
     "BoxMixture",
     "BoxPrediction",
     "CoEBoxHead",
-    "CoEBoxSettings",
     "HydraBoxHead",
     "MixtureROIHeads",
     "box_cost",
