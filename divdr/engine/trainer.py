@@ -41,6 +41,7 @@ from ..errors import ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
+    build_mixture_evaluator,
     build_task_evaluator,
     check_evaluators,
     summary_table,
@@ -48,6 +49,7 @@ from ..evaluation import (
 from ..modeling import (
     attach_routing_from_config,
     attached_routing,
+    freeze_around_mixtures,
     image_keys,
     periods_from_config,
     unwrap,
@@ -130,6 +132,7 @@ class Trainer(DefaultTrainer):
         cfg = on_available_device(cfg)
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
+        freeze_around_mixtures(model)
         model.register_forward_hook(finite_losses)
         return model
 
@@ -337,6 +340,7 @@ class Trainer(DefaultTrainer):
                     cls.build_evaluator(cfg, name),
                     build_cost_evaluator(cfg, name, model),
                     build_head_cost_evaluator(name, model),
+                    build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
         results = super().test(cfg, model, evaluators)

@@ -17,7 +17,7 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, confidence, confident, delegated
+from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
     LibraryEmbedder,
@@ -39,6 +39,7 @@ from .expert_dispatch import (
     run_groups,
     scatter_sum,
 )
+from .expert_files import base_hash, take_expert
 from .gates import PooledGate
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import (
@@ -49,7 +50,7 @@ from .interpolation import (
     loss_between,
     threshold_curve,
 )
-from .multiply_adds import each_macs, part_macs
+from .multiply_adds import call_macs, each_macs, part_macs, without_data
 from .named import (
     NamedInput,
     NamedStem,
@@ -62,8 +63,12 @@ from .named import (
 )
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
+from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
 from .single import Ensemble, StageClassifier
+from .single_gate import SingleGate
+from .single_gate_stages import stages_of
 from .soft_targets import Distillation, divergence
+from .split import split_at, take_common_weights, with_embedding
 from .system import (
     ClassificationSystem,
     Cost,
@@ -110,6 +115,9 @@ __all__ = [
     "PooledGate",
     "Prediction",
     "ResNetParts",
+    "Reservoir",
+    "SampleGate",
+    "SingleGate",
     "Stacking",
     "Stage",
     "StageClassifier",
@@ -119,14 +127,18 @@ __all__ = [
     "above",
     "align",
     "anytime",
+    "as_first_process",
     "at_thresholds",
     "balanced_capacities",
+    "base_hash",
     "best",
     "between",
+    "call_macs",
     "check_gating",
     "check_labels",
     "check_probability",
     "check_selection",
+    "choose_by",
     "chosen_branches",
     "class_means",
     "class_sums",
@@ -162,13 +174,21 @@ __all__ = [
     "run_groups",
     "save_partition",
     "scatter_sum",
+    "smoothed",
+    "split_at",
     "stage_at",
+    "stages_of",
+    "take_common_weights",
+    "take_expert",
     "teach",
     "threshold_curve",
     "top_k",
     "true_class_probability",
     "vogel_assignment",
+    "weighted_mean",
     "with_condconv",
+    "with_embedding",
     "with_pwlu",
+    "without_data",
     "without_last_linear",
 ]

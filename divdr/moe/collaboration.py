@@ -142,6 +142,8 @@ class Collaboration(DelegatorFirst, nn.Module):
 
     has_delegator: Tensor
     partition: Tensor
+    #: The delegator's answer can be final.
+    ends_early = True
     settings: CollaborationSettings
 
     def __init__(

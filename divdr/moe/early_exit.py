@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .choice import Choice, one_hot_choice
+from ..settings import MixtureSettings
+from .choice import Choice, best, one_hot_choice, top_k
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -51,3 +52,17 @@ def anytime(gate: Tensor, confidence: Tensor, threshold: float) -> Choice:
     chosen = gate * (1 - confidence)[:, None] >= threshold
     kept = gate * chosen
     return Choice(chosen, kept / kept.sum(1, keepdim=True).clamp_min(1e-12))
+
+
+def choose_by(
+    settings: MixtureSettings, gate: Tensor, confidence: Tensor, threshold: float
+) -> Choice:
+    """Experts by gate (N, K), the base's confidence (N,) and τ (Section 3.3)."""
+    if settings.exit == "anytime":
+        return anytime(gate, confidence, threshold)
+    choice = top_k(gate, 2) if settings.ensembler == "top2" else best(gate)
+    weights = choice.chosen.float() if choice.weights is None else choice.weights
+    if settings.exit == "confidence":
+        doubted = (confidence <= threshold)[:, None]
+        return Choice(choice.chosen & doubted, weights * doubted)
+    return Choice(choice.chosen, weights)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Group(NamedTuple):
@@ -26,17 +26,18 @@ class Group(NamedTuple):
     places: Tensor | None = None
 
 
-Dispatch = Callable[[Iterable[nn.Module], Tensor, Tensor], Iterator[Group]]
+Experts = Iterable[Callable[[Tensor], Tensor]]
+Dispatch = Callable[[Experts, Tensor, Tensor], Iterator[Group]]
 """Runs experts on a batch as (N, E) says: :func:`run_groups`, or :func:`run_all` beside it."""
 
 
-def run_groups(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
+def run_groups(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
     """Run every expert once, on the samples that chose it; one that nobody chose does not run.
 
     The host looks at ``chosen`` once, whatever the number of experts.
 
     Args:
-        experts: E modules.
+        experts: E modules, or functions.
         x: (N, ...) the batch.
         chosen: (N, E) bool; a sample can choose several experts, or none.
 
@@ -50,7 +51,7 @@ def run_groups(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Itera
             yield Group(number, rows, expert(part), places)
 
 
-def run_all(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
+def run_all(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
     """What :func:`run_groups` yields, after every expert has run on the whole batch.
 
     This is what dispatch by groups is compared with.

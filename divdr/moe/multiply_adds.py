@@ -75,16 +75,30 @@ def count_macs(
     module: nn.Module, shape: Sequence[int], convention: str
 ) -> tuple[float, tuple[int, ...]]:
     """What :func:`part_macs` gives, of a module without data and a whole batch's shape."""
+    macs, output = call_macs(module, torch.empty(tuple(shape), device="meta"), convention)
+    if isinstance(output, tuple):
+        output = output[-1]
+    return macs, tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()
+
+
+def call_macs(module: nn.Module, argument: Any, convention: str) -> tuple[float, Any]:
+    """Multiply-adds of one call, and what it returns.
+
+    Args:
+        module: without data, see :func:`without_data`.
+        argument: tensors on "meta", in whatever structure the module takes.
+        convention: "products" or "all".
+
+    Raises:
+        ConfigError: there is no such convention.
+    """
     if convention not in _CONVENTIONS:
         raise ConfigError(f'multiply-adds are counted as "products" or "all", not {convention!r}')
     counter = FlopCounterMode(display=False, custom_mapping=_CONVENTIONS[convention])
     with torch.no_grad(), counter:
-        output = module(torch.empty(tuple(shape), device="meta"))
-    if isinstance(output, tuple):
-        output = output[-1]
-    size = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()
+        output = module(argument)
     # PyTorch counts two operations a multiply-add.
-    return counter.get_total_flops() / 2, size
+    return counter.get_total_flops() / 2, output
 
 
 def _build(module: nn.Module) -> tuple:

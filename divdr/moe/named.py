@@ -2,6 +2,8 @@
 
 "torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:resnet18.layer2" and
 "timm:resnet18.2" what they compute up to a node (torchvision) or a level of features (timm).
+"torchvision:tiny_resnet18" is one for images of 32 × 32 pixels: its first convolution is 3 × 3 and
+has no stride, and it has no max pooling.
 """
 
 from __future__ import annotations
@@ -145,7 +147,7 @@ def named_input(name: str) -> NamedInput:
         if known is None:
             raise ConfigError(f"timm has no weights for classifier {name!r}")
         return NamedInput(tuple(known.input_size[1:]), tuple(known.mean), tuple(known.std))
-    from torchvision import models
+    models = _library("torchvision", "models")
 
     try:
         preset = models.get_model_weights(model_name)["DEFAULT"].transforms()
@@ -216,7 +218,15 @@ def _torchvision(
         size = {"image_size": _fixed(name, image_size)}
     elif name.startswith("maxvit_"):
         size = {"input_size": (_fixed(name, image_size),) * 2}
-    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
+    tiny = name.startswith("tiny_resnet")
+    if tiny and pretrained:
+        raise ValueError("a network for tiny images has no weights of the library's")
+    weights = "DEFAULT" if pretrained else None
+    model = models.get_model(name.removeprefix("tiny_") if tiny else name, weights=weights, **size)
+    if tiny:
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
     if num_classes is not None:
         _replace(
             model, _last(model, nn.Linear), lambda old: nn.Linear(old.in_features, num_classes)

@@ -95,8 +95,8 @@ class ClassificationSystem(Protocol):
 
     num_classes: int
 
-    def __call__(self, images: Tensor) -> Prediction:
-        """Predict."""
+    def __call__(self, images: Tensor, *labels: Tensor) -> Prediction:
+        """Predict; labels (N,) go to systems whose ``needs_labels`` is true alone."""
         ...
 
     def losses(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:

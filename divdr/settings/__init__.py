@@ -17,6 +17,13 @@ from .mixtures import (
     TeachingSettings,
 )
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
+from .single_gated import (
+    BoxSingleGateSettings,
+    HeadMixtureSettings,
+    MixtureSettings,
+    SegmentationSingleGateSettings,
+    SingleGateSettings,
+)
 from .training import (
     ClassificationInputSettings,
     InputSettings,
@@ -35,6 +42,8 @@ GROUPS: tuple[type[Settings], ...] = (
     ClassifierSettings,
     BoxHydraSettings,
     BoxCollaborationSettings,
+    BoxSingleGateSettings,
+    SegmentationSingleGateSettings,
 )
 """All settings; further groups are within these."""
 
@@ -42,6 +51,7 @@ __all__ = [
     "GROUPS",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
+    "BoxSingleGateSettings",
     "BudgetSettings",
     "ClassificationInputSettings",
     "ClassifierSettings",
@@ -49,15 +59,19 @@ __all__ = [
     "CollaborationSettings",
     "Entry",
     "GatingSettings",
+    "HeadMixtureSettings",
     "HydraSettings",
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "MixtureSettings",
     "OptimizerSettings",
     "PrecisionSettings",
     "Range",
     "RoutingSettings",
+    "SegmentationSingleGateSettings",
     "Settings",
+    "SingleGateSettings",
     "SolverSettings",
     "TeachingSettings",
     "entries",

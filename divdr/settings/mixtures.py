@@ -12,6 +12,7 @@ from typing import ClassVar
 from ..errors import ConfigError
 from .field import Settings, setting
 from .routing import WHEN
+from .single_gated import SingleGateSettings
 
 
 def check_alpha(key: str, alpha: tuple[float, ...]) -> None:
@@ -24,6 +25,7 @@ def check_alpha(key: str, alpha: tuple[float, ...]) -> None:
         raise ConfigError(f"{key}: α must be two numbers between 0 and 1, not {list(alpha)}")
 
 
+_SINGLE_GATE = SingleGateSettings()
 _PARTITIONS = ("cluster", "random", "coarse", "file")
 _LAYERS_OF_EACH = "Layers of each {}: channels of 3 × 3 convolutions."
 
@@ -255,8 +257,9 @@ class ClassifierSettings(Settings):
     name: str = setting(
         "build_single_classifier",
         'The system: "build_single_classifier", "build_ensemble_classifier", '
-        '"build_hydra_classifier" (HydraRes and DynK-Hydra) or "build_coe_classifier" '
-        "(Collaboration of Experts); more by divdr.modeling.CLASSIFIER_REGISTRY.",
+        '"build_hydra_classifier" (HydraRes and DynK-Hydra), "build_coe_classifier" '
+        '(Collaboration of Experts) or "build_single_gate_classifier"; '
+        "more by divdr.modeling.CLASSIFIER_REGISTRY.",
     )
     num_classes: int = setting(10, "Classes of the data set.", low=1)
     architecture: str = setting(
@@ -318,6 +321,7 @@ class ClassifierSettings(Settings):
     members: int = setting(4, "Ensemble: number of networks, all of which run.", low=1)
     hydra: HydraSettings = HydraSettings()
     coe: CollaborationSettings = CollaborationSettings()
+    single_gate: SingleGateSettings = _SINGLE_GATE
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ array (H, W) or (H, W, 3) in RGB.
 """
 
 from .class_sets import ClassificationMapper, classification_batches, describe, register_published
+from .formats import read_fashion_mnist
 
 __all__ = [
     "ClassificationMapper",
     "classification_batches",
     "describe",
+    "read_fashion_mnist",
     "register_published",
 ]

@@ -87,7 +87,9 @@ class ImageClassifier(nn.Module):
         images = self.batch(inputs)
         if self.training:
             return dict(self.system.losses(images, self.labels(inputs)))
-        logits, ran = self.system(images)
+        # The oracle of a single-gated mixture chooses by the true class.
+        known = (self.labels(inputs),) if getattr(self.system, "needs_labels", False) else ()
+        logits, ran = self.system(images, *known)
         scores = logits.float().softmax(1)
         ran = ran.cpu()
         outputs = [

@@ -4,6 +4,7 @@ from .coe_box_head import CoEBoxHead
 from .hydra_box_head import HydraBoxHead, box_embeddings, choose_box_partition, hydra_box_head_of
 from .layers import box_cost, box_head_of
 from .mixture_roi_heads import BoxMixture, BoxPrediction, MixtureROIHeads
+from .single_gate_box_head import SingleGateBoxHead
 
 __all__ = [
     "BoxMixture",
@@ -11,6 +12,7 @@ __all__ = [
     "CoEBoxHead",
     "HydraBoxHead",
     "MixtureROIHeads",
+    "SingleGateBoxHead",
     "box_cost",
     "box_embeddings",
     "box_head_of",
