@@ -16,7 +16,8 @@ def _tensors(values):
 
 
 class HostWaits(TorchFunctionMode):
-    """All tensors are on a device, but those that ``cpu()`` gave and what is made of them alone.
+    """Tensors from outside are on a device; those that ``cpu()`` gave, new ones without a device
+    and what is made of such alone are on the host.
 
     Attributes:
         waits: names of the functions that let the host wait, in their order.
@@ -36,14 +37,15 @@ class HostWaits(TorchFunctionMode):
             return torch.device("cpu") if on_host else torch.device("cuda")
         if name == "to" and on_host and any(isinstance(a, torch.device) for a in args):
             return seen[0].clone()
+        made_here = not seen and str(kwargs.get("device", "cpu")) == "cpu"
         kwargs = {k: v for k, v in kwargs.items() if k != "device"}
         masks = name == "__getitem__" and any(each.dtype == torch.bool for each in seen[1:])
         mixed = name == "__getitem__" and any(id(each) in self._host for each in seen)
         if not on_host and (name in _ASKED or name == "cpu" or masks or mixed):
             self.waits.append(name)
         output = func(*args, **kwargs)
-        if name == "cpu" or on_host:
-            output = output.clone() if output is args[0] else output
+        if name == "cpu" or on_host or made_here:
+            output = output.clone() if args and output is args[0] else output
             for each in _tensors([output]):
                 self._host[id(each)] = each
         return output

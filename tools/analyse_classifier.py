@@ -4,11 +4,12 @@
     python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --selection MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
 of early termination), the second the loss along the line between two branches' weights of a Hydra,
 the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
-groups and with all of them.
+groups and with all of them, the fourth per cent of each class's images for which each expert ran.
 """
 
 import argparse
@@ -16,7 +17,12 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.classifier_analysis import curve_table, latency_table, line_table
+from divdr.engine.classifier_analysis import (
+    curve_table,
+    latency_table,
+    line_table,
+    selection_table,
+)
 from divdr.engine.setup import at_least, listed
 
 
@@ -39,6 +45,9 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=at_least(1), default=10, help="how often each batch is timed"
     )
+    parser.add_argument(
+        "--selection", action="store_true", help="which expert runs for which class"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
@@ -46,6 +55,8 @@ def main() -> None:
         print(curve_table(cfg, options.thresholds))
     if options.line:
         print(line_table(cfg, *options.line, options.steps))
+    if options.selection:
+        print(selection_table(cfg))
     if options.latency:
         print(latency_table(cfg, options.latency, options.batches, options.rounds))
 

@@ -40,6 +40,8 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
     """Mean branches, accuracy and cost on ``DATASETS.TEST`` at every τ, as a table.
 
+    "M loaded" are 10⁶ parameters that ran for an image, and so had to be loaded for it.
+
     Of a Hydra it is the gater's τ (Table 6), of others that of their early exit.
 
     Raises:
@@ -51,10 +53,68 @@ def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
             f"the model has no threshold: MODEL.CLASSIFIER.NAME is {cfg.MODEL.CLASSIFIER.NAME}"
         )
     rows = [
-        (f"{p.threshold:g}", p.mean_branches, p.accuracy, p.macs / 1e6)
+        (
+            f"{p.threshold:g}",
+            p.mean_branches,
+            p.accuracy,
+            p.macs / 1e6,
+            None if p.loaded is None else p.loaded / 1e6,
+        )
         for p in threshold_curve(model.system, batches, thresholds)
     ]
-    return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")
+    headers = ("τ", "mean branches", "top-1", "MFLOPs", "M loaded")
+    return tabulate(rows, headers=headers, floatfmt=".3f", missingval="-")
+
+
+def selection_table(cfg: CfgNode) -> str:
+    """Which expert is chosen for which class of ``DATASETS.TEST``, as a table.
+
+    A row a class: per cent of its images for which each expert or branch ran, and for which none
+    did (Collaboration of Experts, Figures 7 and 8).
+
+    Raises:
+        DivdrError: no trained classifier.
+    """
+    model, batches = trained_classifier(cfg)
+    classes = describe(list(cfg.DATASETS.TEST)).classes
+    shares = selection_shares(model.system, batches(), len(classes))
+    rows = [(name, *share) for name, share in zip(classes, shares.tolist(), strict=True)]
+    experts = [f"expert {number}" for number in range(shares.shape[1] - 1)]
+    return tabulate(rows, headers=("class", *experts, "none"), floatfmt=".1f")
+
+
+@torch.no_grad()
+def selection_shares(
+    system: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> Tensor:
+    """(C, E + 1) per cent of each class's images for which each expert ran, and none did last.
+
+    A class without an image has NaN.
+
+    Args:
+        system: a ``ClassificationSystem``; its mode is restored.
+        batches: (images, labels) of every image once.
+        classes: C.
+
+    Raises:
+        DataError: there are no images.
+    """
+    training = system.training
+    system.eval()
+    counts, images = None, torch.zeros(classes, 1, dtype=torch.float64)
+    try:
+        for x, labels in batches:
+            ran, labels = system(x).ran.cpu(), labels.cpu()
+            seen = torch.cat([ran, ~ran.any(1, keepdim=True)], dim=1).double()
+            if counts is None:
+                counts = seen.new_zeros((classes, seen.shape[1]))
+            counts.index_add_(0, labels, seen)
+            images[:, 0] += labels.bincount(minlength=classes)
+    finally:
+        system.train(training)
+    if counts is None:
+        raise DataError("there are no images to evaluate on")
+    return 100 * counts / images
 
 
 def line_table(cfg: CfgNode, first: int, second: int, steps: int) -> str:

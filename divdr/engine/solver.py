@@ -25,6 +25,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..routing import to_iterations
+from ..settings import OptimizerSettings, PrecisionSettings
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -46,7 +47,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     optimizer: torch.optim.Optimizer
-    name = solver.get("OPTIMIZER", "SGD")  # a key of Panoptic-DeepLab
+    name = solver.get("OPTIMIZER", OptimizerSettings.optimizer)  # a key of Panoptic-DeepLab
     if name == "SGD":
         optimizer = torch.optim.SGD(
             parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
@@ -56,7 +57,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     elif name == "ADAMW":
         optimizer = torch.optim.AdamW(parameters, **common)
     else:
-        raise ConfigError(f'SOLVER.OPTIMIZER must be "SGD", "ADAM" or "ADAMW", not {name!r}')
+        known = ", ".join(OptimizerSettings.choices("optimizer"))
+        raise ConfigError(f"SOLVER.OPTIMIZER must be one of {known}, not {name!r}")
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)
@@ -170,7 +172,7 @@ def _restarts(cfg: CfgNode) -> ParamScheduler:
     )
 
 
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
 
 
 class MixedPrecisionTrainer(SimpleTrainer):
@@ -193,7 +195,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         model: nn.Module,
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
-        dtype: str = "float16",
+        dtype: str = PrecisionSettings.dtype,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if dtype not in AMP_DTYPES:

@@ -150,12 +150,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> torch.utils.data.DataLoader:
-        """See ``divdr.data.loader``."""
+        """See ``divdr.data.build_train_loader``."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        """See ``divdr.data.loader``."""
+        """See ``divdr.data.build_test_loader``."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod

@@ -11,9 +11,8 @@ from detectron2.modeling import StandardROIHeads
 from torch import nn
 
 from ..modeling import SingleGateSegmentor
-from ..modeling.neck_cost import call_macs
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
-from ..moe import Cost
+from ..moe import Cost, call_macs, without_data
 from .routing_evaluator import gathered
 
 
@@ -112,7 +111,7 @@ class SegmentationHeadCostEvaluator(DatasetEvaluator):
         key = tuple(self._shapes.items())
         if key not in self._macs:
             maps = {n: torch.empty((1, *s), device="meta") for n, s in self._shapes.items()}
-            self._macs[key] = call_macs(head, maps)
+            self._macs[key] = call_macs(without_data(head), maps, "all")[0]
         self._rows.extend([(self._macs[key], 0.0)] * len(inputs))
 
     def evaluate(self) -> OrderedDict | None:

@@ -20,6 +20,7 @@ from .collaboration import Collaboration, Delegation, Delegator
 from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
+    LibraryEmbedder,
     PixelEmbedder,
     check_labels,
     class_means,
@@ -41,12 +42,22 @@ from .expert_dispatch import (
 from .expert_files import base_hash, take_expert
 from .gates import PooledGate
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
-from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
+from .interpolation import (
+    CurvePoint,
+    LinePoint,
+    at_thresholds,
+    between,
+    loss_between,
+    threshold_curve,
+)
+from .multiply_adds import call_macs, each_macs, part_macs, without_data
 from .named import (
+    NamedInput,
     NamedStem,
     is_named,
     last_linear,
     named_classifier,
+    named_input,
     named_stem,
     without_last_linear,
 )
@@ -66,8 +77,8 @@ from .system import (
     Staged,
     Thresholds,
     check_probability,
+    loaded_numbers,
     num_parameters,
-    part_macs,
     stage_at,
 )
 from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
@@ -94,7 +105,9 @@ __all__ = [
     "Hydra",
     "HydraSettings",
     "Lesson",
+    "LibraryEmbedder",
     "LinePoint",
+    "NamedInput",
     "NamedStem",
     "NeededGroups",
     "Part",
@@ -115,10 +128,12 @@ __all__ = [
     "align",
     "anytime",
     "as_first_process",
+    "at_thresholds",
     "balanced_capacities",
     "base_hash",
     "best",
     "between",
+    "call_macs",
     "check_gating",
     "check_labels",
     "check_probability",
@@ -134,15 +149,18 @@ __all__ = [
     "confident",
     "delegated",
     "divergence",
+    "each_macs",
     "gather_rows",
     "given_partition",
     "greedy_partition",
     "is_named",
     "last_linear",
     "load_partition",
+    "loaded_numbers",
     "log_mean_probability",
     "loss_between",
     "named_classifier",
+    "named_input",
     "named_stem",
     "num_parameters",
     "one_hot_choice",
@@ -171,5 +189,6 @@ __all__ = [
     "with_condconv",
     "with_embedding",
     "with_pwlu",
+    "without_data",
     "without_last_linear",
 ]

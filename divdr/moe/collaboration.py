@@ -6,7 +6,7 @@ tensors (N, ...) of any kind that delegator and experts take.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,20 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..settings import CollaborationSettings
-from .early_exit import delegated
-from .embedding import check_labels, process_count
+from .class_partition import cluster_partition, given_partition, random_partition
+from .early_exit import confident, delegated
+from .embedding import check_labels, class_means, process_count
 from .expert_dispatch import Dispatch, Group, overwrite, run_groups
+from .multiply_adds import each_macs, part_macs
 from .soft_targets import Distillation
-from .system import Cost, Prediction, check_probability, part_macs
-from .teaching import DelegatorFirst, Lesson, common_lesson, true_class_probability
+from .system import Cost, Prediction, Stage, check_probability, loaded_numbers
+from .teaching import (
+    DelegatorFirst,
+    Lesson,
+    common_lesson,
+    common_portions,
+    true_class_probability,
+)
 
 
 class Delegation(NamedTuple):
@@ -133,6 +141,7 @@ class Collaboration(DelegatorFirst, nn.Module):
     """
 
     has_delegator: Tensor
+    partition: Tensor
     #: The delegator's answer can be final.
     ends_early = True
     settings: CollaborationSettings
@@ -172,6 +181,14 @@ class Collaboration(DelegatorFirst, nn.Module):
         self.distillation: Distillation | None = None
         # Whether a trained delegator was taken over; checkpoints keep it.
         self.register_buffer("has_delegator", torch.tensor(False))
+        self._by_class = settings.selection in ("random", "category")
+        if settings.selection != "taught" and delegator.subtask_selector is not None:
+            raise ConfigError(
+                f'{settings.KEY}.SELECTION "{settings.selection}" knows no SUBTASKS; set them to 1'
+            )
+        if self._by_class:
+            # -1: no partition has been set yet.
+            self.register_buffer("partition", torch.full((num_classes,), -1, dtype=torch.int64))
 
     @staticmethod
     def check_threshold(threshold: float) -> None:
@@ -182,11 +199,57 @@ class Collaboration(DelegatorFirst, nn.Module):
         """
         check_probability(threshold, "the threshold τ of early termination")
 
+    @torch.no_grad()
+    def begin(self, stage: Stage, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+        """Before the experts train: where classes choose among them, say which chooses which.
+
+        Args:
+            stage: that begins.
+            batches: makes (images, labels) of every training image once.
+
+        Raises:
+            ConfigError: there are more experts than classes.
+            DataError: a class has no image.
+        """
+        if stage.name != "experts" or not self._by_class or bool((self.partition >= 0).all()):
+            return
+        if self.settings.selection == "random":
+            self.set_partition(random_partition(self.num_classes, len(self.experts)))
+            return
+        extractor, training = self.delegator.extractor, self.delegator.training
+        means = class_means(extractor.eval(), batches(), self.num_classes)
+        extractor.train(training)
+        self.set_partition(cluster_partition(means, len(self.experts)))
+
+    def set_partition(self, partition: Tensor) -> None:
+        """Say which expert each class (C,) chooses, where classes do; checkpoints keep it.
+
+        Raises:
+            ConfigError: it does not suit the experts.
+        """
+        self.partition.copy_(given_partition(partition.tolist(), len(self.experts)))
+
+    def _selected(self, seen: Delegation) -> Tensor:
+        """(N,) int64, the expert of each sample."""
+        return self.partition[seen.rough.argmax(1)] if self._by_class else seen.experts()
+
     def forward(self, x: Tensor) -> Prediction:
         """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
         seen = self.delegator(x)
-        ran = delegated(seen.rough, seen.experts(), len(self.experts), self.threshold)
+        ran = delegated(seen.rough, self._selected(seen), len(self.experts), self.threshold)
         return Prediction(overwrite(seen.rough, self.dispatch(self.experts, x, ran)), ran)
+
+    def at_thresholds(self, x: Tensor, thresholds: Sequence[float]) -> list[Prediction]:
+        """What :meth:`forward` gives at every τ; delegator and experts run once for all of them."""
+        seen = self.delegator(x)
+        selected = self._selected(seen)
+        most = delegated(seen.rough, selected, len(self.experts), max(thresholds))
+        told = overwrite(seen.rough, self.dispatch(self.experts, x, most))
+        predictions = []
+        for threshold in thresholds:
+            ends = confident(seen.rough, threshold)[:, None]
+            predictions.append(Prediction(torch.where(ends, seen.rough, told), most & ~ends))
+        return predictions
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Section 3.5), weighted.
@@ -212,22 +275,52 @@ class Collaboration(DelegatorFirst, nn.Module):
             return {"loss_rough": self._task_loss(rough, labels, targets).mean()}
         seen = self.delegator.fixed(x)
         groups = list(run_groups(self.experts, x, self._visible(seen)))
+        if self.settings.selection != "taught":
+            return {"loss_experts": self._compared_loss(seen, groups, labels, targets)}
         lesson = self._lesson(seen, groups, labels)
         # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
         scale = process_count()
         loss = F.cross_entropy(seen.visible().float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights * loss).sum()
-        experts = seen.selection[:0].float().sum()
+        experts = self._weighted(seen, groups, labels, targets, lesson.expert_weights)
+        return {
+            "loss_selection": scale * self.settings.selection_weight * selection,
+            "loss_experts": scale * experts,
+        }
+
+    def _compared_loss(
+        self, seen: Delegation, groups: Sequence[Group], labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        """The experts' loss in the comparisons of Table 3.
+
+        By classes, Eq. 5 and 6 take the rough prediction's expert for A. Of a selector that is
+        trained directly, its probabilities scale the losses of all experts, and their gradient is
+        what it learns from; the mean is over the samples.
+        """
+        if self._by_class:
+            selected = self._selected(seen)
+            weights = common_portions(selected, len(self.experts), self.alpha)
+            return process_count() * self._weighted(seen, groups, labels, targets, weights)
+        probabilities = seen.selection.float().softmax(1) / max(1, len(labels))
+        return self._weighted(seen, groups, labels, targets, probabilities)
+
+    def _weighted(
+        self,
+        seen: Delegation,
+        groups: Sequence[Group],
+        labels: Tensor,
+        targets: Tensor | None,
+        weights: Tensor,
+    ) -> Tensor:
+        """Sum of the experts' losses by weights (N, E / S)."""
+        total = seen.selection[:0].float().sum()
         for group in groups:
             rows = group.rows
             own = self._task_loss(
                 group.output, labels[rows], None if targets is None else targets[rows]
             )
-            experts = experts + (lesson.expert_weights[rows, self._place(group)] * own).sum()
-        return {
-            "loss_selection": scale * self.settings.selection_weight * selection,
-            "loss_experts": scale * experts,
-        }
+            total = total + (weights[rows, self._place(group)] * own).sum()
+        return total
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds of the delegator, which always runs, and of each expert."""
@@ -235,7 +328,11 @@ class Collaboration(DelegatorFirst, nn.Module):
         extractor, _ = part_macs(self.delegator.extractor, shape)
         heads = [m for m in self.delegator.children() if isinstance(m, nn.Linear)]
         shared = extractor + sum(m.in_features * m.out_features for m in heads)
-        return Cost(shared, tuple(part_macs(expert, shape)[0] for expert in self.experts))
+        return Cost(shared, each_macs(self.experts, shape))
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for a sample: the delegator's, and its expert's."""
+        return loaded_numbers(self, list(self.experts), nn.Identity())
 
     def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if self.distillation is None or targets is None:

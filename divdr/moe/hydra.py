@@ -21,8 +21,9 @@ from .class_partition import given_partition
 from .embedding import check_labels, common_divisors
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .gates import PooledGate
+from .multiply_adds import each_macs, part_macs
 from .resnet import initialise
-from .system import Cost, Prediction, part_macs
+from .system import Cost, Prediction, loaded_numbers
 
 
 def chosen_branches(
@@ -194,9 +195,18 @@ class Hydra(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """(N, C, H, W) to logits (Eq. 2) and the branches that ran."""
         maps = self.stem(images)
-        chosen = self._choose(self.gater(maps))
+        chosen = self._choose(self.gater(maps), self.threshold)
         groups = list(self.dispatch(self.branches, maps, chosen))
         return Prediction(self.combine(groups, len(images)), chosen)
+
+    def at_thresholds(self, images: Tensor, thresholds: Sequence[float]) -> list[Prediction]:
+        """What :meth:`forward` gives at every τ; stem, gater and each branch run once for all."""
+        maps = self.stem(images)
+        gate_logits = self.gater(maps)
+        chosen = [self._choose(gate_logits, threshold) for threshold in thresholds]
+        needed = torch.stack(chosen).any(0)
+        groups = list(self.dispatch(self.branches, maps, needed))
+        return [Prediction(self.combine(restrict(groups, own), len(images)), own) for own in chosen]
 
     def combine(self, groups: Sequence[Group], count: int) -> Tensor:
         """(count, C) logits from the branches' projections: sum, combiner, pooling, classifier."""
@@ -229,7 +239,7 @@ class Hydra(nn.Module):
         branch_of = self.partition[labels]
         maps = self.stem(images)
         gate_logits = self.gater(maps)
-        chosen = self._choose(gate_logits)
+        chosen = self._choose(gate_logits, self.threshold)
         own = one_hot_choice(branch_of, len(self.branches))
         groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
         logits = self.combine(groups.chosen, len(images))
@@ -244,8 +254,12 @@ class Hydra(nn.Module):
             losses["loss_branch"] = settings.branch_weight * found
         return losses
 
-    def _choose(self, gate_logits: Tensor) -> Tensor:
-        return chosen_branches(self.settings, gate_logits, self.threshold, training=self.training)
+    def _choose(self, gate_logits: Tensor, threshold: float) -> Tensor:
+        return chosen_branches(self.settings, gate_logits, threshold, training=self.training)
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for an image; the extra heads are not."""
+        return loaded_numbers(self, list(self.branches), self.branch_heads)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size: stem, gater, combiner and classifier, and each branch.
@@ -254,7 +268,7 @@ class Hydra(nn.Module):
         """
         stem, shape = part_macs(self.stem, (self.in_channels, height, width))
         gater, _ = part_macs(self.gater, shape)
-        branches = [part_macs(branch, shape) for branch in self.branches]
-        combiner, _ = part_macs(self.combiner, branches[0][1])
+        _, projection = part_macs(self.branches[0], shape)
+        combiner, _ = part_macs(self.combiner, projection)
         shared = stem + gater + combiner + self.classify.in_features * self.num_classes
-        return Cost(shared, tuple(macs for macs, _ in branches))
+        return Cost(shared, each_macs(self.branches, shape))

@@ -9,7 +9,8 @@ has no stride, and it has no max pooling.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def named_stem(
         image_size: likewise.
 
     Raises:
-        ConfigError: there is no such classifier or node.
+        ConfigError: there is no such classifier or node, or its library is not installed.
     """
     library, _, rest = name.partition(":")
     model_name, _, cut = rest.partition(".")
@@ -101,8 +102,6 @@ def named_stem(
                 )
             )
         else:
-            from torchvision.models.feature_extraction import create_feature_extractor
-
             whole = named_classifier(
                 f"{library}:{model_name}",
                 None,
@@ -110,12 +109,52 @@ def named_stem(
                 pretrained=pretrained,
                 image_size=image_size,
             )
-            model = create_feature_extractor(whole, {cut: "maps"})
+            extraction = _library("torchvision", "models.feature_extraction")
+            model = extraction.create_feature_extractor(whole, {cut: "maps"})
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, IndexError, OSError) as error:
         raise ConfigError(f"stem {name!r} cannot be made ({error})") from None
     return NamedStem(model, in_channels, image_size or 64)
+
+
+class NamedInput(NamedTuple):
+    """Images as a library's weights expect them.
+
+    Attributes:
+        size: H and W.
+        mean: of red, green and blue, of values between 0 and 1.
+        std: likewise.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def named_input(name: str) -> NamedInput:
+    """What the default weights of a library's classifier were trained on.
+
+    Args:
+        name: "torchvision:NAME" or "timm:NAME".
+
+    Raises:
+        ConfigError: the library knows no such classifier or has no weights for it.
+    """
+    library, _, model_name = name.partition(":")
+    if library == "timm":
+        known = _library("timm").get_pretrained_cfg(model_name)
+        if known is None:
+            raise ConfigError(f"timm has no weights for classifier {name!r}")
+        return NamedInput(tuple(known.input_size[1:]), tuple(known.mean), tuple(known.std))
+    models = _library("torchvision", "models")
+
+    try:
+        preset = models.get_model_weights(model_name)["DEFAULT"].transforms()
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"torchvision has no weights for classifier {name!r} ({error})") from None
+    (side,) = preset.crop_size
+    return NamedInput((side, side), tuple(preset.mean), tuple(preset.std))
 
 
 def without_last_linear(classifier: nn.Module) -> tuple[nn.Module, int]:
@@ -173,8 +212,7 @@ class NamedStem(nn.Module):
 def _torchvision(
     name: str, num_classes: int | None, in_channels: int, pretrained: bool, image_size: int
 ) -> nn.Module:
-    from torchvision import models
-
+    models = _library("torchvision", "models")
     size: dict[str, Any] = {}
     if name.startswith("vit_"):
         size = {"image_size": _fixed(name, image_size)}
@@ -263,16 +301,23 @@ class _Rest:
 def _timm(
     name: str, in_channels: int, pretrained: bool, image_size: int, **options: Any
 ) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            "a classifier of timm is named, but timm is not installed: pip install timm"
-        ) from None
+    timm = _library("timm")
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = _fixed(name, image_size)
     return timm.create_model(name, in_chans=in_channels, pretrained=pretrained, **options)
+
+
+def _library(name: str, part: str = "") -> Any:
+    """A library, or a module of it."""
+    try:
+        return import_module(f"{name}.{part}" if part else name)
+    except ImportError:
+        # Builds of torchvision belong to builds of torch, which pip chooses together.
+        names = "torch torchvision" if name == "torchvision" else name
+        raise ConfigError(
+            f"a classifier of {name} is named, but {name} is not installed: pip install {names}"
+        ) from None
 
 
 def _fixed(name: str, image_size: int) -> int:

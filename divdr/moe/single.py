@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .embedding import check_labels
 from .ensembling import log_mean_probability
+from .multiply_adds import each_macs
 from .resnet import initialise
-from .system import Cost, Prediction, part_macs
+from .system import Cost, Prediction, loaded_numbers
 
 
 class StageClassifier(nn.Module):
@@ -75,4 +76,8 @@ class Ensemble(nn.Module):
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size; a single network's branch is all of it."""
         shape = (self.in_channels, height, width)
-        return Cost(0.0, tuple(part_macs(member, shape)[0] for member in self.members))
+        return Cost(0.0, each_macs(self.members, shape))
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for an image: those of all members."""
+        return loaded_numbers(self, list(self.members), nn.Identity())

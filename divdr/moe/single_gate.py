@@ -23,10 +23,11 @@ from .embedding import check_labels, class_means
 from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .expert_files import fill, write_expert
+from .multiply_adds import each_macs, part_macs
 from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weighted_mean
 from .single_gate_stages import NO_EXPERT, check_settings, stages_of
 from .split import take_common_weights
-from .system import Cost, Prediction, Stage, check_probability, part_macs, stage_at
+from .system import Cost, Prediction, Stage, check_probability, stage_at
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Makes (images, labels) of every training image once."""
@@ -380,7 +381,7 @@ class SingleGate(nn.Module):
         base, _ = part_macs(self.base, shape)
         gate = self.gate.linear.weight.numel() if len(self.experts) else 0
         stacker = 2.0 * self.num_classes**2 if len(self.stackers) else 0.0
-        each = tuple(part_macs(expert, shape)[0] + stacker for expert in self.experts)
+        each = tuple(macs + stacker for macs in each_macs(self.experts, shape))
         return Cost(shared + base + gate, each)
 
 

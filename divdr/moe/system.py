@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError
 
@@ -27,7 +25,7 @@ class Prediction(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Multiply-adds for one image.
+    """Multiply-adds for one image, or numbers that have to be loaded for it.
 
     Attributes:
         shared: what always runs.
@@ -38,7 +36,7 @@ class Cost(NamedTuple):
     experts: tuple[float, ...]
 
     def of(self, ran: Tensor) -> Tensor:
-        """(N,) float64 multiply-adds of images for which the experts (N, E) ran."""
+        """(N,) float64, of images for which the experts (N, E) ran."""
         values = torch.tensor(self.experts, dtype=torch.float64, device=ran.device)
         return self.shared + ran.double() @ values
 
@@ -89,8 +87,10 @@ class ClassificationSystem(Protocol):
     """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses.
 
     Some have more, which a trainer and the tools ask for by name: see :class:`Staged` and
-    :class:`Thresholds`; ``dispatch``, how experts run in evaluation; ``leaves_parameters_out``,
-    False where every parameter gets a gradient from every batch.
+    :class:`Thresholds`; ``at_thresholds(images, thresholds)``, predictions at several in one pass;
+    ``loads()``, the numbers of parameters as a :class:`Cost`; ``dispatch``, how experts run in
+    evaluation; ``leaves_parameters_out``, False where every parameter gets a gradient from every
+    batch.
     """
 
     num_classes: int
@@ -133,27 +133,18 @@ def check_probability(value: float, what: str) -> None:
         raise ConfigError(f"{what} must be between 0 and 1, not {value}")
 
 
-def part_macs(module: nn.Module, shape: Sequence[int]) -> tuple[float, tuple[int, ...]]:
-    """Multiply-adds of a module in evaluation for one input, and the shape of its output.
+def loaded_numbers(system: nn.Module, experts: Sequence[nn.Module], unused: nn.Module) -> Cost:
+    """Numbers of parameters that run for an image, whatever it is, and those of each expert.
 
-    It runs on a copy without data, so that any module that returns one tensor will do; of a tuple
-    the last counts as the output.
+    What a memory has to give for one image ("MAC" of Collaboration of Experts, Table 2).
 
     Args:
-        module: of any kind; it is not changed.
-        shape: of one input, without the batch.
-
-    Returns:
-        Multiply-adds, and the output's shape without the batch.
+        system: the whole of it.
+        experts: parts that run where they are chosen.
+        unused: a part that never runs in evaluation.
     """
-    twin = copy.deepcopy(module).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        output = twin(torch.empty((1, *shape), device="meta"))
-    if isinstance(output, tuple):
-        output = output[-1]
-    # PyTorch counts two operations a multiply-add.
-    return counter.get_total_flops() / 2, tuple(output.shape[1:])
+    each = tuple(float(num_parameters(expert)) for expert in experts)
+    return Cost(num_parameters(system) - num_parameters(unused) - sum(each), each)
 
 
 def num_parameters(module: nn.Module) -> int:

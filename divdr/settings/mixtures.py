@@ -94,7 +94,8 @@ class HydraSettings(GatingSettings):
     embedder: str = setting(
         "pixels",
         'What "cluster" embeds images by: "pixels", "torchvision:NAME" or "timm:NAME" with that '
-        "library's weights. By a model of one's own: tools/partition_classes.py.",
+        "library's weights, which sees the images in the size and with the normalisation that its "
+        "weights were trained on. By a model of one's own: tools/partition_classes.py.",
         source="DynK-Hydra, Algorithm 2",
     )
 
@@ -190,6 +191,15 @@ class CollaborationSettings(TeachingSettings):
         "expert selector of COE.DELEGATOR, which must have as many experts.",
         low=1,
         source="CoE, appendix A.2",
+    )
+    selection: str = setting(
+        "taught",
+        'How an expert is chosen: "taught" (the paper\'s: selector with LGM and SRM); its '
+        'comparisons: by the class that the delegator takes an image for, with classes "random" '
+        '(RP) or by clusters of their mean features ("category", CBP), or "direct", a selector '
+        "whose probabilities scale the experts' losses (DTS).",
+        choices=("taught", "random", "category", "direct"),
+        source="CoE, Table 3",
     )
     threshold: float = setting(
         0.95,

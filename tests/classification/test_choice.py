@@ -90,6 +90,7 @@ def test_anytime_by_gate_and_confidence():
     assert numbers(everything) == [[1, 1, 1]] * 2
     close(everything.weights, P.tolist())
     assert numbers(anytime(P, sure, 1.0)) == [[0, 0, 0]] * 2
+    assert numbers(anytime(P[:1], sure[:1], 0.25)) == [[1, 0, 0]]  # at τ counts
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,8 +14,10 @@ from divdr.moe import (
     Delegator,
     Distillation,
     ResNetParts,
+    Stage,
     StageClassifier,
     TeachingSettings,
+    at_thresholds,
     named_classifier,
     num_parameters,
     teach,
@@ -167,6 +169,72 @@ def test_values_of_the_second_stage():
                 experts += lesson.expert_weights[j, k] * loss
     assert losses["loss_selection"].item() == pytest.approx(0.6 * chosen.item(), rel=1e-4)
     assert losses["loss_experts"].item() == pytest.approx(experts.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["random", "category"])
+def test_experts_by_the_class_that_the_delegator_sees(selection):
+    made = spread(make(selection=selection, delegator_share=0.5, progress=0.75)).train()
+    x, labels = images(40), torch.arange(40) % CLASSES
+    read = []
+    made.begin(Stage("delegator", 0.0), lambda: pytest.fail("nothing is chosen yet"))
+    for _ in range(2):  # once is enough
+        made.begin(Stage("experts", 0.5), lambda: read.append(1) or [(x, labels)])
+    assert len(read) == (selection == "category")
+    assert made.partition.bincount().tolist() == [2, 2, 1]
+    still(made)
+    x, labels = images(), LABELS
+    losses = made.losses(x, labels)
+    assert set(losses) == {"loss_experts"}
+    expected = 0.0
+    with torch.no_grad():
+        own = made.partition[made.delegator.eval()(x).rough.argmax(1)]
+        for k, expert in enumerate(made.experts):
+            # α 0.5 between 0.2 and 0.8.
+            bar = 0.5 / 3 + 0.5 * (own == k).float()
+            each = F.cross_entropy(expert(x), labels, reduction="none")
+            expected += (bar / bar.sum() * each).sum().item()
+    assert losses["loss_experts"].item() == pytest.approx(expected, rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {"experts.0", "experts.1", "experts.2"}
+    made.eval()
+    made.threshold = 1.0
+    assert made(x).ran.long().argmax(1).tolist() == own.tolist()
+    assert at_thresholds(made, x, [1.0])[0].ran.equal(made(x).ran)
+    assert "partition" in made.state_dict()
+    assert "partition" not in make().state_dict()
+
+
+def touched_with_values(made):
+    return {
+        ".".join(name.split(".")[:2])
+        for name, parameter in made.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+
+
+def test_a_selector_that_is_trained_directly_scales_the_losses():
+    made = still(spread(make(selection="direct", delegator_share=0.0, progress=0.5)).train())
+    x = images()
+    losses = made.losses(x, LABELS)
+    with torch.no_grad():
+        p = made.delegator.eval()(x).selection.softmax(1)
+        each = [F.cross_entropy(e(x), LABELS, reduction="none") for e in made.experts]
+        expected = sum((p[:, k] * each[k]).sum() for k in range(3)) / 8
+    assert losses["loss_experts"].item() == pytest.approx(expected.item(), rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {
+        "delegator.expert_selector",
+        *(f"experts.{k}" for k in range(3)),
+    }
+    # A step moves it to experts that lose less.
+    before = (p * torch.stack(each, 1)).sum()
+    with torch.no_grad():
+        for parameter in made.delegator.expert_selector.parameters():
+            parameter -= 0.01 * parameter.grad
+        p = made.delegator(x).selection.softmax(1)
+    assert (p * torch.stack(each, 1)).sum() < before
+    with pytest.raises(ConfigError, match='SELECTION "direct" knows no SUBTASKS'):
+        make(4, 2, selection="direct")
 
 
 def test_an_expert_without_a_sample_leaves_training_whole():
@@ -331,10 +399,31 @@ def test_curve_over_thresholds():
     first, last = threshold_curve(made, lambda: [(x, labels)], [0.0, 1.0])
     assert [first.mean_branches, last.mean_branches] == [0.0, 1.0]
     assert first.macs == made.cost(16, 16).shared
+    first_network, expert = (num_parameters(m) for m in (made.delegator, made.experts[0]))
+    assert first.loaded == first_network
+    assert last.loaded > first_network + expert  # the second expert is larger
     right = made.delegator(x).rough.argmax(1) == labels
     assert first.accuracy == pytest.approx(100 * right.double().mean().item())
     with pytest.raises(ConfigError, match=r"early termination must be between 0 and 1, not 1\.5"):
         threshold_curve(made, list, [1.5])
+
+
+@torch.no_grad()
+def test_one_pass_gives_what_every_threshold_gives_alone():
+    made = spread(make()).eval()
+    x = images(20)
+    median = made.delegator(x).rough.softmax(1).amax(1).median().item()
+    seen = []
+    for expert in made.experts:
+        expert.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    together = at_thresholds(made, x, [median, 1.0, 0.0])
+    assert sum(seen) == 20  # τ 1 sends all on: each image to one expert, once
+    for tau, found in zip([median, 1.0, 0.0], together, strict=True):
+        made.threshold = tau
+        alone = made(x)
+        assert found.ran.equal(alone.ran)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+    assert together[0].ran.any(1).sum() == 10
 
 
 def test_settings_and_data_that_cannot_be():

@@ -7,14 +7,18 @@ from torch import nn
 
 from divdr.errors import ConfigError, DataError
 from divdr.moe import (
+    Cost,
     DenseNetParts,
     Hydra,
     HydraSettings,
     PooledGate,
+    Prediction,
     ResNetParts,
     above,
+    at_thresholds,
     between,
     loss_between,
+    num_parameters,
     threshold_curve,
 )
 
@@ -244,10 +248,73 @@ def test_curve_over_thresholds():
     with torch.no_grad():
         right = network.eval()(x).logits.argmax(1) == labels
     assert points[1].accuracy == pytest.approx(100 * right.double().mean().item())
+    # The image's network is all but the branches that did not run and the extra heads.
+    branch = num_parameters(network.branches[0])
+    fixed = num_parameters(network) - 3 * branch - num_parameters(network.branch_heads)
+    for point in points:
+        assert point.loaded == pytest.approx(fixed + point.mean_branches * branch)
     with pytest.raises(ConfigError, match=r"τ must be between 0 and 1, not 1\.5"):
         threshold_curve(network, list, [1.5])
     with pytest.raises(DataError, match="no images"):
         threshold_curve(network, list, [0.5])
+
+
+@torch.no_grad()
+def test_one_pass_gives_what_every_threshold_gives_alone():
+    network = spread(make(top_k=3)).eval()
+    x = images(20)
+    taus = [0.0, middle(network, x), 1.0]
+    seen = []
+    for branch in network.branches:
+        branch.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    together = at_thresholds(network, x, taus)
+    assert seen == [20, 20, 20]  # τ 0 needs everything: each branch once
+    for tau, found in zip(taus, together, strict=True):
+        network.threshold = tau
+        alone = network(x)
+        assert found.ran.equal(alone.ran)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
+class Plain:
+    """Any system with a threshold: it answers 1 above τ, and an expert runs for the others."""
+
+    training = False
+    threshold = 0.4
+
+    def check_threshold(self, threshold):
+        assert threshold <= 1
+
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+    def cost(self, height, width):
+        return Cost(height * width, (1.0,))
+
+    def __call__(self, x):
+        sure = x.flatten(1).mean(1) > self.threshold
+        return Prediction(torch.stack([0.5 * torch.ones(len(x)), sure.float()], 1), ~sure[:, None])
+
+
+def test_a_curve_of_any_system_reads_the_images_once():
+    x = torch.tensor([0.1, 0.3, 0.5, 0.9]).reshape(4, 1, 1, 1).expand(4, 1, 2, 3)
+    reads = []
+
+    def batches():
+        reads.append(1)
+        return [(x, torch.ones(4, dtype=torch.int64))]
+
+    system = Plain()
+    points = threshold_curve(system, batches, [0.0, 0.4, 1.0])
+    assert reads == [1]
+    assert [p.mean_branches for p in points] == [0.0, 0.5, 1.0]
+    assert [p.accuracy for p in points] == [100.0, 50.0, 0.0]
+    assert [p.macs for p in points] == [6.0, 6.5, 7.0]
+    assert [p.loaded for p in points] == [None] * 3
+    assert system.threshold == 0.4
 
 
 @torch.no_grad()

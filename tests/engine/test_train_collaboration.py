@@ -89,6 +89,20 @@ def test_sixteen_experts_start_from_the_delegator_of_four(trained, tmp_path, few
     assert results(tmp_path, few_digits[1])["cost"] == found
 
 
+def test_classes_that_choose_experts_are_shared_out_as_these_begin(tmp_path, few_digits):
+    keys = ("SOLVER.MAX_ITER", 6, COE + "DELEGATOR_STAGE", "2.0", COE + "SELECTION", "category")
+    keys += ("SOLVER.CHECKPOINT_PERIOD", 2)
+    run("digits_coe.yaml", options(tmp_path, few_digits, *keys))
+    before = weights(tmp_path, "model_0000001.pth")["system.partition"]
+    assert before.tolist() == [-1] * 10
+    whole = weights(tmp_path)
+    assert sorted(whole["system.partition"].bincount().tolist()) == [2, 2, 3, 3]
+    # A run that goes on inside the stage keeps them.
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    run("digits_coe.yaml", options(tmp_path, few_digits, *keys), resume=True)
+    assert all(v.equal(whole[k]) for k, v in weights(tmp_path).items())
+
+
 def test_a_resumed_run_goes_on_in_its_stage(tmp_path, few_digits):
     # The first stage ends at 2 and PWLUs are placed at 4; the run is cut off at 3.
     keys = ("SOLVER.MAX_ITER", 6, COE + "DELEGATOR_STAGE", "2.0")

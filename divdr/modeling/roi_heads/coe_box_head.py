@@ -25,6 +25,7 @@ from ...moe import (
     check_probability,
     common_lesson,
     delegated,
+    each_macs,
     overwrite,
     process_count,
     run_groups,
@@ -229,4 +230,4 @@ class CoEBoxHead(DelegatorFirst, BoxMixture):
         width = (self.output_shape.channels,)
         shared = module_macs(self.delegator, shape)
         shared += module_macs(predictor, width) + module_macs(self.selector, width)
-        return Cost(shared, tuple(module_macs(expert, shape) for expert in self.experts))
+        return Cost(shared, each_macs(self.experts, shape, "all"))

@@ -27,6 +27,7 @@ from ...moe import (
     check_gating,
     check_selection,
     chosen_branches,
+    each_macs,
     own_loss,
     run_groups,
     scatter_sum,
@@ -77,7 +78,7 @@ class HydraBoxHead(BoxMixture):
     """Runs the stem, asks the gater, runs the branches that it chose, sums and combines.
 
     The predictor takes scores and box deltas from the combined features: where an object ends is
-    told by the branches that know its kind, and by no branch more than by another.
+    decided by the branches that know its kind, and by no branch more than by another.
 
     Background belongs to no cluster. The gater learns from foreground proposals alone; a branch
     learns to tell its classes from the background that the gater sends it.
@@ -191,7 +192,7 @@ class HydraBoxHead(BoxMixture):
         width = (self.output_shape.channels,)
         shared = module_macs(self.stem, pooled) + module_macs(self.gater, maps)
         shared += module_macs(self.combiner, width) + module_macs(predictor, width)
-        return Cost(shared, tuple(module_macs(branch, maps) for branch in self.branches))
+        return Cost(shared, each_macs(self.branches, maps, "all"))
 
     def check_threshold(self, threshold: float) -> None:
         """See that a τ is one.

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...moe import (
     Cost,
+    call_macs,
     choose_by,
     log_mean_probability,
     run_groups,
     scatter_sum,
     smoothed,
     weighted_mean,
+    without_data,
 )
 from ...settings import SegmentationSingleGateSettings
 from ..attach import unwrap
-from ..neck_cost import call_macs
 from ..single_gate_head import SingleGateHead
 from .backbone_tail import BackboneTail, Recollection, Recorder, TailExpert
 from .windows import Windows
@@ -288,13 +289,14 @@ class SingleGateSegmentor(SingleGateHead):
             rows = Windows.over(features, self.strides, window, halo)
             parts = rows.cut(features, torch.zeros(1, dtype=torch.int64, device="meta"))
             gate = rows.each * self.gate.linear.weight.numel()
-            each = (
-                call_macs(self.experts[0], self._recalled.without_data())
-                if tails
-                else call_macs(self.base, parts)
-            )
+            base = without_data(self.base)
+            if tails:
+                expert, seen = without_data(self.experts[0]), self._recalled.without_data()
+                each = call_macs(expert, seen, "all")[0]
+            else:
+                each = call_macs(base, parts, "all")[0]
             self._costs[key] = Cost(
-                call_macs(self.base, features) + gate, (each,) * len(self.experts)
+                call_macs(base, features, "all")[0] + gate, (each,) * len(self.experts)
             )
         return self._costs[key]
 
