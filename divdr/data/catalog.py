@@ -191,7 +191,10 @@ def _named(name: str, load: Callable[[], Any]) -> Any:
     check_file(name)
     dicts = load()
     # Detectron2 also knows data sets that are no lists; their own items name their images.
-    return name_images(name, dicts) if isinstance(dicts, list) else dicts
+    if not isinstance(dicts, list):
+        return dicts
+    named, task = name_images(name, dicts), MetadataCatalog.get(name).get("task", None)
+    return named if task is None else [{**record, "task_name": task} for record in named]
 
 
 _EXPECTED = {

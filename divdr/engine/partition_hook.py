@@ -209,7 +209,7 @@ def partition_by_detector(cfg: CfgNode, model: nn.Module, branches: int, path: s
 
 
 class CollaborationHook(HookBase):
-    """Tells the system how far training is, and realigns PWLUs when they have seen enough.
+    """Takes over delegator and teacher, and realigns PWLUs when they have seen enough.
 
     Other models are left alone.
 
@@ -233,14 +233,13 @@ class CollaborationHook(HookBase):
             together(prepare_collaboration, self.cfg, self.system)
 
     def before_step(self) -> None:
-        """Set stage and α by the iteration."""
+        """Tell when the second stage begins, and realign."""
         if self.system is None:
             return
         done, whole = self.trainer.iter, self.cfg.SOLVER.MAX_ITER
         start = first_stage(self.cfg)
         if done == start:
             logger.info("From here on the expert selector and the experts train")
-        self.system.progress = done / whole
         wait = to_iterations(self.cfg.MODEL.CLASSIFIER.COE.PWLU_STATISTICS, whole - start)
         if done >= start + wait:
             # Those that are done are asked no more: on a GPU each question waits for the device.

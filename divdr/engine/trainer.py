@@ -57,7 +57,14 @@ from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .finite import MetricsFile, finite_losses, plain_numbers
-from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
+from .hooks import (
+    ClusteringHook,
+    CostTargetHook,
+    DropPathHook,
+    ProgressHook,
+    SeedHook,
+    refill_bank,
+)
 from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
@@ -194,6 +201,7 @@ class Trainer(DefaultTrainer):
         networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
         own: list[HookBase] = [
             PartitionHook(cfg, model),
+            ProgressHook(model, cfg.SOLVER.MAX_ITER),
             CollaborationHook(cfg, model),
             BoxPartitionHook(cfg, model),
             SeedHook(self.seed),

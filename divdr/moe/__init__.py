@@ -2,9 +2,12 @@
 
 Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
 balanced assignment, dispatch by groups, CondConv and PWLU. Systems
-(``prediction.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``.
+(``single.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``,
+``PerExample`` routing.
 """
 
+from .balance import Balance, BalanceLosses, kth_excluding, load_probabilities, squared_variation
+from .choice_blocks import BLOCKS, BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
 from .class_partition import (
     cluster_partition,
     given_partition,
@@ -36,6 +39,7 @@ from .expert_dispatch import (
     scatter_sum,
     select,
 )
+from .expert_ops import EXPERT_SETS, SqueezeExcite, build_expert, expert_names, group_norm
 from .hydra import Hydra, HydraSettings
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
@@ -46,13 +50,18 @@ from .named import (
     named_stem,
     without_last_linear,
 )
+from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
+from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers
+from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
+from .routing_layer import ROUTERS, Context, Router, RoutingLayer
 from .single import (
     ClassificationSystem,
     Cost,
     Ensemble,
     Prediction,
+    Progress,
     StageClassifier,
     num_parameters,
     part_macs,
@@ -61,13 +70,25 @@ from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_
 from .transport import balanced_capacities, exchange, vogel_assignment
 
 __all__ = [
+    "BLOCKS",
+    "EXPERT_SETS",
     "PWLU",
+    "ROUTERS",
+    "Balance",
+    "BalanceLosses",
+    "BlockParts",
+    "Body",
+    "BodyCost",
+    "ChoiceBlock",
+    "ChoiceCell",
     "ClassificationSystem",
     "Collaboration",
     "CollaborationSettings",
     "CondConv2d",
+    "Context",
     "Cost",
     "CurvePoint",
+    "Decision",
     "Delegation",
     "Delegator",
     "DenseNetParts",
@@ -76,21 +97,32 @@ __all__ = [
     "Embedder",
     "Ensemble",
     "Gater",
+    "Gating",
     "Group",
     "Hydra",
     "HydraSettings",
     "Lesson",
     "LinePoint",
     "NamedStem",
+    "NoisyTopKGate",
     "Part",
+    "PerExample",
     "PixelEmbedder",
     "Prediction",
+    "Progress",
     "ResNetParts",
+    "RoutedCells",
+    "RoutedLayers",
+    "Router",
+    "RoutingLayer",
+    "SqueezeExcite",
     "StageClassifier",
     "TeachingSettings",
     "align",
+    "anneal_k",
     "balanced_capacities",
     "between",
+    "build_expert",
     "check_labels",
     "check_selection",
     "class_means",
@@ -98,18 +130,23 @@ __all__ = [
     "cluster_partition",
     "common_divisors",
     "exchange",
+    "expert_names",
     "gather_rows",
     "given_partition",
     "greedy_partition",
+    "group_norm",
     "is_named",
+    "kth_excluding",
     "last_linear",
     "load_partition",
+    "load_probabilities",
     "loss_between",
     "named_classifier",
     "named_stem",
     "num_parameters",
     "one_hot_choice",
     "part_macs",
+    "per_example_network",
     "process_count",
     "random_partition",
     "restrict",
@@ -118,6 +155,7 @@ __all__ = [
     "save_partition",
     "scatter_sum",
     "select",
+    "squared_variation",
     "teach",
     "threshold_curve",
     "true_class_probability",

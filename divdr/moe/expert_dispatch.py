@@ -59,20 +59,30 @@ def run_all(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator
             yield Group(number, rows, output[rows])
 
 
-def scatter_sum(groups: Sequence[Group], count: int) -> Tensor:
+def scatter_sum(groups: Sequence[Group], count: int, weights: Tensor | None = None) -> Tensor:
     """(count, ...) sum, for every sample, of the outputs of the experts that it chose.
 
-    Samples without an expert get zeros. Gradients reach every output.
+    Samples without an expert get zeros. Gradients reach every output, and the weights.
 
     Args:
         groups: at least one.
         count: N, size of the batch.
+        weights: (N, E) by which outputs are multiplied; the sum has their precision where it is
+            the higher one. None: all are 1.
     """
-    first = groups[0].output
+    first = _weighted(groups[0], weights)
     total = first.new_zeros((count, *first.shape[1:]))
-    for group in groups:
-        total = total.index_add(0, group.rows, group.output)
+    for number, group in enumerate(groups):
+        output = _weighted(group, weights) if number else first
+        total = total.index_add(0, group.rows, output)
     return total
+
+
+def _weighted(group: Group, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return group.output
+    own = weights[group.rows, group.expert]
+    return group.output * own.reshape(-1, *[1] * (group.output.dim() - 1))
 
 
 def restrict(groups: Sequence[Group], wanted: Tensor) -> list[Group]:

@@ -46,7 +46,12 @@ class Cost(NamedTuple):
 
 @runtime_checkable
 class ClassificationSystem(Protocol):
-    """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses."""
+    """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses.
+
+    A system that learns otherwise as training goes on has :class:`Progress` too. One of several
+    tasks has their number as ``tasks``, and takes the number (N,) of each image's as a last
+    argument of its call and its losses.
+    """
 
     num_classes: int
 
@@ -61,6 +66,17 @@ class ClassificationSystem(Protocol):
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size."""
         ...
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Whatever wants to know how far training is.
+
+    Attributes:
+        progress: share of training that is done, 0 to 1; whoever trains sets it before each step.
+    """
+
+    progress: float
 
 
 def part_macs(module: nn.Module, shape: Sequence[int]) -> tuple[float, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from .mixtures import (
     CollaborationSettings,
     HydraSettings,
 )
+from .routed import PerExampleSettings
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
 from .training import (
     ClassificationInputSettings,
@@ -51,6 +52,7 @@ __all__ = [
     "KMeansSettings",
     "LoaderSettings",
     "OptimizerSettings",
+    "PerExampleSettings",
     "PrecisionSettings",
     "Range",
     "RoutingSettings",

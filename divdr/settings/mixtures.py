@@ -6,10 +6,11 @@ Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .field import Settings, setting
+from .routed import PerExampleSettings
 from .routing import WHEN
 
 _PARTITIONS = ("cluster", "random", "coarse", "file")
@@ -211,8 +212,9 @@ class ClassifierSettings(Settings):
     name: str = setting(
         "build_single_classifier",
         'The system: "build_single_classifier", "build_ensemble_classifier", '
-        '"build_hydra_classifier" (HydraRes and DynK-Hydra) or "build_coe_classifier" '
-        "(Collaboration of Experts); more by divdr.modeling.CLASSIFIER_REGISTRY.",
+        '"build_hydra_classifier" (HydraRes and DynK-Hydra), "build_coe_classifier" '
+        '(Collaboration of Experts) or "build_per_example_classifier" (per-example routing); more '
+        "by divdr.modeling.CLASSIFIER_REGISTRY.",
     )
     num_classes: int = setting(10, "Classes of the data set.", low=1)
     architecture: str = setting(
@@ -274,6 +276,7 @@ class ClassifierSettings(Settings):
     members: int = setting(4, "Ensemble: number of networks, all of which run.", low=1)
     hydra: HydraSettings = HydraSettings()
     coe: CollaborationSettings = CollaborationSettings()
+    per_example: PerExampleSettings = field(default=PerExampleSettings())
 
 
 @dataclass(frozen=True)

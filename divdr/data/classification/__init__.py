@@ -4,11 +4,13 @@ A dataset dict holds "label" (a number from 0), "image_id", and either "file_nam
 array (H, W) or (H, W, 3) in RGB.
 """
 
+from .alphabets import register_alphabets
 from .class_sets import ClassificationMapper, classification_batches, describe, register_published
 
 __all__ = [
     "ClassificationMapper",
     "classification_batches",
     "describe",
+    "register_alphabets",
     "register_published",
 ]

@@ -3,6 +3,7 @@
 from .builders import CLASSIFIER_REGISTRY, build_classifier
 from .coe_classifier import collaboration_of, first_stage, prepare_collaboration
 from .image_classifier import ImageClassifier, choose_partition, hydra_of
+from .per_example_classifier import per_example_of
 
 __all__ = [
     "CLASSIFIER_REGISTRY",
@@ -12,5 +13,6 @@ __all__ = [
     "collaboration_of",
     "first_stage",
     "hydra_of",
+    "per_example_of",
     "prepare_collaboration",
 ]
