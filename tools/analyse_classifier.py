@@ -4,11 +4,13 @@
     python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --choices FILE.png MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
 of early termination), the second the loss along the line between two branches' weights of a Hydra,
 the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
-groups and with all of them.
+groups and with all of them. The fourth prints, and draws into a file, which experts of a routing
+layer the images of each class get.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import _environment  # noqa: F401
 from divdr.engine import load_config, report_errors
 from divdr.engine.classifier_analysis import curve_table, latency_table, line_table
 from divdr.engine.setup import at_least, listed
+from divdr.visualization import expert_choices, expert_choices_figure
 
 
 @report_errors
@@ -39,6 +42,10 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=at_least(1), default=10, help="how often each batch is timed"
     )
+    parser.add_argument("--choices", default="", metavar="FILE", help="picture of experts' classes")
+    parser.add_argument(
+        "--decision", type=int, default=-1, help="which, from 0; the last if not given"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
@@ -48,6 +55,10 @@ def main() -> None:
         print(line_table(cfg, *options.line, options.steps))
     if options.latency:
         print(latency_table(cfg, options.latency, options.batches, options.rounds))
+    if options.choices:
+        choices = expert_choices(cfg, options.decision)
+        expert_choices_figure(choices).savefig(options.choices, dpi=100)
+        print(choices.table())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_squared_variation_of_known_numbers():
 
 
 @given(
-    st.lists(st.permutations(range(6)), min_size=1, max_size=5), st.integers(min_value=1, max_value=5)
+    st.lists(st.permutations(range(6)), min_size=1, max_size=5),
+    st.integers(min_value=1, max_value=5),
 )
 def test_kth_largest_of_the_others(rows, k):
     noisy = torch.tensor(rows, dtype=torch.float64)
@@ -61,7 +62,9 @@ def test_load_is_the_probability_of_being_chosen_with_noise_drawn_anew(k):
             others = [noisy[row, j].item() for j in range(5) if j != expert]
             bar = sorted(others, reverse=True)[k - 1]
             anew = clean[row, expert] + draws * deviation[row, expert]
-            assert found[row, expert].item() == pytest.approx(float((anew > bar).float().mean()), abs=0.02)
+            assert found[row, expert].item() == pytest.approx(
+                float((anew > bar).float().mean()), abs=0.02
+            )
             margin = (clean[row, expert].item() - bar) / deviation[row, expert].item()
             assert found[row, expert].item() == pytest.approx(normal(margin), abs=1e-5)
 
@@ -80,9 +83,7 @@ def test_where_all_experts_run_the_load_is_balanced_and_teaches_nothing():
 def test_losses_of_two_decisions_add_up_and_remember_earlier_steps():
     balance = Balance([2, 3], steps=3)
     generator = torch.Generator().manual_seed(4)
-    batches = [
-        [torch.rand(n, e, generator=generator) for e in (2, 3, 2, 3)] for n in (4, 1, 5, 2)
-    ]
+    batches = [[torch.rand(n, e, generator=generator) for e in (2, 3, 2, 3)] for n in (4, 1, 5, 2)]
     for step, batch in enumerate(batches):
         parts = [part.clone().requires_grad_() for part in batch]
         found = balance(parts[:2], parts[2:])

@@ -1,5 +1,7 @@
 """Noisy top-k gating, routing layers, and the networks that they make."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_k_stays_within_its_ends_and_never_turns(first, last, layers):
     found = anneal_k(first, last, layers)
     assert found[0] == first
     assert found[-1] == last
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(found)]
     assert all(step * (last - first) >= 0 for step in steps)
     exact = [first + (last - first) * i / (layers - 1) for i in range(layers)]
     assert all(abs(k - value) <= 0.5 + 1e-9 for k, value in zip(found, exact, strict=True))
@@ -300,9 +302,11 @@ def test_the_cost_is_what_runs(model):
 
 def test_cells_make_the_paper_s_numbers_of_decisions():
     for cells, decisions in ((6, 48), (12, 96)):
-        made = per_example_network(small(model="cells", layers=cells, filters=2, k_first=5), (5,), 1)
+        made = per_example_network(
+            small(model="cells", layers=cells, filters=2, k_first=5), (5,), 1
+        )
         assert len(made.decisions) == decisions
-        # The first block of a cell has two inputs, the fourth five; in the first cell all are taken.
+        # A cell's first block has two inputs, its fourth five; the first cell takes all.
         images = torch.randn(2, 1, 16, 16)
         ran = made.eval()(images).ran
         taken = [int(ran[0, d.columns].sum()) for d in made.decisions]
@@ -321,9 +325,9 @@ def test_networks_that_cannot_be():
     ):
         with pytest.raises(ConfigError, match=told):
             per_example_network(small(**keys), (5,), 1)
+    linear = small(model="linear", experts=("linear",) * 2, k_first=2)
     with pytest.raises(ConfigError, match=r"needs INPUT\.CLASSIFICATION\.SIZE"):
-        keys = {"model": "linear", "experts": ("linear",) * 2, "k_first": 2}
-        per_example_network(small(**keys), (5,), 1)
+        per_example_network(linear, (5,), 1)
 
 
 def test_tasks_and_labels_that_cannot_be():

@@ -14,6 +14,8 @@ from divdr.errors import DataError
 
 from .scripts import Script
 
+# Claims every letter, and draws the same frame for all of a script.
+_PLACEHOLDERS = "LastResort"
 LEAST = 5
 """Letters below which a script is left out."""
 
@@ -61,7 +63,8 @@ def find_faces(folder: str = "") -> list[Face]:
         files = [*own.glob("DejaVu*.ttf"), *system]
     once: dict[str, Path] = {}
     for file in files:
-        once.setdefault(file.name, file)
+        if not file.name.startswith(_PLACEHOLDERS):
+            once.setdefault(file.name, file)
     faces = [face for name in sorted(once) if (face := _face(once[name])) is not None]
     if not faces:
         raise DataError(f"there is no font in {folder or 'this system'}")
