@@ -22,6 +22,7 @@ from ..moe import (
     Embedder,
     Ensemble,
     Hydra,
+    PerExample,
     Prediction,
     class_means,
     cluster_partition,
@@ -198,12 +199,12 @@ def measure_latency(system: nn.Module, inputs: Sequence[Tensor], rounds: int) ->
 
 
 def _ways(system: nn.Module) -> dict[str, Callable[[Tensor], Prediction]]:
-    if not isinstance(system, (Hydra, Collaboration)):
+    if not isinstance(system, (Hydra, Collaboration, PerExample)):
         return {"all": system}
     return {name: partial(_run, system, dispatch) for name, dispatch in DISPATCH.items()}
 
 
-def _run(system: Hydra | Collaboration, dispatch: Dispatch, x: Tensor) -> Prediction:
+def _run(system: Hydra | Collaboration | PerExample, dispatch: Dispatch, x: Tensor) -> Prediction:
     before = system.dispatch
     system.dispatch = dispatch
     try:

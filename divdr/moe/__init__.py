@@ -7,7 +7,7 @@ balanced assignment, dispatch by groups, CondConv and PWLU. Systems
 """
 
 from .balance import Balance, BalanceLosses, kth_excluding, load_probabilities, squared_variation
-from .choice_blocks import BLOCKS, BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
+from .choice_blocks import BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
 from .class_partition import (
     cluster_partition,
     given_partition,
@@ -39,7 +39,7 @@ from .expert_dispatch import (
     scatter_sum,
     select,
 )
-from .expert_ops import EXPERT_SETS, SqueezeExcite, build_expert, expert_names, group_norm
+from .expert_ops import SqueezeExcite, build_expert, expert_names, group_norm
 from .hydra import Hydra, HydraSettings
 from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
 from .named import (
@@ -55,7 +55,7 @@ from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers
 from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
-from .routing_layer import ROUTERS, Context, Router, RoutingLayer
+from .routing_layer import Context, Router, RoutingLayer
 from .single import (
     ClassificationSystem,
     Cost,
@@ -70,10 +70,7 @@ from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_
 from .transport import balanced_capacities, exchange, vogel_assignment
 
 __all__ = [
-    "BLOCKS",
-    "EXPERT_SETS",
     "PWLU",
-    "ROUTERS",
     "Balance",
     "BalanceLosses",
     "BlockParts",

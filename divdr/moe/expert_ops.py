@@ -17,20 +17,6 @@ from ..routing.ops import NormFactory, conv_norm
 
 _KERNELS = {"conv_3x3": 3, "conv_5x5": 5, "conv_7x7": 7}
 
-#: Section 4.2, and the sets of Table 2, each of seven experts.
-EXPERT_SETS: dict[str, tuple[str, ...]] = {
-    "conv_3x3": ("conv_3x3",) * 7,
-    "conv_5x5": ("conv_5x5",) * 7,
-    "convolutions": (
-        *("conv_3x3", "conv_3x3", "conv_5x5", "conv_5x5", "conv_7x7", "conv_7x7"),
-        "conv_1x7_7x1",
-    ),
-    "diverse": (
-        *("conv_3x3", "conv_5x5", "conv_7x7", "conv_1x7_7x1"),
-        *("max_pool_3x3", "avg_pool_3x3", "skip_connect"),
-    ),
-}
-
 
 class SqueezeExcite(nn.Module):
     """Multiplies each channel by what two layers make of the means of all (Hu et al. 2017).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from .balance import Balance
-from .expert_dispatch import one_hot_choice, run_groups
+from .expert_dispatch import Dispatch, one_hot_choice, run_groups
 from .noisy_top_k import Gating
 from .routing_layer import Context, RoutingLayer
 from .single import Cost, Prediction, part_macs
@@ -168,6 +168,19 @@ class PerExample(nn.Module):
         self.progress = 0.0
         self.decisions = _decisions(self.body.choices())
         self.balance = Balance([len(each.experts) for each in self.decisions], balance_steps)
+
+    @property
+    def dispatch(self) -> Dispatch:
+        """How experts run, in all layers."""
+        return self._layers()[0].dispatch
+
+    @dispatch.setter
+    def dispatch(self, dispatch: Dispatch) -> None:
+        for layer in self._layers():
+            layer.dispatch = dispatch
+
+    def _layers(self) -> list[RoutingLayer]:
+        return [module for module in self.modules() if isinstance(module, RoutingLayer)]
 
     @property
     def tasks(self) -> int:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..settings import PerExampleSettings
 from .expert_dispatch import Dispatch, run_groups, scatter_sum
 from .noisy_top_k import Gating, NoisyTopKGate
 
-ROUTERS = ("pooled", "pooled_task", "task", "constant")
+ROUTERS = PerExampleSettings.choices("router")
 """What a gate can look at, see :class:`Router`."""
 
 

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from divdr.errors import ConfigError, DataError
 from divdr.moe import (
-    EXPERT_SETS,
     ClassificationSystem,
     Context,
     NoisyTopKGate,
@@ -23,6 +22,8 @@ from divdr.moe import (
     group_norm,
     num_parameters,
     per_example_network,
+    run_all,
+    run_groups,
 )
 from divdr.settings import PerExampleSettings
 
@@ -222,7 +223,6 @@ def test_omniglot_s_network_has_the_printed_size_with_one_convolution_for_each_p
     assert single - 8 * 48 * 48 * 97 == pytest.approx(0.047e6, rel=0.1)
     assert round(pairs / 1e6, 1) == 3.4  # 3.3 million without readouts and gates
     assert round(single / 1e6, 1) == 1.8
-    assert all(len(experts) == 7 for experts in EXPERT_SETS.values())
 
 
 def test_a_network_of_several_tasks():
@@ -239,6 +239,9 @@ def test_a_network_of_several_tasks():
     # An image's logits are by its own task's readout, whatever else is in the batch.
     alone = torch.cat([made(images[i : i + 1], tasks[i : i + 1]).logits for i in range(9)])
     torch.testing.assert_close(alone, logits)
+    assert made.dispatch is run_groups
+    made.dispatch = run_all
+    torch.testing.assert_close(made(images, tasks).logits, logits)
     other = made(images, (tasks + 1) % 3).logits
     assert not torch.allclose(other[:, :2], logits[:, :2])
 

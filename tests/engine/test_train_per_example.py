@@ -1,6 +1,7 @@
 """Per-example routing through tools/train_net.py's own program, from the configs."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def _in_repository(repository, monkeypatch):
     monkeypatch.chdir(repository)
 
 
-def test_digits_learn_and_show_which_experts_their_classes_get(tmp_path, few_digits):
+def test_digits_learn_and_show_which_experts_their_classes_get(
+    tmp_path, few_digits, monkeypatch, capsys
+):
     config = "digits_per_example.yaml"
     run(config, options(tmp_path, few_digits, "SOLVER.MAX_ITER", 60))
     found = results(tmp_path, few_digits[1])
@@ -51,6 +54,7 @@ def test_digits_learn_and_show_which_experts_their_classes_get(tmp_path, few_dig
     np.testing.assert_allclose(choices.per_class().sum(1), 1)
     shares = counted[:, 3] / max(1, counted[:, 3].sum())
     np.testing.assert_allclose(choices.per_expert()[3], shares)
+    _tool_prints_and_draws(tmp_path, config, few_digits, weights, choices, monkeypatch, capsys)
     bars = expert_choices_figure(choices).axes[0].patches
     widths = np.reshape([bar.get_width() for bar in bars], (5, 10))
     np.testing.assert_allclose(widths.T, choices.per_class())
@@ -60,6 +64,16 @@ def test_digits_learn_and_show_which_experts_their_classes_get(tmp_path, few_dig
     ]
     with pytest.raises(ConfigError, match="decisions are 0 to 0, and not 1"):
         expert_choices(cfg, 1)
+
+
+def _tool_prints_and_draws(tmp_path, config, names, weights, choices, monkeypatch, capsys):
+    picture = tmp_path / "choices.png"
+    words = ["--config-file", CONFIGS + config, "--choices", str(picture)]
+    monkeypatch.setattr("sys.argv", ["analyse", *words, *options(tmp_path, names, *weights)])
+    capsys.readouterr()
+    runpy.run_path("tools/analyse_classifier.py", run_name="__main__")
+    assert choices.table() in capsys.readouterr().out
+    assert Image.open(picture).size[0] == 1100
 
 
 TASKS = ("DATASETS.TRAIN", "('glyphs_latin_train', 'glyphs_ogham_train')")
