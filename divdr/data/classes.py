@@ -155,10 +155,10 @@ def _difference(what: str, first: str, others: list[str], name: str, classes: li
     number = next((n for n, (a, b) in pairs if a != b), min(len(others), len(classes)) - 1)
     return (
         f"{start}: number {number} is {others[number]!r} in the first, {classes[number]!r} in "
-        + ("the second")
+        "the second"
     )
 
 
 def _some(names: Sequence[str]) -> str:
-    told = ", ".join(repr(name) for name in names[:4])
-    return told + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    listed = ", ".join(repr(name) for name in names[:4])
+    return listed + (f" and {len(names) - 4} more" if len(names) > 4 else "")

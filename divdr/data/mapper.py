@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from ..errors import ConfigError, DataError
-from ..image_files import check_labels, read_image, read_labels
+from ..image_files import check_label_map, read_image, read_labels
 from ..settings import InputSettings
 
 
@@ -46,8 +46,11 @@ class SemanticCropMapper:
         ignore_value: int,
         padding: str = InputSettings.crop_padding,
     ) -> None:
-        if padding not in ("mean", "black"):
-            raise ConfigError(f'INPUT.CROP_PADDING must be "mean" or "black", not {padding!r}')
+        known = InputSettings.choices("crop_padding")
+        if padding not in known:
+            raise ConfigError(
+                f"INPUT.CROP_PADDING must be one of {', '.join(known)}, not {padding!r}"
+            )
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.crop_size = crop_size
@@ -107,7 +110,7 @@ class SemanticCropMapper:
         label_name = item.pop("sem_seg_file_name")
         image = read_image(name, self.image_format)
         labels = read_labels(label_name)
-        check_labels(
+        check_label_map(
             labels,
             label_name,
             classes=self.num_classes,

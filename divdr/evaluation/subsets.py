@@ -22,14 +22,14 @@ from ..experts import (
 )
 from ..image_files import read_labels
 
-SUBSETS_FILE = "subsets.json"
+_SUBSETS_FILE = "subsets.json"
 
 
 def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
     """How well a run's gate activations on its first test set recover the subsets.
 
     Args:
-        folder: ``OUTPUT_DIR`` of a run on ``subsets_val`` (divdr.data.subsets), evaluated.
+        folder: ``OUTPUT_DIR`` of a run on ``subsets_val`` (``divdr.data``), evaluated.
 
     Returns:
         In percent of the images: "kmeans", by K-means on A, fresh; "kmeans_std", the same with
@@ -101,7 +101,7 @@ def _results(folder: str) -> dict[str, Any]:
 
 def _subsets(names: Sequence[str]) -> torch.Tensor:
     """Subsets (N,) of images that lie in subsets/images/SPLIT."""
-    path = os.path.join(os.path.dirname(names[0]), "..", "..", SUBSETS_FILE)
+    path = os.path.join(os.path.dirname(names[0]), "..", "..", _SUBSETS_FILE)
     try:
         with open(path, encoding="utf-8") as file:
             known = json.load(file)

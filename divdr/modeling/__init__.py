@@ -14,7 +14,9 @@ from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .decoder import DynamicRoutingDecoder
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
-from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
+from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads, SingleGateBoxHead
+from .segmentors import SingleGateSegmentor
+from .single_gate_head import freeze_around_mixtures
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "MixtureROIHeads",
     "ProjectionNeck",
     "RoutingSupervision",
+    "SingleGateBoxHead",
+    "SingleGateSegmentor",
     "StaticBackbone",
     "attach_routing",
     "attach_routing_from_config",
@@ -36,6 +40,7 @@ __all__ = [
     "backbone_macs",
     "cluster_and_log",
     "find_backbone",
+    "freeze_around_mixtures",
     "image_keys",
     "neck_macs",
     "periods_from_config",

@@ -12,10 +12,19 @@ from .mixtures import (
     BoxHydraSettings,
     ClassifierSettings,
     CollaborationSettings,
+    GatingSettings,
     HydraSettings,
+    TeachingSettings,
 )
 from .routed import PerExampleSettings
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
+from .single_gated import (
+    BoxSingleGateSettings,
+    HeadMixtureSettings,
+    MixtureSettings,
+    SegmentationSingleGateSettings,
+    SingleGateSettings,
+)
 from .training import (
     ClassificationInputSettings,
     InputSettings,
@@ -34,6 +43,8 @@ GROUPS: tuple[type[Settings], ...] = (
     ClassifierSettings,
     BoxHydraSettings,
     BoxCollaborationSettings,
+    BoxSingleGateSettings,
+    SegmentationSingleGateSettings,
 )
 """All settings; further groups are within these."""
 
@@ -41,23 +52,30 @@ __all__ = [
     "GROUPS",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
+    "BoxSingleGateSettings",
     "BudgetSettings",
     "ClassificationInputSettings",
     "ClassifierSettings",
     "ClusteringSettings",
     "CollaborationSettings",
     "Entry",
+    "GatingSettings",
+    "HeadMixtureSettings",
     "HydraSettings",
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "MixtureSettings",
     "OptimizerSettings",
     "PerExampleSettings",
     "PrecisionSettings",
     "Range",
     "RoutingSettings",
+    "SegmentationSingleGateSettings",
     "Settings",
+    "SingleGateSettings",
     "SolverSettings",
+    "TeachingSettings",
     "entries",
     "walk",
 ]

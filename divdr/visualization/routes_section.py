@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count as count_from
+from itertools import takewhile
 
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
 from .montage import montage_figure, nearest_to_centres, read_nearest
-from .parts import Entry, Picture, Section, Table, count, fixed, listing
+from .parts import Picture, Section, Table, TableEntry, count, fixed, listing
 from .routes import open_transforms, routes_figure
 from .run_data import RouteData, RunData
 from .scatter import embed, embedding_figure, method_used
@@ -167,9 +169,9 @@ def images_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     most = max(len(found) for found in known.values())
     rows = []
     for name, found in known.items():
-        entries = [Entry(str(n), share(n, sum(found))) for n in found]
-        entries += [Entry("")] * (most - len(entries))
-        rows.append((name, [*entries, Entry(str(sum(found)))]))
+        entries = [TableEntry(str(n), share(n, sum(found))) for n in found]
+        entries += [TableEntry("")] * (most - len(entries))
+        rows.append((name, [*entries, TableEntry(str(sum(found)))]))
     header = ["run", *(f"expert {k}" for k in range(most)), "all"]
     caption = "An image belongs to the expert whose centre is nearest to its gate activation."
     section.tables.append(Table(caption, header, rows))
@@ -180,10 +182,9 @@ def _sizes(run: RunData, dataset_name: str) -> list[int]:
     routes = run.routes_of(dataset_name)
     if routes is not None and len(routes.centres):
         return [int(n) for n in routes.images_per_expert()]
-    stored = run.result(dataset_name, "routing", "images_per_expert")
-    if not isinstance(stored, list) or not all(isinstance(n, (int, float)) for n in stored):
-        return []
-    return [int(n) for n in stored]
+    stored = run.result(dataset_name, "routing") or {}
+    keys = takewhile(stored.__contains__, (f"images_expert_{k}" for k in count_from(0)))
+    return [int(stored[key]) for key in keys]
 
 
 def characters_section(
@@ -242,15 +243,15 @@ def _matched(routes: RouteData, characters: Mapping[str, str]) -> tuple[np.ndarr
     return np.array([k for k, _ in pairs], dtype=np.int64), [label for _, label in pairs]
 
 
-def _character_rows(counts: np.ndarray) -> list[tuple[str, list[Entry]]]:
+def _character_rows(counts: np.ndarray) -> list[tuple[str, list[TableEntry]]]:
     """A row an expert and one for all, from counts (K, C)."""
     rows = []
     for k, row in enumerate(counts):
-        entries = [Entry(str(n), share(n, row.sum())) for n in row]
-        rows.append((f"expert {k}", [*entries, Entry(str(row.sum()))]))
+        entries = [TableEntry(str(n), share(n, row.sum())) for n in row]
+        rows.append((f"expert {k}", [*entries, TableEntry(str(row.sum()))]))
     total = counts.sum(axis=0)
-    entries = [Entry(str(n), share(n, total.sum())) for n in total]
-    rows.append(("all experts", [*entries, Entry(str(total.sum()))]))
+    entries = [TableEntry(str(n), share(n, total.sum())) for n in total]
+    rows.append(("all experts", [*entries, TableEntry(str(total.sum()))]))
     return rows
 
 

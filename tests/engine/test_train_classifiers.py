@@ -1,10 +1,17 @@
 """Image classification through tools/train_net.py's own program, from the configs."""
 
+import numpy as np
 import pytest
 import torch
 from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_classification import draw_published
+from drawn_classification import (
+    draw_published,
+    write_cifar100,
+    write_cub200,
+    write_food101,
+    write_imagenet32,
+)
 
 from divdr.config import get_divdr_config
 from divdr.data import ClassificationMapper
@@ -121,15 +128,15 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
     for name in few_digits:
         MetadataCatalog.get(name).classes[9] = "nine"
     try:
-        told = refused(capsys, tmp_path, few_digits, *by_file)
+        reported = refused(capsys, tmp_path, few_digits, *by_file)
     finally:
         for name in few_digits:
             MetadataCatalog.get(name).classes[9] = "9"
-    assert "is of data set 'few_digits_train' with 10 classes, and does not suit" in told
+    assert "is of data set 'few_digits_train' with 10 classes, and does not suit" in reported
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "reported"),
     [
         ("HYDRA.BRANCHES", 11, "11 branches cannot share 10 classes"),
         ("HYDRA.THRESHOLD", 1.5, "must be between 0 and 1, not 1.5"),
@@ -142,8 +149,8 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
         ("ARCHITECTURE", "vgg", "ARCHITECTURE 'vgg' has no parts"),
     ],
 )
-def test_settings_that_cannot_be(key, value, told, capsys, tmp_path, few_digits):
-    assert told in refused(capsys, tmp_path, few_digits, f"MODEL.CLASSIFIER.{key}", value)
+def test_settings_that_cannot_be(key, value, reported, capsys, tmp_path, few_digits):
+    assert reported in refused(capsys, tmp_path, few_digits, f"MODEL.CLASSIFIER.{key}", value)
 
 
 def test_a_class_without_images(capsys, tmp_path, few_digits):
@@ -153,11 +160,11 @@ def test_a_class_without_images(capsys, tmp_path, few_digits):
     classes = MetadataCatalog.get(few_digits[0]).classes
     MetadataCatalog.get(name).set(classes=classes, evaluator_type="classification")
     try:
-        told = refused(capsys, tmp_path, [name, few_digits[1]])
+        reported = refused(capsys, tmp_path, [name, few_digits[1]])
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    assert "class 4 has no training image" in told
+    assert "class 4 has no training image" in reported
 
 
 def test_one_step_on_cifar_100_at_the_paper_s_scale(tmp_path, names_under):
@@ -174,6 +181,34 @@ def test_one_step_on_cifar_100_at_the_paper_s_scale(tmp_path, names_under):
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     assert saved["system.partition"].tolist() == coarse
     assert len({key.split(".")[2] for key in saved if key.startswith("system.branches.")}) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "write", "data", "images"),
+    [
+        ("cifar100_densenet_dynk", "cifar-100-python", write_cifar100, "cifar100", 200),
+        ("food101_dynk", "food-101", write_food101, "food101", 101),
+        ("cub200_dynk", "CUB_200_2011", write_cub200, "cub200", 200),
+        ("imagenet32_dynk", "imagenet32", write_imagenet32, "imagenet32", 1000),
+    ],
+)
+def test_one_step_of_the_paper_s_other_recipes(
+    name, folder, write, data, images, tmp_path, names_under
+):
+    more = {
+        "cifar100": {"coarse_of": np.arange(100) % 20, "binary": False},
+        "imagenet32": {"packed": True},
+    }
+    write(tmp_path / folder, generator=np.random.default_rng(0), **more.get(data, {}))
+    keys = ("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0")
+    keys += ("MODEL.CLASSIFIER.HYDRA.PARTITION", "random", "MODEL.CLASSIFIER.DEPTH", "1")
+    keys += ("OUTPUT_DIR", str(tmp_path / "out"))
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        run(f"{name}.yaml", list(keys))
+        found = results(tmp_path / "out", f"{data}_test")
+    assert found["classification"]["images"] == images
+    assert 1 <= found["cost"]["mean_branches"] <= (5 if data == "imagenet32" else 4)
 
 
 @pytest.mark.parametrize("name", ["single", "ensemble", "hydra", "dynk", "coe"])

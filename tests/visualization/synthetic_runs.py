@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from divdr.routing.space import RoutingSpace
-from divdr.visualization import follow
+from divdr.visualization import reached_from_gates
 
 CHARACTERS = ("city", "night", "rural")
 
@@ -22,7 +22,7 @@ def route(space: RoutingSpace, base: np.ndarray, noise: float, seed: int) -> np.
         for transform in node.transforms:
             value = base[node.index, transform] + random.normal(0, noise)
             gates[node.index, transform] = max(0.0, np.tanh(value))
-    reached = follow(space, gates.reshape(-1))
+    reached = reached_from_gates(space, gates.reshape(-1))
     gates[~reached] = 0
     return gates.reshape(-1).astype(np.float32)
 
@@ -71,7 +71,7 @@ def write_run(
         if picture_folder is not None:
             picture_folder.mkdir(exist_ok=True)
             Image.fromarray(scene(int(k), i)[0]).save(name)
-    reached = np.stack([follow(space, row) for row in rows])
+    reached = np.stack([reached_from_gates(space, row) for row in rows])
     inference = folder / "inference"
     inference.mkdir()
     np.savez(
@@ -97,7 +97,7 @@ def write_run(
         "inter_refit": 3.21 - noise,
         "intra_pairs_refit": 1.5 * noise + 0.1,
         "intra_centre_refit": noise + 0.05,
-        "images_per_expert": np.bincount(expert).tolist(),
+        **{f"images_expert_{k}": float(n) for k, n in enumerate(np.bincount(expert))},
         "something_new": {"deep": [1]},
     }
     results = {dataset: {"sem_seg": {"mIoU": 51.234 + seed, "fwIoU": 80.0}, "routing": routing}}

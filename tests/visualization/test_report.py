@@ -173,7 +173,12 @@ def test_missing_parts(tmp_path):
     (tmp_path / "training").mkdir()
     write_metrics(tmp_path / "training")
     (tmp_path / "results" / "inference").mkdir(parents=True)
-    stored = {"toy_val": {"sem_seg": {"IoU": 40.5}, "routing": {"images_per_expert": [3, 1]}}}
+    stored = {
+        "toy_val": {
+            "sem_seg": {"IoU": 40.5},
+            "routing": {"images_expert_0": 3.0, "images_expert_1": 1},
+        }
+    }
     (tmp_path / "results" / "inference" / "results.json").write_text(json.dumps(stored))
     runs = [RunData.load(tmp_path / name) for name in ("training", "results")]
     path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")
@@ -190,7 +195,7 @@ def test_missing_parts(tmp_path):
         assert sentence in page.text
 
 
-def test_ways_to_run_a_model_stand_beside_each_other(tmp_path):
+def test_modes_of_running_a_model_stand_beside_each_other(tmp_path):
     write_metrics(tmp_path)
     (tmp_path / "experts").mkdir()
     rows = [
@@ -206,7 +211,7 @@ def test_ways_to_run_a_model_stand_beside_each_other(tmp_path):
     assert page.tables[0][0] == [name, "mIoU, %", "real GFLOPs", "ms an image"]
     assert page.tables[0][1] == ["dynamic", "29.86", "0.1155", "80.0"]
     assert page.tables[0][2] == ["static", "29.42|−0.44", "0.1133", "64.0|× 0.80"]
-    assert f"Of the ways to run {name}, the fastest is: static." in page.text
+    assert f"Of the execution modes of {name}, the fastest is: static." in page.text
     (tmp_path / "experts" / "experts.json").write_text("[]")
     with pytest.raises(DataError, match="no comparison"):
         RunData.load(tmp_path)
