@@ -77,6 +77,20 @@ def write_food101(folder, generator, each=1):
             _photograph(folder / "images" / f"{line}.jpg", generator, (16, 12))
 
 
+def write_tiny_imagenet(folder, generator):
+    names = [f"n{n:08d}" for n in range(200)]
+    folder.mkdir(parents=True)
+    (folder / "wnids.txt").write_text("\n".join(names) + "\n")
+    lines = []
+    for number, name in enumerate(names):
+        path = folder / "train" / name / "images" / f"{name}_0.JPEG"
+        _photograph(path, generator, (64, 64))
+        if number < 20:
+            _photograph(folder / "val" / "images" / f"val_{number}.JPEG", generator, (64, 64))
+            lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t62\t62")
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(reversed(lines)) + "\n")
+
+
 def write_cub200(folder, generator):
     rows = [(n, f"{n:03d}.Bird/Bird_{k}.jpg", k) for n in range(1, 201) for k in range(2)]
     for _, name, _ in rows:

@@ -17,6 +17,7 @@ from drawn_classification import (
     write_fashion_mnist,
     write_food101,
     write_imagenet32,
+    write_tiny_imagenet,
 )
 from PIL import Image
 from prepared.fashion_mnist import FILES, prepare_fashion_mnist
@@ -33,7 +34,7 @@ from divdr.data import (
 )
 from divdr.data.classification import register_published
 from divdr.data.classification.formats import read_cifar, read_fashion_mnist, read_imagenet32
-from divdr.data.classification.published_lists import read_cub200, read_food101
+from divdr.data.classification.published_lists import read_cub200, read_food101, read_tiny_imagenet
 from divdr.errors import ConfigError, DataError
 
 
@@ -170,6 +171,22 @@ def test_food_101_and_cub_200_by_their_published_lists(tmp_path, names_under):
     (tmp_path / "food-101/meta/test.txt").write_text("soup/1\n")
     with pytest.raises(DataError, match=r"names 'soup/1', whose class is not in meta/classes\.txt"):
         read_food101(tmp_path / "food-101", "test")
+
+
+def test_tiny_imagenet_by_its_folders_and_list(tmp_path, names_under):
+    folder = tmp_path / "tiny-imagenet-200"
+    write_tiny_imagenet(folder, np.random.default_rng(0))
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        training = DatasetCatalog.get("tiny_imagenet_train")
+        tests = DatasetCatalog.get("tiny_imagenet_test")
+    assert [image["label"] for image in training] == list(range(200))
+    assert training[7]["file_name"].endswith("train/n00000007/images/n00000007_0.JPEG")
+    assert [image["label"] for image in tests] == list(range(19, -1, -1))
+    assert tests[0]["file_name"] == str(folder / "val/images/val_19.JPEG")
+    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\tnobody\n")
+    with pytest.raises(DataError, match=r"names .*nobody', whose class is not in wnids\.txt"):
+        read_tiny_imagenet(folder, "test")
 
 
 def test_fashion_mnist_and_files_of_it_that_cannot_be(published):

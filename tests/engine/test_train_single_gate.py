@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from classifier_runs import CONFIGS, options, refused, results, run
-from drawn_classification import draw_published
+from drawn_classification import draw_published, write_tiny_imagenet
 
 from divdr.data.classification import register_published
 from divdr.engine import load_config
@@ -141,13 +142,17 @@ def test_what_cannot_be_is_said_in_one_sentence(opts, message, capsys, tmp_path,
     assert message in refused(capsys, tmp_path, few_digits, *few, *opts, config=CONFIG)
 
 
-@pytest.mark.parametrize("config", ["fashion_mnist_single_gate.yaml", "cifar100_single_gate.yaml"])
-def test_other_configs_train_a_step_of_every_stage(config, tmp_path):
-    draw_published(tmp_path / "data")
-    register_published(str(tmp_path / "data"))
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar100", "tiny_imagenet"])
+def test_other_configs_train_a_step_of_every_stage(name, tmp_path, names_under):
+    draw_published(tmp_path)
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200", np.random.default_rng(0))
     few = ("SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 4, "MODEL.DEVICE", "cpu")
     few += (KEY + "BASE_STAGE", 1, KEY + "GATE_STAGE", 1, KEY + "STACKING_STAGE", 1)
     few += (KEY + "EXPERTS", 2, "DATALOADER.NUM_WORKERS", 0, "SOLVER.STEPS", "()")
     few += ("SOLVER.STEP_FACTORS", "[]", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out")
-    run(config, [str(value) for value in few])
+    if name != "fashion_mnist":  # a network that a CPU trains in no time
+        few += ("MODEL.CLASSIFIER.ARCHITECTURE", "resnet", "MODEL.CLASSIFIER.CHANNELS", 4)
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        run(f"{name}_single_gate.yaml", [str(value) for value in few])
     assert (tmp_path / "out" / "model_final.pth").is_file()

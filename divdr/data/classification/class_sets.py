@@ -21,7 +21,7 @@ from ...image_files import read_image
 from ...settings import ClassificationInputSettings
 from ..folders import register_anew
 from .formats import Images, read_cifar, read_digits, read_fashion_mnist, read_imagenet32
-from .published_lists import Listed, read_cub200, read_food101, records_of
+from .published_lists import Listed, read_cub200, read_food101, read_tiny_imagenet, records_of
 
 _MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
 
@@ -199,14 +199,15 @@ class Description(NamedTuple):
 
 def register_published(root: str | os.PathLike[str]) -> None:
     """Register ``digits_*``, ``fashion_mnist_*``, ``cifar10_*``, ``cifar100_*``, ``imagenet32_*``,
-    ``food101_*`` and ``cub200_*``.
+    ``food101_*``, ``cub200_*`` and ``tiny_imagenet_*``.
 
     Each has "train" and "test". Nothing is read until they are used, and names that exist already
     are given the new folder.
 
     Args:
         root: the folder that holds "fashion_mnist", "cifar-10-batches-py" or "-bin",
-            "cifar-100-python" or "-binary", "imagenet32", "food-101" and "CUB_200_2011".
+            "cifar-100-python" or "-binary", "imagenet32", "food-101", "CUB_200_2011" and
+            "tiny-imagenet-200".
     """
     base = Path(root)
     cifar10 = _first(base / "cifar-10-batches-py", base / "cifar-10-batches-bin")
@@ -230,6 +231,10 @@ def register_published(root: str | os.PathLike[str]) -> None:
         )
         _register_listed(
             f"cub200_{split}", numbers[:200], birds, partial(read_cub200, birds, split)
+        )
+        tiny = base / "tiny-imagenet-200"
+        _register_listed(
+            f"tiny_imagenet_{split}", numbers[:200], tiny, partial(read_tiny_imagenet, tiny, split)
         )
 
 

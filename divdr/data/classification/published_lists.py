@@ -75,6 +75,36 @@ def read_cub200(folder: Path, split: str) -> Listed:
     return found
 
 
+def read_tiny_imagenet(folder: Path, split: str) -> Listed:
+    """Tiny ImageNet: the folders of ``train``, and ``val/val_annotations.txt`` for "test".
+
+    The published test images have no labels; as in the papers, those of "val" are tested on.
+
+    Args:
+        folder: "tiny-imagenet-200", unpacked.
+        split: "train" or "test".
+
+    Raises:
+        DataError: a list is missing, or names a class that is none.
+    """
+    classes = {name: number for number, name in enumerate(_lines(folder / "wnids.txt"))}
+    found = Listed([], [])
+    if split == "train":
+        for name, number in classes.items():
+            files = sorted((folder / "train" / name / "images").glob("*.JPEG"))
+            found.files.extend(files)
+            found.labels.extend([number] * len(files))
+        return found
+    path = folder / "val" / "val_annotations.txt"
+    for line in _lines(path):
+        file, name = [*line.split("\t"), ""][:2]
+        if name not in classes:
+            raise DataError(f"{path} names {line!r}, whose class is not in wnids.txt")
+        found.files.append(folder / "val" / "images" / file)
+        found.labels.append(classes[name])
+    return found
+
+
 def records_of(name: str, found: Listed) -> list[dict]:
     """Dataset dicts of the images.
 
