@@ -5,11 +5,14 @@
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --selection MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --choices FILE.png MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
 of early termination), the second the loss along the line between two branches' weights of a Hydra,
 the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
 groups and with all of them, the fourth per cent of each class's images for which each expert ran.
+The fifth prints, and draws into a file, which experts of a routing layer the images of each class
+get.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from divdr.engine.classifier_analysis import (
     selection_table,
 )
 from divdr.engine.setup import at_least, listed
+from divdr.visualization import expert_choices, expert_choices_figure
 
 
 @report_errors
@@ -48,6 +52,10 @@ def main() -> None:
     parser.add_argument(
         "--selection", action="store_true", help="which expert runs for which class"
     )
+    parser.add_argument("--choices", default="", metavar="FILE", help="picture of experts' classes")
+    parser.add_argument(
+        "--decision", type=int, default=-1, help="which, from 0; the last if not given"
+    )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     options = parser.parse_args()
     cfg = load_config(options.config_file, options.overrides)
@@ -59,6 +67,10 @@ def main() -> None:
         print(selection_table(cfg))
     if options.latency:
         print(latency_table(cfg, options.latency, options.batches, options.rounds))
+    if options.choices:
+        choices = expert_choices(cfg, options.decision)
+        expert_choices_figure(choices).savefig(options.choices, dpi=100)
+        print(choices.table())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from .classification import (
     ClassificationMapper,
     classification_batches,
     describe,
+    register_alphabets,
     register_published,
 )
 from .coco_json import supercategories
@@ -40,6 +41,7 @@ __all__ = [
     "load_characters",
     "load_subsets",
     "read_once",
+    "register_alphabets",
     "register_class_folders",
     "register_neon_trees",
     "register_published",
@@ -55,3 +57,4 @@ _ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_neon_trees(_ROOT)
 register_subsets(_ROOT)
 register_published(_ROOT)
+register_alphabets(_ROOT)

@@ -188,13 +188,19 @@ def _loading_by(names: Sequence[str], change: Callable[[str, Load], Load]) -> It
 
 
 def _naming_images(name: str, load: Load) -> Load:
-    """Let a data set say what each image is known by, before Detectron2 mixes and filters them."""
+    """Let a data set say what each image is known by, before Detectron2 mixes and filters them.
+
+    Images of a data set that is of a task are told its name.
+    """
 
     def named() -> Any:
         check_file(name)
         dicts = load()
         # Detectron2 also knows data sets that are no lists; their own items name their images.
-        return name_images(name, dicts) if isinstance(dicts, list) else dicts
+        if not isinstance(dicts, list):
+            return dicts
+        records, task = name_images(name, dicts), MetadataCatalog.get(name).get("task", None)
+        return records if task is None else [{**each, "task_name": task} for each in records]
 
     return named
 

@@ -8,6 +8,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from .classification.class_sets import task_names
+
 _SEMANTIC = ("SemanticSegmentor", "PanopticFPN", "PanopticDeepLab")
 _INSTANCES = ("GeneralizedRCNN", "PanopticFPN", "RetinaNet")
 # What an evaluation reads of a model's output, by the data set's evaluator_type.
@@ -59,6 +61,7 @@ def class_problems(cfg: CfgNode, names: Sequence[str]) -> Iterator[str]:
                     f"({_some(classes)}); set it to {len(classes)}"
                 )
     yield from _ignored_problems(cfg, names)
+    yield from _task_problems(cfg, names)
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         sigmas, points = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         if (len(sigmas) or 17) != points:  # COCO's own are for its 17
@@ -78,7 +81,7 @@ def _compared(cfg: CfgNode) -> Iterator[tuple[str, str, tuple[str, int]]]:
     if things[0] and cfg.MODEL.KEYPOINT_ON:
         count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         yield "keypoint_names", "key points", ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", count)
-    if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
+    if cfg.INPUT.DATASET_MAPPER_NAME == "classification" and not task_names(cfg):
         key = "MODEL.CLASSIFIER.NUM_CLASSES"
         yield "classes", "classes", (key, cfg.MODEL.CLASSIFIER.NUM_CLASSES)
 
@@ -109,6 +112,28 @@ def _ignored_problems(cfg: CfgNode, names: Sequence[str]) -> Iterator[str]:
             yield (
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignored}, but data set {name!r} marks pixels "
                 f"without a class by {own}"
+            )
+
+
+def _task_problems(cfg: CfgNode, names: Sequence[str]) -> Iterator[str]:
+    tasks, counts = task_names(cfg), cfg.MODEL.CLASSIFIER.PER_EXAMPLE.TASKS
+    if not tasks:
+        return
+    key = "MODEL.CLASSIFIER.PER_EXAMPLE.TASKS"
+    if len(tasks) > len(counts):
+        yield (
+            f"task {tasks[len(counts)]!r} of DATASETS.TRAIN has no readout: {key} tells the "
+            f"classes of {len(counts)}, and there are {len(tasks)}"
+        )
+    for name in names:
+        task, classes = MetadataCatalog.get(name).get("task", name), _listed(name, "classes")
+        if task not in tasks:
+            yield f"data set {name!r} is of task {task!r}, of which none of DATASETS.TRAIN is"
+        elif tasks.index(task) < len(counts) and len(classes) != counts[tasks.index(task)]:
+            number = tasks.index(task)
+            yield (
+                f"{key}[{number}] is {counts[number]}, but data set {name!r} has {len(classes)} "
+                "classes"
             )
 
 

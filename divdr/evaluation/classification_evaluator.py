@@ -54,7 +54,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         labels = torch.tensor([item["label"] for item in inputs])
         own = scores.gather(1, labels[:, None])
         # Of equal scores the lower class comes first, as argmax has it.
-        lower = torch.arange(len(self._classes)) < labels[:, None]
+        lower = torch.arange(scores.shape[1]) < labels[:, None]  # tasks can have fewer classes
         before = ((scores > own) | (lower & (scores == own))).sum(1)
         # Comparisons with what is no number are false.
         ranks = before.where(scores.isfinite().all(1), torch.tensor(len(self._classes)))

@@ -3,11 +3,13 @@
 Parts: networks (``resnet``, ``named``, ``pwlu``), ``gates``, ``choice`` of experts, dispatch,
 ``early_exit``, ``ensembling``, ``teaching`` and ``soft_targets``, partitions of classes, balanced
 assignment. What systems promise stands in ``system``; they are one network, a plain ensemble,
-``Hydra``, ``Collaboration``.
+``Hydra``, ``Collaboration`` and ``PerExample`` routing with its gates and ``balance``.
 """
 
 from ..settings import CollaborationSettings, HydraSettings, TeachingSettings
+from .balance import Balance, BalanceLosses, kth_excluding, load_probabilities, squared_variation
 from .choice import Choice, above, best, check_selection, one_hot_choice, top_k
+from .choice_blocks import BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
 from .class_partition import (
     cluster_partition,
     given_partition,
@@ -40,6 +42,7 @@ from .expert_dispatch import (
     scatter_sum,
 )
 from .expert_files import base_hash, take_expert
+from .expert_ops import SqueezeExcite, build_expert, expert_names, group_norm
 from .gates import PooledGate
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import (
@@ -61,8 +64,12 @@ from .named import (
     named_stem,
     without_last_linear,
 )
+from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
+from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers
+from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
+from .routing_layer import Context, Router, RoutingLayer
 from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
 from .single import Ensemble, StageClassifier
 from .single_gate import SingleGate
@@ -86,13 +93,22 @@ from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
     "PWLU",
+    "Balance",
+    "BalanceLosses",
+    "BlockParts",
+    "Body",
+    "BodyCost",
     "Choice",
+    "ChoiceBlock",
+    "ChoiceCell",
     "ClassificationSystem",
     "Collaboration",
     "CollaborationSettings",
     "CondConv2d",
+    "Context",
     "Cost",
     "CurvePoint",
+    "Decision",
     "Delegation",
     "Delegator",
     "DelegatorFirst",
@@ -101,6 +117,7 @@ __all__ = [
     "Distillation",
     "Embedder",
     "Ensemble",
+    "Gating",
     "Group",
     "Hydra",
     "HydraSettings",
@@ -110,14 +127,21 @@ __all__ = [
     "NamedInput",
     "NamedStem",
     "NeededGroups",
+    "NoisyTopKGate",
     "Part",
+    "PerExample",
     "PixelEmbedder",
     "PooledGate",
     "Prediction",
     "ResNetParts",
     "Reservoir",
+    "RoutedCells",
+    "RoutedLayers",
+    "Router",
+    "RoutingLayer",
     "SampleGate",
     "SingleGate",
+    "SqueezeExcite",
     "Stacking",
     "Stage",
     "StageClassifier",
@@ -126,6 +150,7 @@ __all__ = [
     "Thresholds",
     "above",
     "align",
+    "anneal_k",
     "anytime",
     "as_first_process",
     "at_thresholds",
@@ -133,6 +158,7 @@ __all__ = [
     "base_hash",
     "best",
     "between",
+    "build_expert",
     "call_macs",
     "check_gating",
     "check_labels",
@@ -150,12 +176,16 @@ __all__ = [
     "delegated",
     "divergence",
     "each_macs",
+    "expert_names",
     "gather_rows",
     "given_partition",
     "greedy_partition",
+    "group_norm",
     "is_named",
+    "kth_excluding",
     "last_linear",
     "load_partition",
+    "load_probabilities",
     "loaded_numbers",
     "log_mean_probability",
     "loss_between",
@@ -167,6 +197,7 @@ __all__ = [
     "overwrite",
     "own_loss",
     "part_macs",
+    "per_example_network",
     "process_count",
     "random_partition",
     "restrict",
@@ -176,6 +207,7 @@ __all__ = [
     "scatter_sum",
     "smoothed",
     "split_at",
+    "squared_variation",
     "stage_at",
     "stages_of",
     "take_common_weights",

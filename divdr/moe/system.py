@@ -90,7 +90,8 @@ class ClassificationSystem(Protocol):
     :class:`Thresholds`; ``at_thresholds(images, thresholds)``, predictions at several in one pass;
     ``loads()``, the numbers of parameters as a :class:`Cost`; ``dispatch``, how experts run in
     evaluation; ``leaves_parameters_out``, False where every parameter gets a gradient from every
-    batch.
+    batch; ``tasks``, how many there are: with several, their call and their losses take the number
+    (N,) of each image's task as a last argument.
     """
 
     num_classes: int

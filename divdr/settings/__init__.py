@@ -16,6 +16,7 @@ from .mixtures import (
     HydraSettings,
     TeachingSettings,
 )
+from .routed import PerExampleSettings
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
 from .single_gated import (
     BoxSingleGateSettings,
@@ -66,6 +67,7 @@ __all__ = [
     "LoaderSettings",
     "MixtureSettings",
     "OptimizerSettings",
+    "PerExampleSettings",
     "PrecisionSettings",
     "Range",
     "RoutingSettings",

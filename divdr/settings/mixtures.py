@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from ..errors import ConfigError
 from .field import Settings, setting
+from .routed import PerExampleSettings
 from .routing import WHEN
 from .single_gated import SingleGateSettings
 
@@ -26,6 +27,7 @@ def check_alpha(key: str, alpha: tuple[float, ...]) -> None:
 
 
 _SINGLE_GATE = SingleGateSettings()
+_PER_EXAMPLE = PerExampleSettings()
 _PARTITIONS = ("cluster", "random", "coarse", "file")
 _LAYERS_OF_EACH = "Layers of each {}: channels of 3 × 3 convolutions."
 
@@ -258,8 +260,9 @@ class ClassifierSettings(Settings):
         "build_single_classifier",
         'The system: "build_single_classifier", "build_ensemble_classifier", '
         '"build_hydra_classifier" (HydraRes and DynK-Hydra), "build_coe_classifier" '
-        '(Collaboration of Experts) or "build_single_gate_classifier"; '
-        "more by divdr.modeling.CLASSIFIER_REGISTRY.",
+        '(Collaboration of Experts), "build_single_gate_classifier" or '
+        '"build_per_example_classifier" (per-example routing); more by '
+        "divdr.modeling.CLASSIFIER_REGISTRY.",
     )
     num_classes: int = setting(10, "Classes of the data set.", low=1)
     architecture: str = setting(
@@ -322,6 +325,7 @@ class ClassifierSettings(Settings):
     hydra: HydraSettings = HydraSettings()
     coe: CollaborationSettings = CollaborationSettings()
     single_gate: SingleGateSettings = _SINGLE_GATE
+    per_example: PerExampleSettings = _PER_EXAMPLE
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
+from .expert_choices import ExpertChoices, expert_choices, expert_choices_figure
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
@@ -13,6 +14,7 @@ from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 
 __all__ = [
     "Example",
+    "ExpertChoices",
     "RouteData",
     "RunData",
     "SweepPanel",
@@ -21,6 +23,8 @@ __all__ = [
     "diversity_figure",
     "embed",
     "embedding_figure",
+    "expert_choices",
+    "expert_choices_figure",
     "gflops_figure",
     "joint_embedding_figure",
     "losses_figure",

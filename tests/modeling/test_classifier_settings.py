@@ -15,6 +15,7 @@ from divdr.moe import (
     NamedStem,
     Part,
     ResNetParts,
+    RoutingLayer,
     named_classifier,
     named_input,
 )
@@ -92,6 +93,32 @@ def test_collaboration():
         for part in (made.delegator.extractor, *made.experts)
     ]
     assert depths == [4, 1, 2, 3]
+
+
+def test_per_example():
+    cfg = config("per_example")
+    node = cfg.MODEL.CLASSIFIER.PER_EXAMPLE
+    node.LAYERS, node.FILTERS, node.SHARED_LAYERS, node.NORM_GROUPS = 3, 6, 2, 3
+    node.EXPERTS, node.CONVOLUTIONS = ["conv_5x5", "skip_connect", "squeeze_excite"], 1
+    node.K_FIRST, node.K_LAST, node.ROUTER, node.TASK_WIDTH = 3, 1, "task", 5
+    node.TASKS, node.POOL_AFTER = [4, 2], [0, 3]
+    node.BALANCE_WEIGHT, node.BALANCE_STEPS = [0.3, 0.1], 4
+    made = build_classifier(cfg)
+    layers = [m for m in made.body.layers if isinstance(m, RoutingLayer)]
+    assert [layer.router.gate.k for layer in layers] == [3, 2, 1]
+    assert [layer.router.kind for layer in layers] == ["task"] * 3
+    assert [type(m).__name__ for m in made.body.layers] == ["RoutingLayer"] * 3 + ["MaxPool2d"]
+    assert len(layers[0].experts[0]) == 1
+    shapes = {tuple(m.weight.shape) for m in made.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert shapes == {(6, 1, 3, 3), (6, 6, 3, 3), (6, 6, 5, 5)}
+    assert {m.num_groups for m in made.modules() if isinstance(m, torch.nn.GroupNorm)} == {3}
+    assert [readout.out_features for readout in made.readouts] == [4, 2]
+    assert made.embedding.weight.shape == (2, 5)
+    assert made.balance_weight == (0.3, 0.1)
+    assert len(made.balance.past) == 3
+    node.TASKS = []
+    node.ROUTER = "pooled"
+    assert build_classifier(cfg).classes == [8]
 
 
 def test_a_stem_of_a_library_is_the_experts_and_not_the_delegator_s():

@@ -29,6 +29,7 @@ DATA = {
     "neon": {"datasets"},
     "subsets": {"datasets/subsets"},
     "fashion": {"datasets"},
+    "glyphs": {"datasets"},
     "digits": None,  # of scikit-learn: needs none
 }
 

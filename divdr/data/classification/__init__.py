@@ -4,6 +4,7 @@ A dataset dict holds "label" (a number from 0), "image_id", and either "file_nam
 array (H, W) or (H, W, 3) in RGB.
 """
 
+from .alphabets import register_alphabets
 from .class_sets import ClassificationMapper, classification_batches, describe, register_published
 from .formats import read_fashion_mnist
 
@@ -12,5 +13,6 @@ __all__ = [
     "classification_batches",
     "describe",
     "read_fashion_mnist",
+    "register_alphabets",
     "register_published",
 ]

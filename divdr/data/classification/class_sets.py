@@ -40,6 +40,7 @@ class ClassificationMapper:
         pad_crop: pixels to pad on every side (black) before the old size is cropped anywhere.
         cutout: length of the square that is filled with the mean colour; its centre is any pixel.
         fill: mean colour, one number a channel.
+        tasks: names of the model's tasks; images say by "task_name" which is theirs. Empty: one.
 
     Raises:
         ConfigError: a setting is unknown.
@@ -56,6 +57,7 @@ class ClassificationMapper:
         pad_crop: int = ClassificationInputSettings.pad_crop,
         cutout: int = ClassificationInputSettings.cutout,
         fill: tuple[float, ...] = (0.0,),
+        tasks: Sequence[str] = (),
     ) -> None:
         if image_format not in _MODES:
             raise ConfigError(f"INPUT.FORMAT must be L, RGB or BGR, not {image_format!r}")
@@ -76,6 +78,7 @@ class ClassificationMapper:
         self.pad_crop = pad_crop
         self.cutout = cutout
         self.fill = torch.tensor(fill)[:, None, None]
+        self.tasks = {name: number for number, name in enumerate(tasks)}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -97,15 +100,25 @@ class ClassificationMapper:
             "pad_crop": settings.PAD_CROP if is_train else 0,
             "cutout": settings.CUTOUT if is_train else 0,
             "fill": tuple(cfg.MODEL.PIXEL_MEAN),
+            "tasks": task_names(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """The dict with "image" (C, H, W) float added and its "pixels" taken out.
 
+        With several tasks "task" is added, the number of the one that "task_name" names.
+
         Raises:
-            DataError: a file that cannot be read.
+            DataError: a file that cannot be read, or the model has no such task.
         """
         item = {key: value for key, value in dataset_dict.items() if key != "pixels"}
+        if self.tasks and "task_name" in item:
+            if item["task_name"] not in self.tasks:
+                raise DataError(
+                    f"image {item.get('file_name', item.get('image_id'))} is of task "
+                    f"{item['task_name']!r}, for which the model has no readout"
+                )
+            item["task"] = self.tasks[item["task_name"]]
         image = torch.from_numpy(self._pixels(dataset_dict).transpose(2, 0, 1).astype(np.float32))
         if self.image_format == "BGR":
             image = image.flip(0)
@@ -242,17 +255,33 @@ def describe(names: Sequence[str]) -> Description:
     return Description(found[0], MetadataCatalog.get(names[0]).get("coarse"))
 
 
+def task_names(cfg: CfgNode) -> list[str]:
+    """The tasks of a model, as the metadata "task" of ``DATASETS.TRAIN`` names them, each once.
+
+    A data set that names none is a task of its own. Empty for a model of one task.
+    """
+    if not cfg.MODEL.CLASSIFIER.PER_EXAMPLE.TASKS:
+        return []
+    found = [MetadataCatalog.get(name).get("task", name) for name in cfg.DATASETS.TRAIN]
+    return list(dict.fromkeys(found))
+
+
 def check_class_labels(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict]) -> None:
-    """See that every image has a label that is a class of the model.
+    """See that every image has a label that is a class of the model; of several tasks, of any.
 
     Raises:
         ConfigError: the data set has another number of classes than the model.
         DataError: names the first image whose label is none.
     """
     key, count = "MODEL.CLASSIFIER.NUM_CLASSES", cfg.MODEL.CLASSIFIER.NUM_CLASSES
-    classes = describe(names).classes
-    if len(classes) != count:
-        raise ConfigError(f"{key} is {count}, but data set {names[0]!r} has {len(classes)} classes")
+    if cfg.MODEL.CLASSIFIER.PER_EXAMPLE.TASKS:
+        count = max(cfg.MODEL.CLASSIFIER.PER_EXAMPLE.TASKS)
+    else:
+        classes = describe(names).classes
+        if len(classes) != count:
+            raise ConfigError(
+                f"{key} is {count}, but data set {names[0]!r} has {len(classes)} classes"
+            )
     for record in dicts:
         label = record.get("label")
         if not isinstance(label, int) or not 0 <= label < count:

@@ -34,7 +34,8 @@ class ImageClassifier(nn.Module):
     In training, dicts with "image" (C, H, W) and "label" give the system's losses. In evaluation
     each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; "macs", the
     multiply-adds that ran for it; and, of a system that tells them, "loaded", the numbers of
-    parameters that did. All but the scores are on the host.
+    parameters that did. All but the scores are on the host. Of a system of several tasks, dicts
+    have "task", the number of the image's, in both; one batch may mix them.
 
     Args:
         system: what classifies.
@@ -84,11 +85,11 @@ class ImageClassifier(nn.Module):
         Raises:
             DataError: an image has no label in training, or images of a batch differ in size.
         """
-        images = self.batch(inputs)
+        images, tasks = self.batch(inputs), self.tasks(inputs)
         if self.training:
-            return dict(self.system.losses(images, self.labels(inputs)))
+            return dict(self.system.losses(images, self.labels(inputs), *tasks))
         # The oracle of a single-gated mixture chooses by the true class.
-        known = (self.labels(inputs),) if getattr(self.system, "needs_labels", False) else ()
+        known = [self.labels(inputs)] if getattr(self.system, "needs_labels", False) else tasks
         logits, ran = self.system(images, *known)
         scores = logits.float().softmax(1)
         ran = ran.cpu()
@@ -129,6 +130,21 @@ class ImageClassifier(nn.Module):
         if not all("label" in item for item in inputs):
             raise DataError("an image of the batch has no label")
         return torch.tensor([item["label"] for item in inputs], device=self.device)
+
+    def tasks(self, inputs: list[dict]) -> list[Tensor]:
+        """(N,) int64, what a system of several tasks is given beside the images; else nothing.
+
+        Raises:
+            DataError: an image has none.
+        """
+        if getattr(self.system, "tasks", 1) == 1:
+            return []
+        if not all("task" in item for item in inputs):
+            raise DataError(
+                f"the model has {self.system.tasks} tasks; an image of the batch does not say by "
+                '"task" which is its'
+            )
+        return [torch.tensor([item["task"] for item in inputs], device=self.device)]
 
     def _cost(self, images: Tensor) -> Cost:
         size = (images.shape[-2], images.shape[-1])

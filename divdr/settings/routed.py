@@ -1,0 +1,111 @@
+"""Settings of classifiers whose layers route each image ("Diversity and Depth ...", ICLR 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .field import Settings, setting
+
+_PAPER = "Ramachandran & Le"
+
+
+@dataclass(frozen=True)
+class PerExampleSettings(Settings):
+    """System "build_per_example_classifier": per-example routing (Ramachandran & Le).
+
+    Layers of experts of different architecture, of which a gate chooses k for each image.
+    """
+
+    KEY: ClassVar[str] = "MODEL.CLASSIFIER.PER_EXAMPLE"
+
+    model: str = setting(
+        "layers",
+        'Network: "layers" of experts on maps (Section 4.2), "linear" ones on all pixels at once '
+        '(4.1; INPUT.CLASSIFICATION.SIZE must be set), or "cells" of choice blocks (4.3).',
+        choices=("layers", "linear", "cells"),
+        source=f"{_PAPER}, Sections 4.1 to 4.3",
+    )
+    layers: int = setting(
+        8, "Routing layers; of cells their number, each with eight decisions.", low=1, source=_PAPER
+    )
+    filters: int = setting(
+        48,
+        "Channels of all layers (linear: neurons). Of cells those of the first third; the others "
+        "have two and four times as many.",
+        low=1,
+        source=_PAPER,
+    )
+    shared_layers: int = setting(
+        1, "Layers before them, which every image passes.", low=0, source=_PAPER
+    )
+    experts: tuple[str, ...] = setting(
+        (
+            *("conv_3x3", "conv_5x5", "conv_7x7", "conv_1x7_7x1"),
+            *("max_pool_3x3", "avg_pool_3x3", "skip_connect"),
+        ),
+        "Operation of each expert of a layer: those, squeeze_excite, and the operations of "
+        'MODEL.ROUTING.OPS; "linear" for MODEL "linear" alone. One, with K_FIRST and K_LAST 1, is '
+        "an ordinary network.",
+        not_empty=True,
+        source=f"{_PAPER}, Section 4.2",
+    )
+    convolutions: int = setting(
+        2,
+        "Convolutions one after the other in conv_3x3, conv_5x5 and conv_7x7. The paper prints "
+        "pairs, with which the network has 3.3 million numbers; the 1.8 million that it tells come "
+        "with 1.",
+        low=1,
+        source=f"{_PAPER}, Section 4.2",
+    )
+    k_first: int = setting(
+        7, "k of the first layer: experts that run for an image.", low=1, source=_PAPER
+    )
+    k_last: int = setting(
+        2,
+        "k of the last layer; between them it changes in equal steps (k-annealing).",
+        low=1,
+        source=_PAPER,
+    )
+    router: str = setting(
+        "pooled_task",
+        'What a gate looks at: the map\'s mean over its pixels ("pooled"), with the embedding of '
+        'the image\'s task ("pooled_task"; with one task the same as "pooled"), that embedding '
+        'alone ("task", as PathNet), or nothing ("constant": one path for all, architecture '
+        "search).",
+        choices=("pooled", "pooled_task", "task", "constant"),
+        source=f"{_PAPER}, Section 2.2",
+    )
+    tasks: tuple[int, ...] = setting(
+        (),
+        "Classes of each task, in the order in which the tasks stand in DATASETS.TRAIN: a readout "
+        "and an embedding for each, and MODEL.CLASSIFIER.NUM_CLASSES is not used. Empty: one task.",
+        low=1,
+        source=f"{_PAPER}, Section 4.2",
+    )
+    task_width: int = setting(
+        32, "Numbers in a task's embedding; the paper does not tell how many.", low=1
+    )
+    pool_after: tuple[int, ...] = setting(
+        (),
+        "Layers after which 2 × 2 maximum pooling halves the map; 0 is the shared ones, 1 the "
+        "first routing layer. The paper does not tell where its network pools. Not of cells, which "
+        "do it where their channels double.",
+        low=0,
+    )
+    norm_groups: int = setting(
+        4, "Groups of GroupNorm; they must divide FILTERS. The paper does not tell.", low=1
+    )
+    balance_weight: tuple[float, float] = setting(
+        (0.1, 0.0),
+        "Weight of the importance and the load loss as training starts and as it ends, linear "
+        "between; two numbers.",
+        low=0,
+        source=f"{_PAPER}, Section 4.2",
+    )
+    balance_steps: int = setting(
+        1,
+        "Steps whose images these losses sum over, the present one and earlier ones; 1 is the "
+        "paper's, for batches of hundreds.",
+        low=1,
+    )

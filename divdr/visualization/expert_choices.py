@@ -1,0 +1,121 @@
+"""Which experts the images of each class get, and which classes each expert gets.
+
+Figure 4 of Ramachandran & Le, "Diversity and Depth in Per-Example Routing Models". C classes, E
+experts of one decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from ..data import build_test_loader
+from ..engine.classifier_analysis import trained_classifier
+from ..errors import ConfigError
+from ..modeling.classifiers import per_example_of
+from .parts import colour
+
+
+@dataclass(frozen=True)
+class ExpertChoices:
+    """How often one decision chose each expert for images of each class.
+
+    Attributes:
+        decision: its name.
+        experts: E names.
+        classes: C names.
+        counts: (C, E) images of the class for which the expert ran.
+    """
+
+    decision: str
+    experts: list[str]
+    classes: list[str]
+    counts: np.ndarray
+
+    def per_class(self) -> np.ndarray:
+        """(C, E) share of each expert in what ran for a class's images; zeros without images."""
+        return _shares(self.counts)
+
+    def per_expert(self) -> np.ndarray:
+        """(E, C) share of each class in the images that an expert ran for; zeros without any."""
+        return _shares(self.counts.T)
+
+    def table(self) -> str:
+        """Shares per class, and under them how many images each expert ran for."""
+        rows = [[name, *row] for name, row in zip(self.classes, self.per_class(), strict=True)]
+        total = ["images", *map(int, self.counts.sum(0))]
+        return tabulate([*rows, total], headers=(self.decision, *self.experts), floatfmt=".2f")
+
+
+@torch.no_grad()
+def expert_choices(cfg: CfgNode, decision: int = -1) -> ExpertChoices:
+    """What a trained model chooses for the images of ``DATASETS.TEST``.
+
+    Args:
+        cfg: of a model of build_per_example_classifier.
+        decision: its place among the model's, from 0; negative ones count from the last.
+
+    Raises:
+        ConfigError: the model makes no such decision, or there are several test sets, whose classes
+            differ.
+    """
+    model, _ = trained_classifier(cfg)
+    network = per_example_of(model)
+    if network is None:
+        raise ConfigError(
+            "the model makes no decisions between experts: MODEL.CLASSIFIER.NAME is not "
+            "build_per_example_classifier"
+        )
+    count, names = len(network.decisions), list(cfg.DATASETS.TEST)
+    if not -count <= decision < count:
+        raise ConfigError(f"the model's decisions are 0 to {count - 1}, and not {decision}")
+    if len(names) != 1:
+        raise ConfigError(
+            f"the picture is of one test set's classes, and DATASETS.TEST has {len(names)}"
+        )
+    chosen = network.decisions[decision]
+    classes = list(MetadataCatalog.get(names[0]).classes)
+    counts = np.zeros((len(classes), len(chosen.experts)), np.int64)
+    for inputs in build_test_loader(cfg, names):
+        ran = torch.stack([output["ran"] for output in model(inputs)])[:, chosen.columns]
+        np.add.at(counts, [item["label"] for item in inputs], ran.cpu().numpy())
+    experts = list(chosen.experts)
+    if len(set(experts)) < len(experts):  # of one kind: numbers tell them apart
+        experts = [f"{name} {number}" for number, name in enumerate(experts, start=1)]
+    return ExpertChoices(chosen.name, experts, classes, counts)
+
+
+def expert_choices_figure(choices: ExpertChoices) -> Figure:
+    """Figure 4: per class the shares of the experts, and per expert those of the classes."""
+    height = 1.4 + 0.3 * max(len(choices.classes), len(choices.experts))
+    figure = Figure(figsize=(11, height), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _bars(left, choices.per_class(), choices.classes, choices.experts)
+    left.set_title("Experts of each class")
+    _bars(right, choices.per_expert(), choices.experts, choices.classes)
+    right.set_title("Classes of each expert")
+    figure.suptitle(choices.decision)
+    return figure
+
+
+def _bars(axes: Axes, shares: np.ndarray, rows: Sequence[str], parts: Sequence[str]) -> None:
+    places, before = np.arange(len(rows)), np.zeros(len(rows))
+    for number, part in enumerate(parts):
+        axes.barh(places, shares[:, number], left=before, color=colour(number), label=part)
+        before += shares[:, number]
+    axes.set_yticks(places, rows)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("cumulative share")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
