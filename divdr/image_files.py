@@ -113,7 +113,7 @@ def label_size(path: str | Path) -> tuple[int, int]:
         return _turned_size(picture)
 
 
-def check_labels(
+def check_label_map(
     labels: np.ndarray,
     path: str | Path,
     *,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from divdr.errors import DataError
-from divdr.image_files import check_labels, image_files, image_size, read_image, read_labels
+from divdr.image_files import check_label_map, image_files, image_size, read_image, read_labels
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20  # 0 to 220
 
@@ -92,21 +92,21 @@ def test_labels_are_numbers_of_any_depth(tmp_path, name, picture, values):
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "told"),
+    ("name", "picture", "reported"),
     [
         ("rgb.png", np.zeros((2, 2, 3), np.uint8), r"in colours \(mode RGB\)"),
         ("half.tif", np.full((2, 2), 0.5, np.float32), "holds fractions"),
         ("nan.tif", np.full((2, 2), np.nan, np.float32), "holds fractions"),
     ],
 )
-def test_labels_that_are_no_numbers_are_refused(tmp_path, name, picture, told):
+def test_labels_that_are_no_numbers_are_refused(tmp_path, name, picture, reported):
     path = saved(tmp_path, name, picture)
-    with pytest.raises(DataError, match=rf"file {path} cannot be used: it .*{told}|{told}"):
+    with pytest.raises(DataError, match=rf"file {path} cannot be used: it .*{reported}|{reported}"):
         read_labels(path)
 
 
 @pytest.mark.parametrize(
-    ("picture", "told"),
+    ("picture", "reported"),
     [
         (np.full((2, 2), 70000, np.int32), "levels are from 70000 to 70000"),
         (np.full((2, 2), -1, np.int32), "levels are from -1 to -1"),
@@ -114,9 +114,9 @@ def test_labels_that_are_no_numbers_are_refused(tmp_path, name, picture, told):
         (np.full((2, 2), np.nan, np.float32), "floats from nan to nan"),
     ],
 )
-def test_levels_of_which_nobody_knows_what_is_white_are_refused(tmp_path, picture, told):
+def test_levels_of_which_nobody_knows_what_is_white_are_refused(tmp_path, picture, reported):
     path = saved(tmp_path, "a.tif", picture)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=reported) as caught:
         read_image(path, "RGB")
     assert str(path) in str(caught.value)
 
@@ -133,8 +133,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
             with pytest.raises(DataError) as caught:
                 read(path)
             assert f"file {path} cannot be read as an image" in str(caught.value)
-    for path, told in ((tmp_path / "none.png", "does not exist"), (tmp_path, "cannot be read")):
-        with pytest.raises(DataError, match=told):
+    for path, reported in ((tmp_path / "none.png", "does not exist"), (tmp_path, "cannot be read")):
+        with pytest.raises(DataError, match=reported):
             read_image(path, "RGB")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     path = saved(tmp_path, "large.png", noise)
@@ -150,13 +150,13 @@ def test_one_pixel(tmp_path):
 
 def test_labels_must_be_classes_as_large_as_the_image():
     labels = np.array([[0, 1], [255, 1]])
-    check_labels(labels, "a.png", classes=2, ignore=255, size=(2, 2))
-    for wrong, told in (([[0, 2]], "holds 2; classes are 0 to 1, and 255"), ([[-1, 0]], "-1")):
-        with pytest.raises(DataError, match=told):
-            check_labels(np.array(wrong), "a.png", classes=2, ignore=255)
-    check_labels(np.array([[-1, 0]]), "a.png", classes=2, ignore=-1)
+    check_label_map(labels, "a.png", classes=2, ignore=255, size=(2, 2))
+    for wrong, reported in (([[0, 2]], "holds 2; classes are 0 to 1, and 255"), ([[-1, 0]], "-1")):
+        with pytest.raises(DataError, match=reported):
+            check_label_map(np.array(wrong), "a.png", classes=2, ignore=255)
+    check_label_map(np.array([[-1, 0]]), "a.png", classes=2, ignore=-1)
     with pytest.raises(DataError, match=r"label file a\.png is 2×2 pixels, its image 2×3"):
-        check_labels(labels, "a.png", classes=2, ignore=255, size=(2, 3))
+        check_label_map(labels, "a.png", classes=2, ignore=255, size=(2, 3))
 
 
 def test_image_files_of_any_ending_and_case(tmp_path):

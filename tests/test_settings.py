@@ -131,7 +131,7 @@ def test_settings_can_be_compared_and_kept_in_sets():
         ),
     ],
 )
-def test_what_is_out_of_range_is_told(make, message):
+def test_what_is_out_of_range_is_reported(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 

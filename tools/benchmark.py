@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Time plans, fixed routes and bfloat16 beside the published way of running the same network.
+"""Time plans, fixed routes and bfloat16 beside the published execution of the same network.
 
     python tools/benchmark.py --json output/benchmark.json --picture output/benchmark.png
     python tools/benchmark.py --against MODULE:FUNCTION --closed 0 0.8
 
-Weights are random and gates are closed by their biases. All ways of running take turns in one
+Weights are random and gates are closed by their biases. All execution modes take turns in one
 process; tables show medians. ``--memory`` measures peaks in processes of their own.
 """
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         if path is not None:  # now, and not after minutes
             make_output_folder(str(path.parent), f"the folder of {option},")
     against = None if args.against is None else benchmark.Against(args.against)
-    machine = benchmark.describe(args.device)
+    machine = benchmark.describe_machine(args.device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     types = (torch.float32, torch.bfloat16)
     peaks = {str(t).removeprefix("torch."): benchmark.gemm_peak(args.device, t) for t in types}
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         memories = benchmark.measure_memory(case, args.device)
         print(f"Peak memory of one image, {case.size[0]}×{case.size[1]}\n")
         print(benchmark.memory_table(memories))
-    for table in (benchmark.line_table(results), benchmark.target_table(results)):
+    for table in (benchmark.fit_table(results), benchmark.target_table(results)):
         if table:
             print(table)
     if args.json is not None:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if not train(Path(args.output), args.iterations):
         return 1
 
-    if not compare_ways(Path(args.output) / RUNS["DivDR"]):
+    if not compare_modes(Path(args.output) / RUNS["DivDR"]):
         return 1
     print("Writing the report ...", flush=True)
     from divdr.visualization.report import report_from_runs
@@ -107,12 +107,12 @@ def train(output: Path, iterations: int | None) -> bool:
     return not failed
 
 
-def compare_ways(run: Path) -> bool:
-    """Make static experts of a run and compare ways to run its model, unless that is done."""
+def compare_modes(run: Path) -> bool:
+    """Make static experts of a run and compare its execution modes, unless that is done."""
     table = run / "experts" / "experts.json"
     if table.is_file() and table.stat().st_mtime > (run / "model_final.pth").stat().st_mtime:
         return True
-    print("Making static experts of DivDR and comparing ways to run it ...", flush=True)
+    print("Making static experts of DivDR and comparing execution modes ...", flush=True)
     command = [sys.executable, "-W", "ignore", "tools/export_experts.py", "--format"]
     command += ["--config-file", str(run / "config.yaml"), "--output", str(table.parent)]
     command += ["--weights", str(run / "model_final.pth")]

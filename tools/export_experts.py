@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make K static sub-networks of a trained DivDR model, and compare ways of running it.
+"""Make K static sub-networks of a trained DivDR model, and compare execution modes of it.
 
     python tools/export_experts.py --config-file configs/demo/divdr.yaml \\
         --weights output/demo/divdr/model_final.pth --output output/demo/experts

@@ -4,8 +4,8 @@
     python tools/predict.py --config-file output/demo/divdr/config.yaml \\
         --weights output/demo/divdr --output output/predictions PHOTO.jpg FOLDER ...
 
-Of a classifier it tells the class of each image. An image that cannot be read is left out, told at
-the end, and makes the exit code 2.
+For a classifier it prints the class of each image. An image that cannot be read is left out,
+reported at the end, and makes the exit code 2.
 """
 
 import argparse

@@ -1,4 +1,8 @@
-"""Measuring plans: time, multiply-adds and memory beside the published way of running."""
+"""Measuring plans: time, multiply-adds and memory beside the published code's execution.
+
+Axes, here and in the modules: N images of a batch, T = 3 transforms [up, keep, down], D = T ×
+cells, the length of A(x), C channels, H rows, W columns.
+"""
 
 from .cases import Case, close_gates, closed_share
 from .figures import (
@@ -6,25 +10,23 @@ from .figures import (
     Target,
     as_numbers,
     case_table,
-    line_table,
+    fit_table,
     lines,
     memory_table,
     target_table,
     targets,
 )
-from .memory import Memory, measure_memory
+from .memory import LiveBytes, Memory, measure_memory, peak_bytes
 from .published_run import PublishedRun
 from .run_modes import (
     Against,
     CapturedRoute,
     CaseResult,
-    LiveBytes,
-    Row,
+    Measurement,
     fixed_route,
     measure,
-    peak_bytes,
 )
-from .timing import Times, describe, gemm_peak, in_turns
+from .timing import Times, describe_machine, gemm_peak, in_turns
 
 __all__ = [
     "Against",
@@ -33,20 +35,20 @@ __all__ = [
     "CaseResult",
     "Line",
     "LiveBytes",
+    "Measurement",
     "Memory",
     "PublishedRun",
-    "Row",
     "Target",
     "Times",
     "as_numbers",
     "case_table",
     "close_gates",
     "closed_share",
-    "describe",
+    "describe_machine",
+    "fit_table",
     "fixed_route",
     "gemm_peak",
     "in_turns",
-    "line_table",
     "lines",
     "measure",
     "measure_memory",

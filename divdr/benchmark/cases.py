@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from ..inference.plan import InferencePlan
 from ..routing.cell import Cell
-from ..routing.gate import CLOSED_BELOW, Gate
+from ..routing.gate import Gate
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
 from ..routing.space import RoutingSpace
+from ..settings import RoutingSettings
 
-_OPEN_LOGIT = 1.5
+_OPEN_LOGIT = RoutingSettings.gate_bias
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Case:
         scales: its scales.
         channels: channels at stride 4.
         gate: "small", "full" or "none"; without gates nothing closes.
-        reach: of the network. With "published" every way of running runs the same cells; with
+        reach: of the network. With "published" every execution mode runs the same cells; with
             "open" all but the published one save the cells behind closed transforms as well.
         seed: for weights, images and gates.
     """
@@ -39,10 +41,10 @@ class Case:
     batch: int
     size: tuple[int, int]
     closed: float
-    layers: int = 16
-    scales: int = 4
-    channels: int = 64
-    gate: str = "small"
+    layers: int = RoutingSettings.layers
+    scales: int = RoutingSettings.scales
+    channels: int = RoutingSettings.channels
+    gate: str = RoutingSettings.gate
     reach: str = "published"
     seed: int = 0
 
@@ -134,5 +136,5 @@ def closed_share(network: DynamicRoutingNetwork, routing: Routing) -> float:
     for node in network.space.cells:
         exists[node.index, list(node.transforms)] = True
     present = exists & routing.reached.cpu()[..., None]
-    opened = (gates > 0) & (gates.sum(dim=2, keepdim=True) >= CLOSED_BELOW)
+    opened = is_open(gates, is_closed(gates.sum(dim=2, keepdim=True)))
     return 1.0 - float(opened[present].float().mean()) if present.any() else 0.0

@@ -9,7 +9,22 @@ import numpy as np
 from tabulate import tabulate
 
 from .memory import Memory
-from .run_modes import IMAGE_BY_IMAGE, PLAN, PLAN_BF16, PUBLISHED, STATIC, CaseResult, Row
+from .run_modes import IMAGE_BY_IMAGE, PLAN, PLAN_BF16, PUBLISHED, STATIC, CaseResult, Measurement
+
+Peaks = Mapping[str, float]
+"""Multiply-adds a second of matrix products: "float32" and "bfloat16"."""
+
+_HEADERS = (
+    "ms per image",
+    "images/s",
+    "times faster",
+    "expected GFLOPs",
+    "real GFLOPs",
+    "GFLOPs/s",
+    "of GEMM peak",
+    "error",
+)
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -79,16 +94,16 @@ def _macs(result: CaseResult) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """Times of one way of running at one batch size, over several shares of closed gates.
+    """Times of one execution mode at one batch size, over several shares of closed gates.
 
     Attributes:
-        way: its name.
+        mode: its name.
         batch: images of a batch.
         gflops: real cost per image, 10⁹ multiply-adds.
         milliseconds: medians per image, in the same order.
     """
 
-    way: str
+    mode: str
     batch: int
     gflops: tuple[float, ...]
     milliseconds: tuple[float, ...]
@@ -111,38 +126,22 @@ class Line:
 
 
 def lines(results: Sequence[CaseResult]) -> list[Line]:
-    """One line for every way and batch size whose costs are known."""
+    """One line for every mode and batch size whose costs are known."""
     points: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for result in results:
         for row in result.rows:
             if row.real_gflops is not None:
-                point = (row.real_gflops, 1e3 * result.per_image(row.way))
-                points.setdefault((result.case.batch, row.way), []).append(point)
+                point = (row.real_gflops, 1e3 * result.per_image(row.mode))
+                points.setdefault((result.case.batch, row.mode), []).append(point)
     found = []
-    for (batch, way), pairs in points.items():
+    for (batch, mode), pairs in points.items():
         gflops, milliseconds = zip(*sorted(pairs), strict=True)
-        found.append(Line(way, batch, gflops, milliseconds))
+        found.append(Line(mode, batch, gflops, milliseconds))
     return found
 
 
-Peaks = Mapping[str, float]
-"""Multiply-adds a second of matrix products: "float32" and "bfloat16"."""
-
-_HEADERS = (
-    "ms per image",
-    "images/s",
-    "times faster",
-    "expected GFLOPs",
-    "real GFLOPs",
-    "GFLOPs/s",
-    "of GEMM peak",
-    "error",
-)
-_MIB = 2**20
-
-
 def case_table(result: CaseResult, peaks: Peaks) -> str:
-    """Every way of running one case; costs are per image."""
+    """Every execution mode of one case; costs are per image."""
     case = result.case
     title = (
         f"batch {case.batch}, {case.size[0]}×{case.size[1]}, {case.closed:.0%} of the gates to "
@@ -151,7 +150,7 @@ def case_table(result: CaseResult, peaks: Peaks) -> str:
     table = []
     for row in result.rows:
         numbers = _numbers(result, row, peaks)
-        table.append([row.way, *(numbers[header] for header in _HEADERS)])
+        table.append([row.mode, *(numbers[header] for header in _HEADERS)])
     formats = ("g", ".1f", ".2f", ".2f", ".2f", ".2f", ".1f", ".0%", ".0e")
     text = tabulate(table, headers=("", *_HEADERS), floatfmt=formats, tablefmt="github")
     return f"{title}\n\n{text}\n"
@@ -166,14 +165,14 @@ def target_table(results: Sequence[CaseResult]) -> str:
         table.append((line.case, *bounds, f"{line.measured:.2f}", line.verdict))
     if not table:
         return ""
-    headers = ("against the published way of running", "at least", "aim", "measured", "reached")
+    headers = ("against the published execution", "at least", "aim", "measured", "reached")
     return tabulate(table, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
 
 
-def line_table(results: Sequence[CaseResult]) -> str:
+def fit_table(results: Sequence[CaseResult]) -> str:
     """Fitted lines of time over real cost; empty with one share of closed gates."""
     table = [
-        (line.batch, line.way, line.rate, line.fit[1])
+        (line.batch, line.mode, line.rate, line.fit[1])
         for line in lines(results)
         if line.fit is not None
     ]
@@ -185,7 +184,7 @@ def line_table(results: Sequence[CaseResult]) -> str:
 
 def memory_table(memories: Sequence[Memory]) -> str:
     """Peaks in MiB."""
-    table = [(m.way, m.resident / _MIB, m.tensors / _MIB) for m in memories]
+    table = [(m.mode, m.resident / _MIB, m.tensors / _MIB) for m in memories]
     headers = ("", "peak MiB", "live tensors at most, MiB")
     return tabulate(table, headers=headers, floatfmt=".0f", tablefmt="github") + "\n"
 
@@ -200,9 +199,9 @@ def as_numbers(
             {
                 **asdict(result.case),
                 "closed_measured": result.closed,
-                "ways": [
+                "modes": [
                     {
-                        "way": row.way,
+                        "mode": row.mode,
                         **_numbers(result, row, peaks),
                         "seconds": {**row.times.summary(), "all": list(row.times.seconds)},
                     }
@@ -217,8 +216,8 @@ def as_numbers(
     }
 
 
-def _numbers(result: CaseResult, row: Row, peaks: Peaks) -> dict[str, float | None]:
-    seconds = result.per_image(row.way)
+def _numbers(result: CaseResult, row: Measurement, peaks: Peaks) -> dict[str, float | None]:
+    seconds = result.per_image(row.mode)
     rate = None if row.real_gflops is None else row.real_gflops / seconds
     peak = peaks["bfloat16" if row.half else "float32"] / 1e9
     values = (

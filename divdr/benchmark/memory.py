@@ -1,7 +1,7 @@
-"""Peak memory of one forward, each way of running in a process of its own.
+"""Peak memory of one forward, each execution mode in a process of its own.
 
 ``python -m divdr.benchmark.memory`` is that process: it reads a ``Case`` as JSON and the
-name of a way, and prints the figures as JSON.
+name of a mode, and prints the figures as JSON.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ import json
 import resource
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import DivdrError
 from ..inference.plan import InferencePlan
 from ..routing.network import DynamicRoutingNetwork
 from .cases import Case
 from .published_run import PublishedRun
-from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED, peak_bytes
+from .run_modes import NETWORK, PLAN, PLAN_BF16, PUBLISHED
 
-WAYS = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
+MODES = (PUBLISHED, NETWORK, PLAN, PLAN_BF16)
 
 
 @dataclass(frozen=True)
@@ -33,45 +36,45 @@ class Memory:
     """Peak memory of a forward beyond what was there before it (weights, the images).
 
     Attributes:
-        way: its name.
+        mode: its name.
         resident: bytes that the process, or on CUDA the allocator, took at most.
         tensors: bytes of tensors that lived at once at most, counted at the dispatcher.
     """
 
-    way: str
+    mode: str
     resident: int
     tensors: int
 
 
-def measure_memory(case: Case, device: str, ways: tuple[str, ...] = WAYS) -> list[Memory]:
-    """Run every way once in a fresh process.
+def measure_memory(case: Case, device: str, modes: tuple[str, ...] = MODES) -> list[Memory]:
+    """Run every mode once in a fresh process.
 
     Raises:
         DivdrError: a process failed; with its last line.
     """
     found = []
-    for way in ways:
-        command = [sys.executable, "-m", __name__, way, device, json.dumps(asdict(case))]
+    for mode in modes:
+        command = [sys.executable, "-m", __name__, mode, device, json.dumps(asdict(case))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise DivdrError(f"measuring the memory of {way!r} failed: {last}")
+            raise DivdrError(f"measuring the memory of {mode!r} failed: {last}")
         found.append(Memory(**json.loads(done.stdout.splitlines()[-1])))
     return found
 
 
-def _function(way: str, network: DynamicRoutingNetwork) -> Callable[[Tensor], object]:
-    if way == PUBLISHED:
+def _function(mode: str, network: DynamicRoutingNetwork) -> Callable[[Tensor], object]:
+    if mode == PUBLISHED:
         return PublishedRun(network)
-    if way == NETWORK:
+    if mode == NETWORK:
         return network
-    return InferencePlan(network, dtype=torch.bfloat16 if way == PLAN_BF16 else None)
+    return InferencePlan(network, dtype=torch.bfloat16 if mode == PLAN_BF16 else None)
 
 
 @torch.no_grad()
-def _measure_here(way: str, device: str, case: Case) -> Memory:
+def _measure_here(mode: str, device: str, case: Case) -> Memory:
     network, x = case.build(device)
-    function = _function(way, network)
+    function = _function(mode, network)
     function(x[..., :64, :64])  # libraries load and kernels are compiled before
     if x.is_cuda:
         torch.cuda.synchronize()
@@ -83,7 +86,7 @@ def _measure_here(way: str, device: str, case: Case) -> Memory:
         before = _restart_peak()
         function(x)
         resident = _peak_resident() - before
-    return Memory(way, resident, peak_bytes(lambda: function(x)))
+    return Memory(mode, resident, peak_bytes(lambda: function(x)))
 
 
 def _restart_peak() -> int:
@@ -101,6 +104,55 @@ def _peak_resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) * 1024
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of tensors that operations return, for as long as anything refers to it.
+
+    Tensors from before are not counted, nor is what an operation takes and gives back inside.
+
+    Attributes:
+        now: bytes that live.
+        peak: the most that lived at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, given)
+        return result
+
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
+        key = _address(tensor)
+        if key in self._known or key in given:
+            return
+        storage = tensor.untyped_storage()
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, count: int) -> None:
+        self._known.discard(key)
+        self.now -= count
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most bytes of new tensors that live at once while ``function`` runs."""
+    with LiveBytes() as live, torch.no_grad():
+        function()
+    return live.peak
 
 
 if __name__ == "__main__":

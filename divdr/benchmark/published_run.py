@@ -1,4 +1,4 @@
-"""A network run the way the published Dynamic Routing code runs one: what plans are timed against.
+"""A network run as the published Dynamic Routing code runs one: what plans are timed against.
 
 Li et al. (CVPR 2020); the behaviour is that of the authors' release, the code is not.
 """
@@ -16,15 +16,15 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing.cell import Cell
 from ..routing.cost import CellCost, CostTable, cost_table
-from ..routing.gate import CLOSED_BELOW, open_gates
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
-from ..routing.space import DOWN, KEEP, TRANSFORMS
+from ..routing.space import DOWN, KEEP
 
 
 @dataclass
-class _Visit:
-    """What a cell did: maps by transform, [up, keep, down] rows (N, 3), costs (N,)."""
+class _CellRun:
+    """What a cell did: maps by transform, [up, keep, down] rows (N, T), costs (N,)."""
 
     maps: dict[int, Tensor]
     logits: Tensor
@@ -78,7 +78,7 @@ class PublishedRun:
         Returns:
             Maps of the last layer, stride 4 first, each (N, C·2^s, H_s, W_s), and the record. Its
             real cost counts what the gates of an image open, its ``reached`` holds for all images
-            where it holds for one, as the batch takes one way.
+            where it holds for one, as the batch takes one route.
         """
         network, space = self._network, self._network.space
         size = (x.shape[-2], x.shape[-1])
@@ -87,35 +87,35 @@ class PublishedRun:
             self._tables[size] = cost_table(network, *size)
         table = self._tables[size]
         maps = network.stem(x.contiguous())
-        first = _visit(network.initial, table.initial, maps, None)
+        first = _run_cell(network.initial, table.initial, maps, None)
         expected, real = first.expected, first.real + table.stem
-        arrivals: dict[int, Tensor] = {}
-        _bring(network.initial, first, arrivals)
-        visits: list[_Visit | None] = []
+        input_sums: dict[int, Tensor] = {}
+        _add_outputs(network.initial, first, input_sums)
+        runs: list[_CellRun | None] = []
         cells = list(network.cells())
         for layer in space.layers:
             following: dict[int, Tensor] = {}
             for node in layer:
-                if node.scale not in arrivals:
-                    visits.append(None)
+                if node.scale not in input_sums:
+                    runs.append(None)
                     continue
                 finer = sizes[node.scale - 1] if node.scale else None
                 cell, cost = cells[node.index], table.cells[node.index]
-                visit = _visit(cell, cost, arrivals[node.scale], finer)
-                _bring(cell, visit, following)
-                expected, real = expected + visit.expected, real + visit.real
-                visits.append(visit)
-            arrivals = following
+                run = _run_cell(cell, cost, input_sums[node.scale], finer)
+                _add_outputs(cell, run, following)
+                expected, real = expected + run.expected, real + run.real
+                runs.append(run)
+            input_sums = following
         outputs = [
-            arrivals.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
+            input_sums.get(scale, maps.new_zeros(len(x), channels, *sizes[scale]))
             for scale, channels in enumerate(network.out_channels())
         ]
         blank = torch.zeros_like(first.gates)
-        reached = torch.tensor([v is not None for v in visits], device=x.device)
+        reached = torch.tensor([v is not None for v in runs], device=x.device)
         totals = table.tensors("cpu")
         return outputs, Routing(
-            activations=torch.cat([blank if v is None else v.gates for v in visits], dim=1),
-            logits=torch.cat([blank if v is None else v.logits for v in visits], dim=1),
+            activations=torch.cat([blank if v is None else v.gates for v in runs], dim=1),
+            logits=torch.cat([blank if v is None else v.logits for v in runs], dim=1),
             initial=first.gates,
             reached=reached.expand(len(x), -1).clone(),
             expected_cost=expected,
@@ -127,29 +127,17 @@ class PublishedRun:
         )
 
 
-def _visit(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _Visit:
-    columns = list(cell.node.transforms)
-    if cell.gate is None:
-        decided = gates_here = torch.ones(len(x), len(columns), device=x.device)
-    else:
-        decided = cell.gate(x)
-        gates_here = open_gates(decided)
-    blank = decided.new_zeros(len(x), len(TRANSFORMS))
-    logits, gates = blank.clone(), blank
-    logits[:, columns], gates[:, columns] = decided, gates_here
+def _run_cell(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _CellRun:
+    logits, gates = cell.decide(x)  # (N, T)
     expected, real = _costs(cost, gates)
-    if float(gates.sum()) < CLOSED_BELOW:  # the host waits here, once a cell
-        return _Visit({KEEP: x}, logits, gates, expected, real)
-    feature: Tensor | None = None
-    for op in cell.ops.values():
-        y = op(x)
-        feature = y if feature is None else feature + y
-    assert feature is not None
+    if is_closed(float(gates.sum())):  # of the whole batch; the host waits here, once a cell
+        return _CellRun({KEEP: x}, logits, gates, expected, real)
+    feature = cell.feature(x)
     maps = {}
-    for transform in columns:
+    for transform in cell.node.transforms:
         weight = gates[:, transform, None, None, None].to(feature.dtype)
         maps[transform] = _transformed(cell, feature, transform, finer) * weight
-    return _Visit(maps, logits, gates, expected, real)
+    return _CellRun(maps, logits, gates, expected, real)
 
 
 def _transformed(
@@ -163,22 +151,22 @@ def _transformed(
     return F.interpolate(cell.changes["up"](maps), size=finer, mode="bilinear", align_corners=False)
 
 
-def _bring(cell: Cell, visit: _Visit, arrivals: dict[int, Tensor]) -> None:
-    """Move what leaves a cell to the arrivals of the next layer by scale."""
-    for transform, maps in visit.maps.items():
+def _add_outputs(cell: Cell, run: _CellRun, input_sums: dict[int, Tensor]) -> None:
+    """Add what leaves a cell to the input sums of the next layer, by scale."""
+    for transform, maps in run.maps.items():
         scale = cell.node.target_scale(transform)
-        arrivals[scale] = arrivals[scale] + maps if scale in arrivals else maps
-    visit.maps.clear()
+        input_sums[scale] = input_sums[scale] + maps if scale in input_sums else maps
+    run.maps.clear()
 
 
 def _costs(cost: CellCost, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """(expected, real) multiply-adds (N,) of one cell for gates (N, 3)."""
+    """(expected, real) multiply-adds (N,) of one cell for gates (N, T)."""
     gates = gates.float()
     transforms = gates.new_tensor([t or 0.0 for t in cost.transforms])
     expected = gates.amax(dim=1) * cost.cell + (gates * transforms).sum(dim=1)
-    running = (gates.sum(dim=1) >= CLOSED_BELOW).float()
-    opened = (gates > 0).float() * transforms
-    return expected, running * (opened.sum(dim=1) + cost.cell) + cost.gate
+    closed = is_closed(gates.sum(dim=1))
+    opened = is_open(gates, closed[:, None]).float() * transforms
+    return expected, opened.sum(dim=1) + (~closed).float() * cost.cell + cost.gate
 
 
 def _join(records: Sequence[Routing]) -> Routing:

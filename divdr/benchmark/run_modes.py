@@ -1,4 +1,4 @@
-"""The ways of running one network that a benchmark compares, measured on one case."""
+"""The execution modes of one network that a benchmark compares, measured on one case."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import importlib
 import inspect
 import os
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
-from ..inference.decision import Imposed
+from ..inference.decision import ImposedRoute
 from ..inference.plan import InferencePlan
 from ..inference.route import Route
 from ..routing.network import DynamicRoutingNetwork
@@ -25,6 +22,17 @@ from ..routing.record import Routing
 from .cases import Case, closed_share
 from .published_run import PublishedRun
 from .timing import Times, in_turns
+
+PUBLISHED = "published"
+IMAGE_BY_IMAGE = "published, image by image"
+NETWORK = "network"
+PLAN = "plan"
+STATIC = "fixed route"
+PLAN_BF16 = "plan, bf16"
+STATIC_BF16 = "fixed route, bf16"
+
+Result = tuple[list[Tensor], Routing]
+"""Maps and record, as a network returns them."""
 
 
 class Against:
@@ -91,9 +99,6 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-Result = tuple[list[Tensor], Routing]
-
-
 def fixed_route(plan: InferencePlan, x: Tensor, record: Routing) -> Callable[[], Result]:
     """A call that runs images along the routes of a record, without deciding.
 
@@ -130,7 +135,7 @@ class CapturedRoute:
     def __init__(self, plan: InferencePlan, x: Tensor, route: Route) -> None:
         self.input = x.clone()
         _, self._record = plan(self.input, route)
-        imposed = Imposed(route, plan.space, self.input)
+        imposed = ImposedRoute(route, plan.space, self.input)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # workspaces and algorithms are chosen before capture
@@ -147,32 +152,23 @@ class CapturedRoute:
         return self._maps, self._record
 
 
-PUBLISHED = "published"
-IMAGE_BY_IMAGE = "published, image by image"
-NETWORK = "network"
-PLAN = "plan"
-STATIC = "fixed route"
-PLAN_BF16 = "plan, bf16"
-STATIC_BF16 = "fixed route, bf16"
-
-
 @dataclass(frozen=True)
-class Row:
-    """What one way of running a case took.
+class Measurement:
+    """What one execution mode of a case took.
 
     Attributes:
-        way: its name.
+        mode: its name.
         times: of the whole batch.
-        faster: how many times faster than the published way (batched), by medians.
+        faster: how many times faster than the published mode (batched), by medians.
         expected_gflops: expected cost, mean of the images, 10⁹ multiply-adds; None if unknown.
         real_gflops: likewise real cost.
         error: largest difference of a map from the network's, over the network's largest number.
-            For the published way on a batch of mixed routes it is no rounding error: there the
-            published way computes something else.
+            For the published mode on a batch of mixed routes it is no rounding error: there the
+            published mode computes something else.
         half: whether the maps are bfloat16.
     """
 
-    way: str
+    mode: str
     times: Times
     faster: float
     expected_gflops: float | None
@@ -188,26 +184,26 @@ class CaseResult:
     Attributes:
         case: what ran.
         closed: share of closed gates that came about.
-        rows: one a way of running.
+        rows: one a mode.
     """
 
     case: Case
     closed: float
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
 
-    def row(self, way: str) -> Row | None:
-        """The row of a way, None if that did not run."""
-        return next((row for row in self.rows if row.way == way), None)
+    def row(self, mode: str) -> Measurement | None:
+        """The row of a mode, None if that did not run."""
+        return next((row for row in self.rows if row.mode == mode), None)
 
-    def per_image(self, way: str) -> float:
+    def per_image(self, mode: str) -> float:
         """Median seconds per image.
 
         Raises:
-            KeyError: that way did not run.
+            KeyError: that mode did not run.
         """
-        row = self.row(way)
+        row = self.row(mode)
         if row is None:
-            raise KeyError(way)
+            raise KeyError(mode)
         return row.times.median / self.case.batch
 
 
@@ -215,7 +211,7 @@ class CaseResult:
 def measure(
     case: Case, *, rounds: int, device: torch.device | str, against: Against | None = None
 ) -> CaseResult:
-    """Time every way of running a case, in turns.
+    """Time every execution mode of a case, in turns.
 
     Raises:
         ConfigError: the callable to compare with failed.
@@ -232,17 +228,17 @@ def measure(
     functions[STATIC] = fixed_route(plan, x, record)
     functions[PLAN_BF16] = partial(half, x)
     functions[STATIC_BF16] = fixed_route(half, x, record)
-    facts = {way: _facts(function, wanted) for way, function in functions.items()}
+    facts = {mode: _facts(function, wanted) for mode, function in functions.items()}
     timed: dict[str, Callable[[], object]] = {**functions}
     if against is not None:
         timed[against.name] = against.bind(network, x)
     times = in_turns(timed, rounds, device)
     rows = []
-    for way, taken in times.items():
+    for mode, taken in times.items():
         faster = times[PUBLISHED].median / taken.median
-        expected, real, error = facts.get(way, (None, None, None))
-        in_half = way in (PLAN_BF16, STATIC_BF16)
-        rows.append(Row(way, taken, faster, expected, real, error, in_half))
+        expected, real, error = facts.get(mode, (None, None, None))
+        in_half = mode in (PLAN_BF16, STATIC_BF16)
+        rows.append(Measurement(mode, taken, faster, expected, real, error, in_half))
     return CaseResult(case, closed_share(network, record), tuple(rows))
 
 
@@ -257,52 +253,3 @@ def _error(maps: list[Tensor], wanted: list[Tensor]) -> float:
     largest = max(float(m.abs().max()) for m in wanted)
     worst = max(float((a - b).abs().max()) for a, b in zip(maps, wanted, strict=True))
     return worst / largest if largest else worst
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the memory of tensors that operations return, for as long as anything refers to it.
-
-    Tensors from before are not counted, nor is what an operation takes and gives back inside.
-
-    Attributes:
-        now: bytes that live.
-        peak: the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {_address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor, given)
-        return result
-
-    def _note(self, tensor: Tensor, given: set[int]) -> None:
-        key = _address(tensor)
-        if key in self._known or key in given:
-            return
-        storage = tensor.untyped_storage()
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, count: int) -> None:
-        self._known.discard(key)
-        self.now -= count
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def peak_bytes(function: Callable[[], object]) -> int:
-    """The most bytes of new tensors that live at once while ``function`` runs."""
-    with LiveBytes() as live, torch.no_grad():
-        function()
-    return live.peak

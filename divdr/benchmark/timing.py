@@ -83,7 +83,7 @@ def _cuda_seconds(function: Callable[[], object]) -> float:
     return start.elapsed_time(stop) / 1e3  # milliseconds
 
 
-def describe(device: torch.device | str) -> dict[str, object]:
+def describe_machine(device: torch.device | str) -> dict[str, object]:
     """Name of the processor, cores, threads, versions and device, ready for JSON."""
     device = torch.device(device)
     cuda = device.type == "cuda"

@@ -1,6 +1,6 @@
 """Reading and writing weight files safely: nothing but numbers is read, nothing is cut short.
 
-Whatever is wrong with a file is told in one sentence that names it.
+Whatever is wrong with a file is reported in one sentence that names it.
 """
 
 from __future__ import annotations

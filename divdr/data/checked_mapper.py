@@ -13,7 +13,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
 from ..errors import ConfigError, DataError
-from ..image_files import check_labels, read_image, read_labels, read_raw
+from ..image_files import check_label_map, read_image, read_labels, read_raw
 from ..image_keys import IMAGE_KEY
 from .classes import predicted_stuff
 
@@ -119,7 +119,7 @@ class DetectionMapper(DatasetMapper):
             labels = read_labels(label_file)
             if self.classes is not None:
                 size = pixels.shape[:2]
-                check_labels(
+                check_label_map(
                     labels, label_file, classes=self.classes, ignore=self.ignore, size=size
                 )
         both = T.AugInput(pixels, sem_seg=labels)

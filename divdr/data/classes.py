@@ -160,5 +160,5 @@ def _difference(what: str, first: str, others: list[str], name: str, classes: li
 
 
 def _some(names: Sequence[str]) -> str:
-    told = ", ".join(repr(name) for name in names[:4])
-    return told + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    listed = ", ".join(repr(name) for name in names[:4])
+    return listed + (f" and {len(names) - 4} more" if len(names) > 4 else "")

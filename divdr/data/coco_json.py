@@ -108,11 +108,11 @@ def warn_once(sentence: str) -> None:
 
 def source(names: Sequence[str]) -> str:
     """Data sets and their annotation files, as messages name them."""
-    told = []
+    named = []
     for name in names:
         file = MetadataCatalog.get(name).get("json_file", None)
-        told.append(f"{name!r} ({file})" if file else repr(name))
-    return f"data set{'s' if len(told) > 1 else ''} {', '.join(told)}"
+        named.append(f"{name!r} ({file})" if file else repr(name))
+    return f"data set{'s' if len(named) > 1 else ''} {', '.join(named)}"
 
 
 def owners(names: Sequence[str], record: dict) -> Sequence[str]:

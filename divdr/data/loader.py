@@ -32,16 +32,16 @@ from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
 from .classification.class_sets import ClassificationMapper
 from .mapper import SemanticCropMapper
 
-Ticket = tuple[int, int]
+SeededIndex = tuple[int, int]
 """(position in the stream over all processes, index into the data set)."""
 
 
-class TicketBatches:
-    """Endless batches of tickets from an endless stream of indices.
+class SeededIndexBatches:
+    """Endless batches of indices from an endless stream, with their positions in it.
 
     Args:
         indices: this process's stream; iterating anew starts it anew.
-        batch_size: tickets a batch.
+        batch_size: indices a batch.
         groups: a number for every index of the data set; batches hold one group only (portrait
             and landscape images, say). None: batches are taken as they come.
 
@@ -57,13 +57,13 @@ class TicketBatches:
         self._batch_size = batch_size
         self._groups = groups
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
         # A generator, so that ``start`` is read at the first batch and not before.
         yield from itertools.islice(self._batches(), self.start, None)
 
-    def _batches(self) -> Iterator[list[Ticket]]:
+    def _batches(self) -> Iterator[list[SeededIndex]]:
         rank, world = comm.get_rank(), comm.get_world_size()
-        waiting: dict[int, list[Ticket]] = {}
+        waiting: dict[int, list[SeededIndex]] = {}
         for position, index in enumerate(self._indices):
             group = self._groups[index] if self._groups is not None else 0
             batch = waiting.setdefault(group, [])
@@ -77,8 +77,8 @@ class TrainLoader(DataLoader):
     """A loader that begins its work with the first batch asked for.
 
     PyTorch's begins with ``iter``, where workers fetch their first batches at once; and the trainer
-    of Detectron2 0.6 calls that in its constructor, before a run that is resumed has told its
-    ``batch_sampler`` where to start.
+    of Detectron2 0.6 calls that in its constructor, before a run that is resumed has set where
+    its ``batch_sampler`` starts.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -86,7 +86,7 @@ class TrainLoader(DataLoader):
 
 
 class SeededDataset(Dataset):
-    """Items drawn with randomness that depends on the seed and the ticket's position alone.
+    """Items drawn with randomness that the seed and the position in the stream alone decide.
 
     Attributes:
         keys: of the images (``divdr.image_keys``); None: not known.
@@ -100,8 +100,8 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, ticket: Ticket) -> Any:
-        position, index = ticket
+    def __getitem__(self, seeded_index: SeededIndex) -> Any:
+        position, index = seeded_index
         # Mappers work on the CPU; torch.manual_seed takes 2 ms on a machine without a GPU, as it
         # notes its caller for the day that one is initialised.
         _seed_cpu(self._seed, position)
@@ -200,7 +200,7 @@ def build_train_loader(
     dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
     return TrainLoader(
         SeededDataset(dataset, seed, keys),
-        batch_sampler=TicketBatches(_index_stream(cfg, dicts, seed), batch // world, groups),
+        batch_sampler=SeededIndexBatches(_index_stream(cfg, dicts, seed), batch // world, groups),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_list,
         # As it starts, a loader draws a number: not from the generator that the model draws from,

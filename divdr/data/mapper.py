@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from ..errors import ConfigError, DataError
-from ..image_files import check_labels, read_image, read_labels
+from ..image_files import check_label_map, read_image, read_labels
 from ..settings import InputSettings
 
 
@@ -107,7 +107,7 @@ class SemanticCropMapper:
         label_name = item.pop("sem_seg_file_name")
         image = read_image(name, self.image_format)
         labels = read_labels(label_name)
-        check_labels(
+        check_label_map(
             labels,
             label_name,
             classes=self.num_classes,

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..errors import DataError, DivdrError
-from ..image_files import check_labels, image_size, label_size, read_labels
+from ..image_files import check_label_map, image_size, label_size, read_labels
 from .catalog import check_datasets, evaluation_dicts, read_once, training_dicts
 from .checks import annotation_problems
 from .classes import class_problems, predicted_stuff, predicted_things
@@ -35,7 +35,7 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
     of ignored pixels, against the config and against the first data set. Labels that are not read
     here are checked as they are used. At COCO's size this takes as long as reading its files.
 
-    Classes that nothing in a data set belongs to are told in a warning.
+    Classes that nothing in a data set belongs to are reported in a warning.
 
     Args:
         cfg: the whole configuration.
@@ -57,7 +57,7 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
     # Names of classes are known once a data set has been read.
     problems += class_problems(cfg, sound)
     if problems:
-        # A setting that suits none of several data sets is told of the first.
+        # A setting that suits none of several data sets is reported for the first.
         once = {text.partition(", but data set ")[0]: text for text in reversed(problems)}
         raise DataError(*reversed(once.values()))
 
@@ -129,9 +129,11 @@ def _head_problem(record: dict) -> str | None:
         return None
     try:
         rows, columns, _ = image_size(file)
-        told = record.get("height", rows), record.get("width", columns)
-        if told != (rows, columns):
-            return f"file {file} is {rows}×{columns} pixels, and should be {told[0]}×{told[1]}"
+        declared = record.get("height", rows), record.get("width", columns)
+        if declared != (rows, columns):
+            return (
+                f"file {file} is {rows}×{columns} pixels, and should be {declared[0]}×{declared[1]}"
+            )
         if label:
             found = label_size(label)
             if found != (rows, columns):
@@ -158,7 +160,7 @@ def _label_problems(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> Iterator[
         path = record["sem_seg_file_name"]
         try:
             labels = read_labels(path)
-            check_labels(labels, path, classes=count, ignore=ignore)
+            check_label_map(labels, path, classes=count, ignore=ignore)
         except DataError as error:
             yield str(error)
             continue
@@ -187,9 +189,9 @@ def _tell_unused(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> None:
 
 def _warn_of_unused(name: str, classes: Sequence[str], what: str) -> None:
     if classes:
-        told = ", ".join(repr(each) for each in classes[:5])
+        listed = ", ".join(repr(each) for each in classes[:5])
         more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
-        logger.warning("%s: no %s is of class %s%s", source([name]), what, told, more)
+        logger.warning("%s: no %s is of class %s%s", source([name]), what, listed, more)
 
 
 def _spread(items: Sequence[dict], count: int) -> list[dict]:

@@ -1,8 +1,8 @@
 """Configuration files and ``KEY VALUE`` pairs, merged into a configuration of known keys.
 
-Detectron2's own merging does the same for files that are as they should be. For others its yaml
-parser, its file system or an assertion speaks, and none of them names the file or the key. It also
-refuses the whole number 1 where a number with a decimal point is meant; here that is taken.
+Detectron2's own merging does the same for files that are as they should be. For others an error of
+its yaml parser or file system, or an assertion, names neither the file nor the key. It also refuses
+the whole number 1 where a number with a decimal point is meant; here that is taken.
 """
 
 from __future__ import annotations

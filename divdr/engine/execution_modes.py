@@ -1,4 +1,4 @@
-"""A trained model ready for evaluation, and run in several ways: accuracy, cost, milliseconds."""
+"""A trained model ready for evaluation, and run in several modes: accuracy, cost, milliseconds."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ ACCURACIES = {
 
 
 @dataclass(frozen=True)
-class WayFigures:
+class ModeFigures:
     """A row of the comparison.
 
     Attributes:
-        name: the way of running.
+        name: of the mode.
         accuracy: in percent, by the name of the measure.
         gflops: real 10⁹ multiply-adds of the backbone, mean over the images.
         milliseconds: median of the whole model's forward for one image.
@@ -78,10 +78,10 @@ class WayFigures:
     milliseconds: float
 
 
-def ways_of(
+def modes_of(
     routing: RoutingSupervision, experts: StaticExperts, train: Gathered
 ) -> dict[str, Executor | None]:
-    """The ways to compare: dynamic, static experts, and everything open.
+    """The execution modes to compare: dynamic, static experts, and everything open.
 
     Args:
         routing: attached to the trained model, in evaluation.
@@ -114,22 +114,22 @@ def _all_at_mean(route: Route, train: Gathered) -> Route:
     return Route(route.space, route.gates * mean, route.initial * initial)
 
 
-def compare_ways(
+def compare_modes(
     cfg: CfgNode,
     model: nn.Module,
-    ways: Mapping[str, Executor | None],
+    modes: Mapping[str, Executor | None],
     folder: str | Path,
     *,
     images: int = 12,
     rounds: int = 5,
-) -> list[WayFigures]:
-    """Evaluate a model on ``DATASETS.TEST`` in every way, and time the ways in turns.
+) -> list[ModeFigures]:
+    """Evaluate a model on ``DATASETS.TEST`` in every mode, and time the modes in turns.
 
     Args:
         cfg: the model's configuration.
         model: trained, with routing attached, in evaluation.
-        ways: what its backbone runs with, by name.
-        folder: takes what evaluation writes, a folder for each way.
+        modes: what its backbone runs with, by name.
+        folder: takes what evaluation writes, a folder for each mode.
         images: test images to time.
         rounds: times each.
 
@@ -149,9 +149,9 @@ def compare_ways(
     batches = list(itertools.islice(loader, images))
     try:
         with torch.no_grad():
-            functions = {name: partial(run, executor) for name, executor in ways.items()}
+            functions = {name: partial(run, executor) for name, executor in modes.items()}
             seconds = time_in_turns(functions, batches, rounds)
-        for number, (name, executor) in enumerate(ways.items()):
+        for number, (name, executor) in enumerate(modes.items()):
             here = cfg.clone()
             here.defrost()
             here.OUTPUT_DIR = os.path.join(folder, f"way_{number}")
@@ -161,7 +161,7 @@ def compare_ways(
                 results = results[cfg.DATASETS.TEST[0]]
             accuracy = _accuracy(results)
             gflops = float(results["routing"]["real_gflops"])
-            rows.append(WayFigures(name, accuracy, gflops, 1e3 * statistics.median(seconds[name])))
+            rows.append(ModeFigures(name, accuracy, gflops, 1e3 * statistics.median(seconds[name])))
     finally:
         backbone.run_with(None)
     return rows
@@ -175,8 +175,8 @@ def _accuracy(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def ways_table(rows: Sequence[WayFigures]) -> str:
-    """Markdown, one row a way."""
+def modes_table(rows: Sequence[ModeFigures]) -> str:
+    """Markdown, one row a mode."""
     measures = list(rows[0].accuracy)
     body = [
         [
@@ -191,23 +191,23 @@ def ways_table(rows: Sequence[WayFigures]) -> str:
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
 
-def write_ways(path: str | Path, rows: Sequence[WayFigures], **more: Any) -> None:
+def write_modes(path: str | Path, rows: Sequence[ModeFigures], **more: Any) -> None:
     """Write the comparison as JSON, ``more`` beside it."""
     data = {"ways": [asdict(row) for row in rows], **more}
     write_text_atomically(Path(path), json.dumps(data, indent=2))
 
 
-def read_ways(path: str | Path) -> list[WayFigures]:
-    """Read what :func:`write_ways` wrote.
+def read_modes(path: str | Path) -> list[ModeFigures]:
+    """Read what :func:`write_modes` wrote.
 
     Raises:
         DataError: the file is damaged.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [WayFigures(**row) for row in data["ways"]]
+        return [ModeFigures(**row) for row in data["ways"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no comparison of ways to run ({error!r})") from None
+        raise DataError(f"{path} holds no comparison of execution modes ({error!r})") from None
 
 
 def load_trained(cfg: CfgNode) -> nn.Module:

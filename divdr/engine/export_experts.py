@@ -1,4 +1,4 @@
-"""Static experts for other programs, and the table of ways to run their model."""
+"""Static experts for other programs, and the table of execution modes of their model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data import build_test_loader
 from ..inference import StaticNetwork
 from ..inference.static_network import export
 from ..modeling import DynamicRoutingDecoder, attached_routing, find_backbone
-from .execution_modes import compare_ways, ways_of, ways_table, write_ways
+from .execution_modes import compare_modes, modes_of, modes_table, write_modes
 from .static_experts import ExpertSettings, build_static_experts, gather, save_static_experts
 
 DISPATCHED = "static_experts.pth"
@@ -63,7 +63,7 @@ def export_experts(
     size: tuple[int, int] | None = None,
     evaluate: bool = True,
 ) -> str:
-    """Make static experts, write all their files, and compare ways to run the model.
+    """Make static experts, write all their files, and compare execution modes of the model.
 
     Args:
         cfg: the model's configuration.
@@ -72,7 +72,7 @@ def export_experts(
         folder: takes the files.
         formats: of ``divdr.inference.static_network``.
         size: (height, width) of exported files, pixels; None: as the first test image is padded.
-        evaluate: compare the ways (``experts.json`` holds the table).
+        evaluate: compare the modes (``experts.json`` holds the table).
 
     Returns:
         What was made, in words and a table.
@@ -125,9 +125,9 @@ def export_experts(
     )
     more = {"experts": rows, "agreement": agreement, "size": [height, width]}
     if evaluate:
-        ways = compare_ways(cfg, model, ways_of(routing, experts, train), folder / "ways")
-        write_ways(folder / "experts.json", ways, **more)
-        lines += ["", ways_table(ways)]
+        modes = compare_modes(cfg, model, modes_of(routing, experts, train), folder / "ways")
+        write_modes(folder / "experts.json", modes, **more)
+        lines += ["", modes_table(modes)]
     else:
         write_text_atomically(folder / "experts.json", json.dumps(more, indent=2))
     return "\n".join(lines)

@@ -57,7 +57,7 @@ class ClusteringHook(HookBase):
 
 
 class DropPathHook(HookBase):
-    """Tells the network how far training is, for scheduled drop path.
+    """Sets how far training is, for scheduled drop path.
 
     Args:
         networks: routed networks of the model.

@@ -1,9 +1,9 @@
 """What Detectron2's settings may be, and the settings that do not go together.
 
-divdr's own check themselves (``divdr.settings``). Detectron2 checks hardly any, and what goes wrong
-then is told late, or of something else: a batch of no images waits for ever, a crop of no pixels is
-blamed on an image. What a part of the network alone knows (names of operations, schedules) is
-checked where it is built.
+divdr's own check themselves (``divdr.settings``). Detectron2 checks hardly any. Errors then come
+late, or name something else: a batch of no images waits for ever, a crop of no pixels is blamed on
+an image. What a part of the network alone knows (names of operations, schedules) is checked where
+it is built.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import ConfigError
-from ..image_files import check_labels, read_labels
+from ..image_files import check_label_map, read_labels
 from ..modeling import attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier, collaboration_of
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
@@ -230,7 +230,7 @@ class CheckedSemSegEvaluator(SemSegEvaluator):
             self._last = read_labels(path)
             size = tuple(output["sem_seg"].shape[-2:])
             classes, ignore = self._num_classes, self._ignore_label
-            check_labels(self._last, path, classes=classes, ignore=ignore, size=size)
+            check_label_map(self._last, path, classes=classes, ignore=ignore, size=size)
             super().process([item], [output])
 
     def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:

@@ -19,12 +19,12 @@ from ..errors import ConfigError
 from ..experts import Diversity, diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
-from ..routing.gate import CLOSED_BELOW
+from ..routing.open_paths import is_closed
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
-def gathered(rows: Sequence[Row]) -> list[Row] | None:
+def gathered(rows: Sequence[Item]) -> list[Item] | None:
     """The rows of all processes, one process's after another's; None on all but the main one.
 
     All processes have to call it.
@@ -174,7 +174,7 @@ class RoutingEvaluator(DatasetEvaluator):
             if necks.any():
                 neck = self._neck_cost((height, width)) / 1e9
                 figures[f"real_gflops_{height}x{width}_with_neck"] = real + neck
-        figures["open_cells"] = float(((gates.sum(axis=2) >= CLOSED_BELOW) & reached).mean())
+        figures["open_cells"] = float((reached & ~is_closed(gates.sum(axis=2))).mean())
         figures["reached_cells"] = float(reached.mean())
         values = torch.from_numpy(np.stack([r.values for r in rows]))
         figures.update(self._refit(values))

@@ -22,7 +22,7 @@ from ..experts import (
 )
 from ..image_files import read_labels
 
-SUBSETS_FILE = "subsets.json"
+_SUBSETS_FILE = "subsets.json"
 
 
 def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
@@ -101,7 +101,7 @@ def _results(folder: str) -> dict[str, Any]:
 
 def _subsets(names: Sequence[str]) -> torch.Tensor:
     """Subsets (N,) of images that lie in subsets/images/SPLIT."""
-    path = os.path.join(os.path.dirname(names[0]), "..", "..", SUBSETS_FILE)
+    path = os.path.join(os.path.dirname(names[0]), "..", "..", _SUBSETS_FILE)
     try:
         with open(path, encoding="utf-8") as file:
             known = json.load(file)

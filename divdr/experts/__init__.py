@@ -3,6 +3,9 @@
 An `ActivationBank` keeps the latest gate activation of every training image, `kmeans` clusters
 them, `clustering_loss` (Eq. 2) pulls activations to their own centre and away from the others, and
 `diversity` measures how well that works. `LocalExperts` ties these together for a trainer.
+
+Axes, here and in the modules: N images (points, to a clustering), M images of the bank, D the
+length of A(x), K experts (clusters, centres), R runs from different starts.
 """
 
 from .bank import ActivationBank

@@ -30,11 +30,11 @@ class ActivationBank:
 
     Rows are kept in half precision, rounded as they arrive, so that a checkpoint of half the size
     holds all that the bank knows; numbers beyond its range become the largest it has. Rows that
-    are not finite are left out. Only a device can tell which are, so new ones wait until somebody
-    asks, and an update costs no wait for the device.
+    are not finite are left out. Which they are is known on the device alone, so new rows are looked
+    at when the bank is read, and an update does not wait for the device.
 
     Attributes:
-        former_keys: whether keys may be those of a checkpoint of before, see `rename`.
+        former_keys: whether keys may be those of an earlier checkpoint, see `rename`.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -128,7 +128,7 @@ class ActivationBank:
     def rename(self, names: Mapping[str, str]) -> None:
         """Give rows other keys, and forget those without one.
 
-        For a checkpoint of before, whose keys are paths, and to drop images that are no longer
+        For an earlier checkpoint, whose keys are paths, and to drop images that are no longer
         there. On several ranks, call it on all of them, with equal content.
 
         Args:
@@ -206,7 +206,7 @@ class ActivationBank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved content; on several ranks, the same one on all.
 
-        Checkpoints of before hold rows in float32, which are rounded, and paths as keys.
+        Earlier checkpoints hold rows in float32, which are rounded, and paths as keys.
 
         Raises:
             CheckpointError: the rows are of another length, or parts do not fit together.

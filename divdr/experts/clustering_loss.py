@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..settings import ClusteringSettings
 from .kmeans import nearest_centre
 
 
@@ -13,8 +14,8 @@ def clustering_loss(
     centres: Tensor,
     sigma2: Tensor | float,
     *,
-    margin: float = 1.0,
-    squared: bool = False,
+    margin: float = ClusteringSettings.margin,
+    squared: bool = ClusteringSettings.squared,
     assignment: Tensor | None = None,
 ) -> Tensor:
     """Pull every activation to its own centre and push it from the others.
@@ -48,14 +49,15 @@ def clustering_loss(
         c = centres.detach().to(a)
         own = nearest_centre(a.detach(), c)[0] if assignment is None else assignment.to(c.device)
         scale = 0.5 / torch.as_tensor(sigma2, dtype=dtype, device=a.device).detach()
-        distance = (a[:, None] - c).square().sum(2)
+        # By differences: ‖A‖² − 2A·μ + ‖μ‖² cancels where A is close to a centre.
+        distance = (a[:, None] - c).square().sum(2)  # (N, K)
         if not squared:
             distance = _safe_sqrt(distance)
         scaled = distance * scale
-        pull = scaled.gather(1, own[:, None])[:, 0]
+        pull = scaled.gather(1, own[:, None])[:, 0]  # (N,)
         if len(c) == 1:
             return pull
-        is_own = torch.arange(len(c), device=a.device) == own[:, None]
+        is_own = torch.arange(len(c), device=a.device) == own[:, None]  # (N, K)
         push = torch.logsumexp((-scaled).masked_fill(is_own, -torch.inf), dim=1)
         return (margin + pull + push).clamp(min=0)
 

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ..settings import KMeansSettings
 from .kmeans import kmeans
 from .mixture import gaussian_mixture
 
@@ -141,7 +142,9 @@ def kmeans_recovery(a: Tensor, labels: Tensor, *, restarts: int = 20, seed: int 
     return matched_share(kmeans(a, k, restarts=restarts, seed=seed).assignment, labels)
 
 
-def mixture_recovery(a: Tensor, labels: Tensor, *, restarts: int = 10, seed: int = 0) -> float:
+def mixture_recovery(
+    a: Tensor, labels: Tensor, *, restarts: int = KMeansSettings.restarts, seed: int = 0
+) -> float:
     """`matched_share` of `gaussian_mixture` on activations (N, D), likewise."""
     k = len(torch.unique(labels))
     return matched_share(
@@ -150,7 +153,7 @@ def mixture_recovery(a: Tensor, labels: Tensor, *, restarts: int = 10, seed: int
 
 
 def linear_recovery(a: Tensor, labels: Tensor, *, folds: int = 5) -> float:
-    """Share of images whose subset a linear classifier of A tells, by cross-validation.
+    """Share of images whose subset a linear classifier of A finds, by cross-validation.
 
     What A holds about the subset, whether or not clusters follow it: logistic regression on
     standardised activations (N, D), as scikit-learn fits it.

@@ -1,7 +1,7 @@
 """K-means on gate activations, on the device that holds them.
 
-Shapes: N points, D dimensions, K centres, R runs side by side. Tensors with an entry per run,
-centre and point are laid out (R, K, N), so that every reduction runs along contiguous points.
+Tensors with an entry per run, centre and point are laid out (R, K, N), so that every reduction
+runs along contiguous points.
 
 All arithmetic is float64 on data whose mean is taken off. That costs little at these sizes and
 makes the result independent of TF32, of autocast and, but for exact ties, of the device.
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DivdrError
+from ..settings import KMeansSettings
+
+BACKENDS = KMeansSettings.choices("backend")
 
 # Largest number of float64 entries in one (R, K, N) temporary; 2^23 entries are 64 MiB.
 _TEMPORARY_ENTRIES = 2**23
@@ -42,11 +45,11 @@ def kmeans(
     x: Tensor,
     k: int,
     *,
-    restarts: int = 10,
+    restarts: int = KMeansSettings.restarts,
     init: Tensor | None = None,
     seed: int = 0,
     max_iterations: int = 300,
-    backend: str = "torch",
+    backend: str = KMeansSettings.backend,
 ) -> KMeansResult:
     """Cluster points by K-means (DivDR, section 3.2: how the local experts are updated).
 
@@ -235,13 +238,19 @@ def _sklearn(
         return torch.from_numpy(model.fit(points.cpu().numpy()).cluster_centers_).to(points)
 
 
+def check_backend(backend: str) -> None:
+    """Raises ConfigError for an unknown K-means backend."""
+    if backend not in BACKENDS:
+        names = " or ".join(map(repr, BACKENDS))
+        raise ConfigError(f"Unknown K-means backend {backend!r}; choose {names}.")
+
+
 def _check(x: Tensor, k: int, restarts: int, init: Tensor | None, backend: str) -> None:
     if x.dim() != 2:
         raise ValueError(f"K-means needs points of shape (N, D), got {tuple(x.shape)}.")
     if min(k, restarts) < 1:
         raise ValueError(f"K-means needs a centre and a restart, got K = {k}, {restarts} restarts.")
-    if backend not in ("torch", "sklearn"):
-        raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
+    check_backend(backend)
     if k > len(x):
         raise ConfigError(f"K = {k} centres is larger than the data set of {len(x)} points.")
     right = (k, x.shape[1])

@@ -22,9 +22,9 @@ from .partition import (
     Membership,
     check_partition,
     check_scaling,
-    find_partition,
     gate_weights,
     match_centres,
+    partition_points,
     weighted,
 )
 
@@ -38,7 +38,7 @@ class LocalExperts:
     """K prototypical sub-networks, found by clustering gate activations (DivDR, section 3.2).
 
     Attributes:
-        bank: latest activation of every training image, D numbers each.
+        bank: latest activation of every training image, (M, D).
         centres: (K, D) in float32, or None before the first clustering.
         sigma2: σ² of Eq. 2, a tensor without dimensions, or None.
         weights: (D,) what gates are multiplied by before distances are taken, or None; centres
@@ -174,27 +174,28 @@ class LocalExperts:
 
     def _found(self, step: int) -> _Found | None:
         start = time.perf_counter()
-        rows = self.bank.rows
-        old = self.centres
-        weights = gate_weights(rows, self.scaling)
-        space = weighted(rows, weights)
+        rows = self.bank.rows  # (M, D)
+        old = self.centres  # (K, D)
+        weights = gate_weights(rows, self.scaling)  # (D,)
+        points = weighted(rows, weights)  # (M, D), where distances are taken
         search = self._agreement < _STEADY or self._since_search + 1 >= _SEARCH_EVERY
-        result = self._partition(space, weights, step, search)
+        result = self._partition(points, weights, step, search)
         if result is None:
             return None
-        centres, assignment = result.centres, result.assignment
+        centres, assignment = result.centres, result.assignment  # (K, D), (M,)
         if weights is not None:
-            centres = centres / weights
+            centres = centres / weights  # kept as gates, which the next scaling weights anew
         movement = 0.0
         if old is not None:
             if self.labels is None:
-                order = match_centres(old, centres)
+                order = match_centres(old, centres)  # (K,)
                 centres = centres[order]
                 # The inverse permutation turns a cluster's number into its expert's id.
                 assignment = order.argsort()[assignment]
             movement = float((centres - old.to(centres)).norm(dim=1).mean())
         agreement = self.members.agreement(self.bank.keys, assignment)
-        sigma2 = cluster_variance(space, weighted(centres, weights), assignment, self.sigma2_floor)
+        # σ² is of the loss's distances, diversity of the gates themselves.
+        sigma2 = cluster_variance(points, weighted(centres, weights), assignment, self.sigma2_floor)
         spread = diversity(rows, centres, assignment)
         report = ClusteringReport(
             inter=spread.inter,
@@ -211,14 +212,14 @@ class LocalExperts:
         return centres.cpu(), sigma2.cpu(), weights, assignment.cpu(), search, report
 
     def _partition(
-        self, space: Tensor, weights: Tensor | None, step: int, search: bool
+        self, points: Tensor, weights: Tensor | None, step: int, search: bool
     ) -> KMeansResult | None:
         if self.labels is not None:
-            return self.labels.cluster(self.bank.keys, space, self.num_experts)
+            return self.labels.cluster(self.bank.keys, points, self.num_experts)
         old = self.centres if self.warm_start and self.settled else None
         mixture = self.partition == "mixture"
-        return find_partition(
-            space,
+        return partition_points(
+            points,
             self.num_experts,
             partition=self.partition,
             restarts=self.restarts,
@@ -232,8 +233,8 @@ class LocalExperts:
     def loss(
         self,
         activations: Tensor,
-        margin: float = 1.0,
-        squared: bool = False,
+        margin: float = ClusteringSettings.margin,
+        squared: bool = ClusteringSettings.squared,
         keys: Sequence[str] = (),
     ) -> Tensor:
         """Clustering loss (N,) of Eq. 2; see `clustering_loss`.
@@ -252,14 +253,16 @@ class LocalExperts:
             dtype = torch.promote_types(activations.dtype, torch.float32)
             # An empty sum, and not a product with 0, which would keep a NaN.
             return activations[:, :0].to(dtype).sum(1)
-        points, centres = weighted(activations, self.weights), weighted(self.centres, self.weights)
-        own: Tensor | None = None
+        points = weighted(activations, self.weights)  # (N, D)
+        centres = weighted(self.centres, self.weights)  # (K, D)
+        own: Tensor | None = None  # (N,) where the expert is known, else the nearest
         if self.labels is not None:
             own = self.labels.of(keys, self.num_experts)
         elif self.partition == "mixture":
             own = self.members.of(keys)
             if own is not None:
                 own = own.to(points.device)
+                # Images that the last clustering did not see go to the nearest.
                 own = torch.where(own < 0, nearest_centre(points.detach(), centres)[0], own)
         return clustering_loss(
             points, centres, self.sigma2, margin=margin, squared=squared, assignment=own
@@ -330,7 +333,7 @@ class LocalExperts:
         centres, sigma2 = state["centres"], state["sigma2"]
         self.centres = None if centres is None else centres.to(device, copy=True)
         self.sigma2 = None if sigma2 is None else sigma2.to(device, copy=True)
-        weights = state.get("weights")  # checkpoints of before know no scaling
+        weights = state.get("weights")  # earlier checkpoints know no scaling
         self.weights = None if weights is None else weights.to(device, copy=True)
         self.members = Membership.from_state(state.get("members"))
         self._agreed = bool(state.get("agreed", False))
@@ -338,7 +341,8 @@ class LocalExperts:
         self._since_search = int(state.get("since_search", 0))
 
 
-# Centres, σ², weights, assignment, whether the mixture tried all its starts, and the report.
+# Centres (K, D), σ², weights (D,), assignment (M,), whether the mixture tried all its starts, and
+# the report: on the CPU, as they travel to the other processes.
 _Found = tuple[Tensor, Tensor, Tensor | None, Tensor, bool, ClusteringReport]
 
 

@@ -1,4 +1,9 @@
-"""Experts as parts of a Gaussian mixture, for subsets of unequal size."""
+"""Experts as parts of a Gaussian mixture, for subsets of unequal size.
+
+``sklearn.mixture.GaussianMixture(covariance_type="tied")`` is the same model, but takes many times
+as long: it fits one start at a time and inverts a D × D covariance in each step. Here all starts
+run side by side, in the D' directions in which the points vary, and a step inverts K × K.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,22 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ..errors import ConfigError, DivdrError
+from ..settings import KMeansSettings
 from .kmeans import KMeansResult, kmeans
+
+# Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
+# 0.03 within a cluster should not decide.
+_VARIANCE_FLOOR = 1e-3
+
+# Clusters of less than this share of a K-th of the points are not looked for: a likely mixture
+# often gives a Gaussian to two or three odd points, and K experts are wanted.
+_LEAST_SHARE = 0.1
+
+# Starts are compared on this many points; the best is then fitted to all.
+_SAMPLE_POINTS = 4096
+# Steps of K-means at most: where clusters are not clear it goes on for hundreds, and a start
+# gains nothing by them.
+_START_STEPS = 20
 
 # A start has converged when a step gains less in the mean log-likelihood of a point.
 _TOLERANCE = 1e-3
@@ -28,9 +48,8 @@ class Mixtures:
 
     Attributes:
         means: (R, K, D).
-        coefficients: (R, D, K); with the next, logits of a point's cluster, up to what is the same
-            for all clusters.
-        intercepts: (R, K).
+        coefficients: (R, D, K) of the logits of a point's cluster.
+        intercepts: (R, K), likewise.
         likelihood: (R,) mean log-likelihood of the points.
     """
 
@@ -40,7 +59,7 @@ class Mixtures:
     likelihood: Tensor
 
     def logits(self, x: Tensor) -> Tensor:
-        """(R, K, N) of points (N, D)."""
+        """(R, K, N) of points (N, D), up to a term that all clusters share."""
         restarts, dim, k = self.coefficients.shape
         flat = self.coefficients.transpose(1, 2).reshape(restarts * k, dim)
         products = torch.addmm(self.intercepts.reshape(-1, 1), flat, x.T)
@@ -64,19 +83,20 @@ class TiedPoints:
         self.x = x
         self.floor = floor
         self.mean = x.mean(0)
-        second = x.T @ x / len(x) - torch.outer(self.mean, self.mean)
-        variances, vectors = torch.linalg.eigh(second)
+        total = x.T @ x / len(x) - torch.outer(self.mean, self.mean)  # (D, D), within + between
+        variances, vectors = torch.linalg.eigh(total)
         kept = variances > _NO_VARIANCE * floor
-        self._total = variances[kept].clamp(min=0) + floor  # eigenvalues of T
+        self._total = variances[kept].clamp(min=0) + floor  # (D',) eigenvalues with the floor
         self._whiten = vectors[:, kept] / self._total.sqrt()  # (D, D')
 
     def maximise(self, responsibilities: Tensor) -> Mixtures:
         """The mixtures that responsibilities (R, K, N) describe."""
         restarts, k, n = responsibilities.shape
+        # (R, K); never 0, so that a cluster without members has a mean.
         counts = responsibilities.sum(2) + 10 * torch.finfo(self.x.dtype).eps
-        sums = responsibilities.reshape(restarts * k, n) @ self.x
-        means = sums.view(restarts, k, -1) / counts[..., None]
-        share = counts / n
+        sums = responsibilities.reshape(restarts * k, n) @ self.x  # (R·K, D)
+        means = sums.view(restarts, k, -1) / counts[..., None]  # (R, K, D)
+        share = counts / n  # (R, K), π_k
         white = (means - self.mean) @ self._whiten  # (R, K, D')
         root = share.sqrt()
         scaled = white * root[..., None]
@@ -86,9 +106,10 @@ class TiedPoints:
         factor, _ = torch.linalg.cholesky_ex(within)
         solved = torch.cholesky_solve(scaled, factor)  # (R, K, D'), Σ⁻¹U
         direct = solved / root[..., None]  # Σ⁻¹μ
-        coefficients = (direct @ self._whiten.T).transpose(1, 2)
-        squares = (direct * white).sum(2)  # μᵀΣ⁻¹μ
+        coefficients = (direct @ self._whiten.T).transpose(1, 2)  # (R, D, K)
+        squares = (direct * white).sum(2)  # (R, K), μᵀΣ⁻¹μ
         intercepts = share.log() - squares / 2 - (coefficients.transpose(1, 2) @ self.mean)
+        # Of (R,), as all that follows.
         logdet = self._total.log().sum() + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
         # tr(Σ⁻¹ XᵀX/N), with XᵀX/N = Σ + Σ_k π_k μ_k μ_kᵀ − floor.
         inverse = (1 / self._total).sum() + (solved * scaled / self._total).sum((1, 2))
@@ -105,10 +126,10 @@ class TiedPoints:
         before = torch.full((len(active),), -torch.inf, dtype=self.x.dtype)
         for step in range(max_steps + 1):
             found = self.maximise(responsibilities)
-            logits = found.logits(self.x)
-            evidence = logits.logsumexp(1)
+            logits = found.logits(self.x)  # (R, K, N)
+            evidence = logits.logsumexp(1)  # (R, N)
             # Up to the last product, the mixture's constant, a point's likelihood is its evidence.
-            now = found.likelihood + evidence.mean(1)
+            now = found.likelihood + evidence.mean(1)  # (R,)
             found = Mixtures(found.means, found.coefficients, found.intercepts, now)
             settled = (now - before).abs() < _TOLERANCE
             if step == max_steps:
@@ -129,27 +150,12 @@ class TiedPoints:
         )
 
 
-# Added to every gate's variance: gates run from 0 to about 1, and one that varies by less than
-# 0.03 within a cluster should not decide.
-_VARIANCE_FLOOR = 1e-3
-
-# Clusters of less than this share of a K-th of the points are not looked for: a likely mixture
-# often gives a Gaussian to two or three odd points, and K experts are wanted.
-_LEAST_SHARE = 0.1
-
-# Starts are compared on this many points; the best is then fitted to all.
-_SAMPLE_POINTS = 4096
-# Steps of K-means at most: where clusters are not clear it goes on for hundreds, and a start
-# gains nothing by them.
-_START_STEPS = 20
-
-
 @torch.no_grad()
 def gaussian_mixture(
     x: Tensor,
     k: int,
     *,
-    restarts: int = 10,
+    restarts: int = KMeansSettings.restarts,
     labels: Tensor | None = None,
     search: bool = True,
     seed: int = 0,
@@ -240,15 +246,15 @@ def _fits(points: TiedPoints, starts: list[Tensor], k: int) -> Mixtures | None:
             found.setdefault(_numbered_as_met(whole), whole)
     if not found:
         return None
-    distinct = torch.stack(list(found.values()))[:, None]
+    distinct = torch.stack(list(found.values()))[:, None]  # (R, 1, N)
     return points.fit((distinct == torch.arange(k)[:, None]).to(points.x.dtype))
 
 
 def _good(fits: Mixtures, points: Tensor) -> Mixtures | None:
     """The most likely of those without tiny clusters; None if there is none."""
     k = fits.means.shape[1]
-    labels = _clusters(fits, points)
-    sizes = (labels[:, None] == torch.arange(k)[:, None]).sum(2)
+    labels = _clusters(fits, points)  # (R, N)
+    sizes = (labels[:, None] == torch.arange(k)[:, None]).sum(2)  # (R, K)
     tiny = sizes.min(1).values < _LEAST_SHARE * len(points) / k
     value = fits.likelihood.nan_to_num(-torch.inf).masked_fill(tiny, -torch.inf)
     best = value.argmax()

@@ -7,18 +7,22 @@ from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..settings import ClusteringSettings, KMeansSettings
-from .kmeans import KMeansResult, kmeans
+from .kmeans import KMeansResult, check_backend, kmeans
 from .mixture import gaussian_mixture
 
 PARTITIONS = ClusteringSettings.choices("partition")
-BACKENDS = KMeansSettings.choices("backend")
+SCALINGS = ClusteringSettings.choices("scaling")
+
+# Gates whose spread is far below this are noise, and are not blown up to the size of the others.
+_SPREAD_FLOOR = 0.1
 
 
-def find_partition(
+def partition_points(
     x: Tensor,
     k: int,
     *,
@@ -30,10 +34,10 @@ def find_partition(
     labels: Tensor | None = None,
     search: bool = True,
 ) -> KMeansResult:
-    """Partition points (N, D) into K clusters.
+    """Partition points into K clusters, by K-means or the mixture.
 
     Args:
-        x: the points.
+        x: the points (N, D).
         k: K.
         partition: "kmeans" or "mixture".
         restarts: of a fresh start.
@@ -58,8 +62,7 @@ def check_partition(partition: str, backend: str) -> None:
             f"MODEL.ROUTING.CLUSTERING.PARTITION must be one of {', '.join(PARTITIONS)}, "
             f"not {partition!r}"
         )
-    if backend not in BACKENDS:
-        raise ConfigError(f"Unknown K-means backend {backend!r}; choose 'torch' or 'sklearn'.")
+    check_backend(backend)
 
 
 @torch.no_grad()
@@ -84,7 +87,7 @@ def match_centres(old: Tensor, new: Tensor) -> Tensor:
         old.detach().cpu().double(),
         new.detach().cpu().double(),
         compute_mode="donot_use_mm_for_euclid_dist",
-    )
+    )  # (K, K), old by new
     _, columns = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(columns, dtype=torch.long, device=new.device)
 
@@ -109,9 +112,9 @@ class Membership:
 
     def of(self, keys: Sequence[str]) -> Tensor | None:
         """Experts (N,) of int64, −1 for images that were not there; None if none was."""
-        if keys == self._keys:
+        if keys == self._keys:  # all images again, as before each clustering
             return self._values if self._keys else None
-        found = [self._experts.get(key, -1) for key in keys]
+        found = [self._experts.get(key, -1) for key in keys]  # (N,)
         return torch.tensor(found) if any(expert >= 0 for expert in found) else None
 
     def agreement(self, keys: Sequence[str], experts: Tensor) -> float:
@@ -125,7 +128,7 @@ class Membership:
         if before is None:
             return 0.0
         both = before >= 0
-        return adjusted_rand(before[both], experts.cpu()[both])
+        return float(adjusted_rand_score(before[both].numpy(), experts.cpu()[both].numpy()))
 
     def renamed(self, names: Mapping[str, str]) -> Membership:
         """The same with other keys, by present key; images without one are left out."""
@@ -138,36 +141,8 @@ class Membership:
 
     @classmethod
     def from_state(cls, state: dict[str, Any] | None) -> Membership:
-        """What :meth:`state_dict` gave; None, as in checkpoints of before, for nobody."""
+        """What :meth:`state_dict` gave; None, as in earlier checkpoints, is empty."""
         return cls() if state is None else cls(state["keys"], state["experts"].long())
-
-
-def adjusted_rand(one: Tensor, other: Tensor) -> float:
-    """Adjusted Rand index (Hubert and Arabie, 1985) of two clusterings (N,), N >= 1.
-
-    Args:
-        one: cluster of each point, from 0.
-        other: likewise.
-    """
-    width = int(other.max()) + 1
-    counts = torch.bincount(one * width + other).double()
-    pairs = _pairs(counts)
-    of_one, of_other = _pairs(torch.bincount(one).double()), _pairs(torch.bincount(other).double())
-    total = len(one) * (len(one) - 1) / 2
-    if pairs == of_one == of_other:  # the same clusters, also where there is a single pair or none
-        return 1.0
-    chance = of_one * of_other / total
-    return (pairs - chance) / ((of_one + of_other) / 2 - chance)
-
-
-def _pairs(counts: Tensor) -> float:
-    return float((counts * (counts - 1) / 2).sum())
-
-
-SCALINGS = ClusteringSettings.choices("scaling")
-
-# Gates whose spread is far below this are noise, and are not blown up to the size of the others.
-_FLOOR = 0.1
 
 
 def gate_weights(rows: Tensor, scaling: str) -> Tensor | None:
@@ -187,8 +162,8 @@ def gate_weights(rows: Tensor, scaling: str) -> Tensor | None:
     """
     if scaling == "none":
         return None
-    variance = rows.double().var(0, unbiased=False)
-    weights = 1 / (variance.sqrt() + _FLOOR)
+    variance = rows.double().var(0, unbiased=False)  # (D,)
+    weights = 1 / (variance.sqrt() + _SPREAD_FLOOR)
     spread = (variance * weights.square()).sum()
     if spread > 0:
         weights = weights * (variance.sum() / spread).sqrt()

@@ -1,4 +1,9 @@
-"""Running a trained network fast: conditional execution, routes fixed by hand, static experts."""
+"""Running a trained network fast: conditional execution, routes fixed by hand, static experts.
+
+Axes, here and in the modules: N images of a batch, n of them at a cell, m along one of its
+transforms; L layers, S scales, T = 3 transforms [up, keep, down], D = T × cells, the length of
+A(x); K experts; C channels, H rows, W columns.
+"""
 
 from .dispatch import Dispatcher, DispatchPlan
 from .plan import CurrentPlan, InferencePlan

@@ -10,7 +10,7 @@ from ..routing.cell import Cell
 from ..routing.gate import Gate
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
-from .decision import Arrival, Decision, rows_of
+from .decision import CellDecision, InPlaceInputSum, rows_of
 from .static_network import StaticCell
 
 
@@ -32,14 +32,9 @@ class GatePlan:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, C, H, W) → logits (n, transforms)."""
-        x = self._reduce(self._shrunk(x) if self._gate.small else x)
+        x = self._reduce(self._gate.shrunk(x))  # (n, C/2, H', W')
+        # Summed in float32: a mean in bfloat16 would move decisions near the threshold.
         return F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
-
-    def _shrunk(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) >= 4:
-            return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
-        size = self._gate.map_size(x.shape[-2], x.shape[-1])
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class CellPlan:
@@ -73,8 +68,8 @@ class CellPlan:
     def run(
         self,
         x: Tensor,
-        decision: Decision,
-        targets: list[Arrival],
+        decision: CellDecision,
+        targets: list[InPlaceInputSum],
         finer: tuple[int, int] | None,
     ) -> None:
         """Bring every image's maps where its gates lead.
@@ -82,24 +77,24 @@ class CellPlan:
         Args:
             x: (n, C, H, W), memory of the cell's own; it is overwritten.
             decision: of the same n images.
-            targets: arrivals of the next layer by scale.
+            targets: input sums of the next layer by scale.
             finer: (rows, columns) of the next finer map, for the up transform.
         """
         passing, active = decision.passing, decision.active
         if passing and KEEP in self.node.transforms:
-            maps = rows_of(x, passing)
+            maps = rows_of(x, passing)  # (m, C, H, W), of the closed images
             targets[self.node.scale].add(maps, decision.images_at(passing))
         if not active:
             return
         # Passing images' rows may by now be the memory of their target: these are others.
-        feature = self._feature(rows_of(x, active))
+        feature = self._feature(rows_of(x, active))  # (number of active, C, H, W)
         place = {position: row for row, position in enumerate(active)}
         # Keep comes last as it hands the feature's own memory on.
         for transform in (UP, DOWN, KEEP):
-            positions = decision.opened[transform]
+            positions = decision.opened.get(transform)
             if not positions:
                 continue
-            maps = rows_of(feature, [place[p] for p in positions])
+            maps = rows_of(feature, [place[p] for p in positions])  # (m, C, H, W)
             weights = decision.weights(transform, positions)
             images = decision.images_at(positions)
             target = targets[self.node.target_scale(transform)]

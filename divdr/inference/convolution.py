@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_FUSED_DTYPES = (torch.float32, torch.bfloat16)
+
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
     """The layers of nested plain ``nn.Sequential`` containers, in the order they run."""
@@ -185,9 +187,6 @@ class Chain:
         return x
 
 
-_DTYPES = (torch.float32, torch.bfloat16)
-
-
 def fused(
     x: Tensor,
     weight: Tensor,
@@ -227,7 +226,7 @@ def can_sum_onto(total: Tensor, x: Tensor) -> bool:
 
 def fusing_available(tensor: Tensor) -> bool:
     """Whether the fused operations serve a tensor's device and precision."""
-    if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+    if tensor.device.type != "cpu" or tensor.dtype not in _FUSED_DTYPES:
         return False
     return torch.backends.mkldnn.is_available() and _works(tensor.dtype)
 

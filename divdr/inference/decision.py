@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..routing.gate import CLOSED_BELOW, open_gates
+from ..routing.gate import open_gates
+from ..routing.open_paths import is_closed, is_open, leads_on
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 from .route import Route
 
@@ -42,11 +43,16 @@ class Weights:
         return self.column.to(maps.dtype).view(-1, 1, 1, 1)
 
 
-class Arrival:
-    """Weighted sum of maps, one row an image, merged in place.
+class InPlaceInputSum:
+    """Weighted sum of the maps that come to one cell, in place.
+
+    It is to plans what ``routing.layer_inputs.InputSum`` is to training, which cannot share it:
+    autograd needs the maps that were summed, and which images reach a cell is known only after all
+    maps have come. A plan decides first, so that only these images have rows here, and the memory
+    of the first map becomes that of the sum.
 
     Args:
-        images: the images that reach the cell, rising.
+        images: the n images that reach the cell, rising.
         shape: (C, H, W) of their maps.
         like: a tensor of the device and precision to use.
 
@@ -64,14 +70,15 @@ class Arrival:
         self._filled: set[int] = set()
 
     def add(self, maps: Tensor, images: list[int], weights: Weights | None = None) -> None:
-        """Add maps times their weights. The arrival may overwrite and keep ``maps``.
+        """Add maps times their weights. The sum may overwrite and keep ``maps``.
 
         Args:
-            maps: (m, C, H, W), memory that nobody will look at afterwards.
+            maps: (m, C, H, W), memory that is not read afterwards.
             images: the m images they belong to, rising.
             weights: theirs; None for 1.
         """
         if images == self.images and not self._filled:
+            # Taken over, not copied: the first map of all images becomes the sum.
             self._maps = maps if weights is None else weights.scale_(maps)
             self._filled = set(images)
         elif images == self.images and len(self._filled) == len(images):
@@ -81,17 +88,19 @@ class Arrival:
             else:
                 memory.addcmul_(maps, weights.factors(maps))
         else:
+            # Row by row: index_add would need the other rows' memory set to zero before.
             for position, image in enumerate(images):
                 value = 1.0 if weights is None else weights.values[position]
                 self._add_one(maps[position], image, value)
 
-    def part(self, images: list[int]) -> Arrival:
-        """What has arrived for some of ``images``, to go on on its own.
+    def part(self, images: list[int]) -> InPlaceInputSum:
+        """The sum so far of some of ``images``, to go on by itself.
 
         The memory is shared; parts must not have an image in common, and come before `finish`.
         """
-        members = [image for image in self.images if image in set(images)]
-        part = Arrival(members, self._shape, self.like)
+        wanted = set(images)
+        members = [image for image in self.images if image in wanted]
+        part = InPlaceInputSum(members, self._shape, self.like)
         if members:
             maps = rows_of(self._whole(), [self._row[image] for image in members])
             part.add(maps, members)
@@ -136,7 +145,7 @@ Rows = list[list[float]]
 """One row [up, keep, down] an image, on the host."""
 
 
-class Decision:
+class CellDecision:
     """The gates of one cell for the n images that reach it.
 
     Args:
@@ -148,9 +157,9 @@ class Decision:
         dtype: precision that the gates were decided in.
 
     Attributes:
-        passing: positions among ``images`` whose gates sum below 1e-4.
+        passing: positions among ``images`` for which the cell is closed.
         active: the other positions.
-        opened: by transform, positions that take it.
+        opened: by transform, positions that run it.
     """
 
     def __init__(
@@ -165,22 +174,25 @@ class Decision:
         self.node, self.images, self.gates, self.logits = node, images, gates, logits
         self.dtype = dtype
         self._columns = columns
-        self.passing = [p for p, row in enumerate(gates) if sum(row) < CLOSED_BELOW]
-        self.active = [p for p, row in enumerate(gates) if not sum(row) < CLOSED_BELOW]
-        self.opened: dict[int, list[int]] = {t: [] for t in range(len(TRANSFORMS))}
-        for transform in node.transforms:
-            self.opened[transform] = [p for p in self.active if gates[p][transform] > 0]
+        self._closed = [is_closed(sum(row)) for row in gates]
+        self.passing = [p for p, closed in enumerate(self._closed) if closed]
+        self.active = [p for p, closed in enumerate(self._closed) if not closed]
+        self.opened = {
+            t: [p for p in self.active if is_open(gates[p][t], False)] for t in node.transforms
+        }
 
     def images_at(self, positions: Sequence[int]) -> list[int]:
         """The images at positions."""
         return [self.images[p] for p in positions]
 
-    def leads(self, transform: int, published: bool) -> list[int]:
-        """Images for which the transform leads on; ``published`` is the network's reach."""
-        if transform not in self.node.transforms:
-            return []
-        going = self.active if published else self.opened[transform]
-        return self.images_at([*going, *self.passing] if transform == KEEP else going)
+    def leads(self, transform: int, reach: str) -> list[int]:
+        """Images that the transform, one of the node's, makes reach another cell."""
+        is_keep = transform == KEEP
+        return [
+            image
+            for image, row, closed in zip(self.images, self.gates, self._closed, strict=True)
+            if leads_on(is_open(row[transform], closed), closed, is_keep, reach)
+        ]
 
     def weights(self, transform: int, positions: list[int]) -> Weights | None:
         """Gate values at positions; None for 1 everywhere."""
@@ -190,15 +202,15 @@ class Decision:
         return Weights(values, rows_of(self._columns[transform], positions))
 
 
-def all_open(node: Node, images: list[int]) -> Decision:
+def all_open(node: Node, images: list[int]) -> CellDecision:
     """The decision of a cell without a gate."""
     row = [float(t in node.transforms) for t in range(len(TRANSFORMS))]
-    return Decision(node, images, [row] * len(images), [row] * len(images), None)
+    return CellDecision(node, images, [row] * len(images), [row] * len(images), None)
 
 
 def from_logits(
     nodes: Sequence[Node], images: Sequence[list[int]], logits: Sequence[Tensor]
-) -> list[Decision]:
+) -> list[CellDecision]:
     """Decisions of several cells, fetched from the device at once.
 
     Args:
@@ -208,16 +220,16 @@ def from_logits(
     """
     if not nodes:
         return []
-    flat = torch.cat([one.flatten() for one in logits])
+    flat = torch.cat([one.flatten() for one in logits])  # of all cells, images and transforms
     gates = open_gates(flat)
     fetched = torch.stack([flat, gates]).tolist()  # the only wait for the device in a layer
     decisions, start = [], 0
     for node, members, one in zip(nodes, images, logits, strict=True):
         stop = start + one.numel()
-        host = [_rows(numbers[start:stop], node) for numbers in fetched]
-        table = gates[start:stop].view(one.shape)
+        host = [_rows(numbers[start:stop], node) for numbers in fetched]  # logits, gates: n × T
+        table = gates[start:stop].view(one.shape)  # (n, transforms of the node), on the device
         columns = {t: table[:, i] for i, t in enumerate(node.transforms)}
-        decisions.append(Decision(node, members, host[1], host[0], columns, flat.dtype))
+        decisions.append(CellDecision(node, members, host[1], host[0], columns, flat.dtype))
         start = stop
     return decisions
 
@@ -233,7 +245,7 @@ def _rows(numbers: list[float], node: Node) -> Rows:
     return rows
 
 
-class Imposed:
+class ImposedRoute:
     """Gate values of N images, fetched once.
 
     Args:
@@ -260,17 +272,18 @@ class Imposed:
                 f"not {tuple(route.shape)}"
             )
         table = route.detach().view(-1, space.num_cells, len(TRANSFORMS))
+        # (N or 1, 1 + cells, T): the initial cell comes first.
         table = torch.cat([self._initial.to(table).expand(len(table), 1, -1), table], dim=1)
         self._device = table.to(x.device).expand(count, -1, -1)
         self._host = table.expand(count, -1, -1).tolist()
 
-    def at(self, node: Node, images: list[int]) -> Decision | None:
+    def at(self, node: Node, images: list[int]) -> CellDecision | None:
         """The decision of a cell for its images; None where its gate decides."""
         if node.index < 0 and not self.decides_initial:
             return None
         place = node.index + 1
         gates = [self._host[image][place] for image in images]
-        table = rows_of(self._device[:, place], images)
+        table = rows_of(self._device[:, place], images)  # (n, T)
         columns = {t: table[:, t] for t in node.transforms}
         nothing = [[0.0] * len(TRANSFORMS)] * len(images)
-        return Decision(node, images, gates, nothing, columns, table.dtype)
+        return CellDecision(node, images, gates, nothing, columns, table.dtype)

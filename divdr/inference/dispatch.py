@@ -1,4 +1,4 @@
-"""Static experts behind a dispatcher: the first layers tell which one runs the rest.
+"""Static experts behind a dispatcher: the first layers decide which one runs the rest.
 
 DivDR finds local experts; here each is a static sub-network (``StaticNetwork``) of its own.
 """
@@ -19,8 +19,9 @@ from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS, RoutingSpace
-from .decision import Imposed
-from .stages import Costs, Journal, Stages
+from ..settings import ClusteringSettings
+from .decision import ImposedRoute
+from .stages import Costs, RoutingRecorder, Stages
 from .static_network import StaticNetwork
 
 
@@ -33,7 +34,7 @@ class Dispatcher:
 
     Attributes:
         layers: how many layers it looks at.
-        weight: (K, P), float64 on the host; P is 3 × the cells of these layers.
+        weight: (K, P), float64 on the host; P is T × the cells of these layers.
         bias: (K,), likewise; -inf for an expert without images.
     """
 
@@ -74,7 +75,7 @@ class Dispatcher:
             scaler, model = (step for _, step in fitted.steps)
             slope, shift = model.coef_ / scaler.scale_, model.intercept_
             shift = shift - slope @ scaler.mean_
-            if len(present) == 2:  # one row tells the second from the first
+            if len(present) == 2:  # one row separates the second from the first
                 slope, shift = np.vstack([-slope, slope]) / 2, np.hstack([-shift, shift]) / 2
             weight[present], bias[present] = slope, shift
         return cls(layers, torch.from_numpy(weight), torch.from_numpy(bias))
@@ -98,7 +99,7 @@ class Dispatcher:
         seen = len(TRANSFORMS) * sum(space.scales_per_layer[: self.layers])
         if tuple(self.weight.shape) != (num_experts, seen):
             raise ConfigError(
-                f"the dispatcher tells {self.weight.shape[0]} experts from {self.weight.shape[1]} "
+                f"the dispatcher is for {self.weight.shape[0]} experts and {self.weight.shape[1]} "
                 f"gates, here are {num_experts} and {seen}"
             )
 
@@ -125,7 +126,7 @@ class DispatchPlan:
         experts: Sequence[StaticNetwork],
         dispatcher: Dispatcher,
         *,
-        gates: str = "after",
+        gates: str = ClusteringSettings.gates,
         dtype: torch.dtype | None = None,
     ) -> None:
         if network.training or any(expert.training for expert in experts):
@@ -153,37 +154,37 @@ class DispatchPlan:
             first layers alone.
         """
         size = (x.shape[-2], x.shape[-1])
-        journal = Journal(len(x), self.space.num_cells, self.dtype)
+        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            given = [Imposed(route, self.space, x) for route in self._routes]
+            given = [ImposedRoute(route, self.space, x) for route in self._routes]
             results = [
                 result
                 for images in self._trunk.parts(x)
-                for result in self._run(x, images, given, journal)
+                for result in self._run(x, images, given, recorder)
             ]
             costs = self._costs.at(size, gated_layers=self._dispatcher.layers, initial_gate=True)
-            return self._joined(results, x), journal.record(costs, size, x.device)
+            return self._joined(results, x), recorder.record(costs, size, x.device)
 
     def _run(
-        self, x: Tensor, images: list[int], given: list[Imposed], journal: Journal
+        self, x: Tensor, images: list[int], given: list[ImposedRoute], recorder: RoutingRecorder
     ) -> list[tuple[list[int], list[Tensor]]]:
         """Maps of some images, neighbours, for the images of each expert."""
         size, first = (x.shape[-2], x.shape[-1]), self._dispatcher.layers + 1
         trunk = self._trunk
-        arrivals = trunk.run(
-            trunk.start(x, images), trunk.numbers[:first], images, size, None, journal
+        input_sums = trunk.run(
+            trunk.start(x, images), trunk.numbers[:first], images, size, None, recorder
         )
         results = []
-        for number, members in self._choose(journal, images):
+        for number, members in self._choose(recorder, images):
             expert = self._experts[number]
-            here = [arrival.part(members) for arrival in arrivals]
-            maps = expert.run(here, expert.numbers[first:], members, size, given[number], journal)
-            results.append((members, [arrival.finish() for arrival in maps]))
+            here = [input_sum.part(members) for input_sum in input_sums]
+            maps = expert.run(here, expert.numbers[first:], members, size, given[number], recorder)
+            results.append((members, [input_sum.finish() for input_sum in maps]))
         return results
 
-    def _choose(self, journal: Journal, images: list[int]) -> list[tuple[int, list[int]]]:
+    def _choose(self, recorder: RoutingRecorder, images: list[int]) -> list[tuple[int, list[int]]]:
         """Experts that are wanted, each with its images."""
-        values = journal.logits() if self._before else journal.gates()
+        values = recorder.logits() if self._before else recorder.gates()
         chosen = self._dispatcher.pick(values.flatten(1)).tolist()
         wanted = sorted({chosen[i] for i in images})
         return [(k, [i for i in images if chosen[i] == k]) for k in wanted]

@@ -1,8 +1,4 @@
-"""A trained network, made ready to run fast.
-
-Shape shorthand in this room: N images of a batch, n of them at a cell, C channels, H rows,
-W columns, D = 3 × cells numbers of A(x).
-"""
+"""A trained network, made ready to run fast."""
 
 from __future__ import annotations
 
@@ -15,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
-from .decision import Imposed
+from .decision import ImposedRoute
 from .route import Route
-from .stages import Costs, Journal, Stages
+from .stages import Costs, RoutingRecorder, Stages
 from .static_network import StaticNetwork
 
 _Holder = Mapping[str, Tensor | None]
@@ -72,7 +68,7 @@ class Fingerprint:
         )
 
     def is_watched(self) -> bool:
-        """Whether somebody's hooks wait for forwards of a layer."""
+        """Whether a layer has forward hooks."""
         return any(m._forward_hooks or m._forward_pre_hooks for m, _ in self._modules)
 
 
@@ -137,19 +133,19 @@ class InferencePlan:
             if route is not None:
                 raise ValueError("a static sub-network has its own route and takes no other")
             route = self._fixed
-        given = None if route is None else Imposed(route, self.space, x)
+        given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            outputs, journal = self._run(x, given)
+            outputs, recorder = self._run(x, given)
             costs = self._costs.at(
                 size,
                 gated_layers=self.space.num_layers if given is None else 0,
                 initial_gate=given is None or not given.decides_initial,
             )
             dtype = x.dtype if x.is_floating_point() else self.dtype
-            return [maps.to(dtype) for maps in outputs], journal.record(costs, size, x.device)
+            return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
 
-    def maps(self, x: Tensor, given: Imposed) -> list[Tensor]:
+    def maps(self, x: Tensor, given: ImposedRoute) -> list[Tensor]:
         """The maps alone, along a route prepared before, in the plan's precision.
 
         With a route that has the initial cell's gates the host waits for nothing here and copies
@@ -162,19 +158,19 @@ class InferencePlan:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self._run(x, given)[0]
 
-    def _run(self, x: Tensor, given: Imposed | None) -> tuple[list[Tensor], Journal]:
+    def _run(self, x: Tensor, given: ImposedRoute | None) -> tuple[list[Tensor], RoutingRecorder]:
         size = (x.shape[-2], x.shape[-1])
-        journal = Journal(len(x), self.space.num_cells, self.dtype)
+        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype)
         stages = self._stages
         parts = []
         for images in stages.parts(x):
-            arrived = stages.run(
-                stages.start(x, images), stages.numbers, images, size, given, journal
+            input_sums = stages.run(
+                stages.start(x, images), stages.numbers, images, size, given, recorder
             )
-            parts.append([arrival.finish() for arrival in arrived])
+            parts.append([input_sum.finish() for input_sum in input_sums])
         if len(parts) == 1:
-            return parts[0], journal
-        return [torch.cat(maps) for maps in zip(*parts, strict=True)], journal
+            return parts[0], recorder
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)], recorder
 
 
 @dataclass

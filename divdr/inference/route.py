@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..routing.cost import cost_table
-from ..routing.gate import CLOSED_BELOW
 from ..routing.network import DynamicRoutingNetwork
+from ..routing.open_paths import is_closed, reached_cells
 from ..routing.record import Routing
-from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
+from ..routing.space import TRANSFORMS, Node, RoutingSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Route:
 
     Attributes:
         space: the routing space.
-        gates: (cells, 3) values in [0, 1], as edited, float32 on the host.
-        initial: (3,) gates of the initial cell.
+        gates: (cells, T) values in [0, 1], as edited, float32 on the host.
+        initial: (T,) gates of the initial cell.
     """
 
     space: RoutingSpace
@@ -92,16 +92,7 @@ class Route:
     @property
     def reached(self) -> Tensor:
         """(cells,) bool, whether an open path leads into the cell."""
-        inside = torch.zeros(self.space.num_cells, dtype=torch.bool)
-        scales = self._leads(self.space.initial)
-        for layer in self.space.layers:
-            following: set[int] = set()
-            for node in layer:
-                if node.scale in scales:
-                    inside[node.index] = True
-                    following |= self._leads(node)
-            scales = following
-        return inside
+        return torch.tensor(reached_cells(self.space, self.gates, self.initial))
 
     @property
     def activations(self) -> Tensor:
@@ -114,7 +105,7 @@ class Route:
         return [
             (node.layer, 4 * 2**node.scale)
             for node in self.space.cells
-            if inside[node.index] and not self._is_closed(node)
+            if inside[node.index] and not is_closed(float(self.gates[node.index].sum()))
         ]
 
     def real_cost(
@@ -145,15 +136,6 @@ class Route:
     def _row(self, node: Node) -> Tensor:
         return self.initial if node.index < 0 else self.gates[node.index]
 
-    def _is_closed(self, node: Node) -> bool:
-        return float(self._row(node).sum()) < CLOSED_BELOW
-
-    def _leads(self, node: Node) -> set[int]:
-        if self._is_closed(node):
-            return {node.target_scale(KEEP)}
-        row = self._row(node).tolist()
-        return {node.target_scale(t) for t in node.transforms if row[t] > 0}
-
     def _node(self, layer: int, stride: int) -> Node:
         nodes = (self.space.initial, *self.space.cells)
         for node in nodes:
@@ -180,7 +162,7 @@ def vote(space: RoutingSpace, activations: Tensor, initial: Tensor, threshold: f
     Args:
         space: the routing space.
         activations: (M, D) gate activations of the cluster's M images.
-        initial: (M, 3) gates of the initial cell.
+        initial: (M, T) gates of the initial cell.
         threshold: share of the images in [0, 1).
 
     Raises:

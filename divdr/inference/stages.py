@@ -8,17 +8,28 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..routing.cost import CostTensors, cost_table
+from ..routing.cost import SIZES_KEPT, CostTensors, cost_table
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.ops import Stem
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from .cell_plan import CellPlan
 from .convolution import Chain
-from .decision import Arrival, Decision, Imposed, Rows, all_open, from_logits, rows_of
+from .decision import (
+    CellDecision,
+    ImposedRoute,
+    InPlaceInputSum,
+    Rows,
+    all_open,
+    from_logits,
+    rows_of,
+)
 from .static_network import StaticNetwork
 
-_SIZES_KEPT = 256
+# Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
+# caches and be slower than fewer images at a time, fewer would pay for every call anew.
+_CPU_BYTES = 4 * 2**20
+
 _BLANK = [0.0] * len(TRANSFORMS)
 
 
@@ -34,7 +45,7 @@ class Costs:
         """The table for an input (height, width) where gates run in the first layers alone."""
         key = (*size, gated_layers, initial_gate)
         if key not in self._known:
-            if len(self._known) >= _SIZES_KEPT:  # images of ever new sizes must not fill the memory
+            if len(self._known) >= SIZES_KEPT:
                 self._known.clear()
             table = cost_table(self._network, *size)
             gated = sum(self._network.space.scales_per_layer[:gated_layers])
@@ -42,8 +53,8 @@ class Costs:
         return self._known[key]
 
 
-class Journal:
-    """Collects decisions of N images.
+class RoutingRecorder:
+    """Collects the cells' decisions for N images until they make the record.
 
     Args:
         count: N.
@@ -60,7 +71,7 @@ class Journal:
         self._initial_dtype = torch.promote_types(torch.float32, dtype)
         self._dtype = torch.float32
 
-    def note(self, decision: Decision) -> None:
+    def note(self, decision: CellDecision) -> None:
         """Add what a cell decided for the images that reach it.
 
         The initial cell decides for the images in their order, some at a time or all at once.
@@ -79,11 +90,11 @@ class Journal:
             self._reached[image][index] = True
 
     def gates(self) -> Tensor:
-        """(N, cells, 3) gates noted so far."""
+        """(N, cells, T) gates noted so far."""
         return self._table(self._gates)
 
     def logits(self) -> Tensor:
-        """(N, cells, 3) logits noted so far."""
+        """(N, cells, T) logits noted so far."""
         return self._table(self._logits)
 
     def _table(self, rows: list[Rows]) -> Tensor:
@@ -92,9 +103,10 @@ class Journal:
 
     def record(self, costs: CostTensors, size: tuple[int, int], device: torch.device) -> Routing:
         """The record, on ``device``."""
-        gates, logits = self.gates(), self.logits()
+        gates, logits = self.gates(), self.logits()  # (N, cells, T)
+        # Views, as a batch of no images makes lists that do not tell their other axes.
         initial = torch.tensor(self._initial, dtype=self._initial_dtype).view(-1, len(TRANSFORMS))
-        reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])
+        reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])  # (N, cells)
         return Routing(
             activations=_upload(gates.flatten(1), device),
             logits=_upload(logits.flatten(1), device),
@@ -115,11 +127,6 @@ def _upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-# Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
-# caches and be slower than fewer images at a time, fewer would pay for every call anew.
-_CPU_BYTES = 4 * 2**20
-
-
 class Stages:
     """The parts that images run through: stage 0 is the initial cell, stage l + 1 is layer l.
 
@@ -138,7 +145,7 @@ class Stages:
         self.numbers = range(self.space.num_layers + 1)
         self.dtype = dtype
         self.channels = network.channels
-        self._published = network.initial.reach == "published"
+        self._reach = network.initial.reach
         stem = network.stem
         # The stem's children run in a row; another module in its place runs as it is.
         self._stem = Chain(nn.Sequential(*stem.children()) if type(stem) is Stem else stem, dtype)
@@ -156,7 +163,7 @@ class Stages:
         starts = range(0, max(1, len(x)), together)
         return [list(range(start, min(start + together, len(x)))) for start in starts]
 
-    def start(self, x: Tensor, images: list[int]) -> list[Arrival]:
+    def start(self, x: Tensor, images: list[int]) -> list[InPlaceInputSum]:
         """Run the stem.
 
         Args:
@@ -164,58 +171,61 @@ class Stages:
             images: which of them, neighbours.
 
         Returns:
-            What arrives at stage 0.
+            The input sums of stage 0, its one cell's.
         """
         size = self.space.map_sizes(*x.shape[-2:])[0]
         if not images:
-            return [Arrival([], (self.channels, *size), x.new_empty(0, dtype=self.dtype))]
+            return [InPlaceInputSum([], (self.channels, *size), x.new_empty(0, dtype=self.dtype))]
+        # (n, C, rows, columns)
         maps = self._stem(rows_of(x, images).to(self.dtype, memory_format=torch.channels_last))
-        arrival = Arrival(images, (maps.shape[1], *size), maps.new_empty(0))
-        arrival.add(maps if self._stem.owns_result else maps.clone(), images)
-        return [arrival]
+        input_sum = InPlaceInputSum(images, (maps.shape[1], *size), maps.new_empty(0))
+        # A sum overwrites what it is given, and an unknown stem may return its own input.
+        input_sum.add(maps if self._stem.owns_result else maps.clone(), images)
+        return [input_sum]
 
     def run(
         self,
-        arrivals: list[Arrival],
+        input_sums: list[InPlaceInputSum],
         stages: Iterable[int],
         images: list[int],
         size: tuple[int, int],
-        given: Imposed | None,
-        journal: Journal,
-    ) -> list[Arrival]:
+        given: ImposedRoute | None,
+        recorder: RoutingRecorder,
+    ) -> list[InPlaceInputSum]:
         """Run stages one after the other.
 
         Args:
-            arrivals: what arrives at the first of them, by scale; it is used up.
+            input_sums: of the first of them, by scale; they are used up.
             stages: their numbers, rising without gaps.
             images: all images that run, rising.
             size: (height, width) of the network's input in pixels.
             given: a route to follow; None lets the gates decide.
-            journal: takes the decisions.
+            recorder: takes the decisions.
 
         Returns:
-            What arrives at the stage after them; after the last one all images arrive everywhere.
+            Input sums of the stage after them; after the last one, of all images at every scale.
         """
         sizes = self.space.map_sizes(*size)
-        like = arrivals[0].like
+        like = input_sums[0].like
         for number in stages:
-            visited = [c for c, a in zip(self._cells[number], arrivals, strict=True) if a.images]
-            members = [a.images for a in arrivals if a.images]
-            inputs = [a.finish() for a in arrivals if a.images]
-            decisions = _decide(visited, members, inputs, given)
-            arrivals = [
-                Arrival(images, (self.channels * 2**scale, *sizes[scale]), like)
+            # The cells that some image reaches; for each, its images, and their maps (n, C, H, W).
+            cells = [c for c, s in zip(self._cells[number], input_sums, strict=True) if s.images]
+            members = [s.images for s in input_sums if s.images]
+            inputs = [s.finish() for s in input_sums if s.images]
+            decisions = _decide(cells, members, inputs, given)
+            input_sums = [
+                InPlaceInputSum(images, (self.channels * 2**scale, *sizes[scale]), like)
                 for scale, images in enumerate(self._reached(number, decisions, images))
             ]
-            for cell, decision in zip(visited, decisions, strict=True):
+            for cell, decision in zip(cells, decisions, strict=True):
                 finer = sizes[cell.node.scale - 1] if cell.node.scale else None
                 # Popped, so that the map is freed as soon as the cell is done with it.
-                cell.run(inputs.pop(0), decision, arrivals, finer)
-                journal.note(decision)
-        return arrivals
+                cell.run(inputs.pop(0), decision, input_sums, finer)
+                recorder.note(decision)
+        return input_sums
 
     def _reached(
-        self, number: int, decisions: list[Decision], everyone: list[int]
+        self, number: int, decisions: list[CellDecision], everyone: list[int]
     ) -> list[list[int]]:
         """Images that reach each scale after a stage."""
         if number == self.space.num_layers:
@@ -224,15 +234,18 @@ class Stages:
         for decision in decisions:
             for transform in decision.node.transforms:
                 scale = decision.node.target_scale(transform)
-                reached[scale].update(decision.leads(transform, self._published))
+                reached[scale].update(decision.leads(transform, self._reach))
         return [sorted(images) for images in reached]
 
 
 def _decide(
-    cells: list[CellPlan], members: list[list[int]], inputs: list[Tensor], given: Imposed | None
-) -> list[Decision]:
+    cells: list[CellPlan],
+    members: list[list[int]],
+    inputs: list[Tensor],
+    given: ImposedRoute | None,
+) -> list[CellDecision]:
     """Decisions of the cells of one layer, with at most one wait for the device."""
-    decisions: dict[int, Decision] = {}
+    decisions: dict[int, CellDecision] = {}
     asked: list[int] = []
     for index, (cell, images) in enumerate(zip(cells, members, strict=True)):
         found = None if given is None else given.at(cell.node, images)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DivdrError
-from ..routing.cell import Cell
-from ..routing.gate import CLOSED_BELOW
+from ..routing.cell import Cell, transformed
 from ..routing.network import DynamicRoutingNetwork
-from ..routing.space import KEEP, TRANSFORMS, UP
+from ..routing.open_paths import is_closed, is_open
+from ..routing.space import KEEP, TRANSFORMS
 from .route import Route
 
 Size = tuple[int, int]
@@ -44,14 +44,15 @@ class StaticCell(nn.Module):
         self.node, self.channels = cell.node, cell.channels
         self.gate, self.reach = None, "open"
         self.gates = gates
-        self.runs = sum(gates) >= CLOSED_BELOW
+        closed = is_closed(sum(gates))
+        self.runs = not closed
         ops = cell.ops.items() if self.runs else ()
         self.ops = nn.ModuleDict({name: copy.deepcopy(op) for name, op in ops})
         self.changes = nn.ModuleDict(
             {
                 name: copy.deepcopy(change)
                 for name, change in cell.changes.items()
-                if self.runs and gates[TRANSFORMS.index(name)] > 0
+                if is_open(gates[TRANSFORMS.index(name)], closed)
             }
         )
 
@@ -71,15 +72,9 @@ class StaticCell(nn.Module):
         feature = F.relu(sum(others, first))
         leaving = []
         for transform, gate in enumerate(self.gates):
-            if not gate > 0:
-                continue
-            maps = feature
-            if transform != KEEP:
-                maps = self.changes[TRANSFORMS[transform]](maps)
-            maps = maps * gate
-            if transform == UP:
-                maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
-            leaving.append((transform, maps))
+            if is_open(gate, not self.runs):
+                maps = transformed(feature, transform, self.changes, gate, finer)
+                leaving.append((transform, maps))
         return leaving
 
 

@@ -10,7 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..routing.cost import count_macs
-from ..routing.ops import conv_norm, initialise
+from ..routing.ops import conv_norm, initialise_fan_in
 from .backbone import norm_factory
 
 
@@ -51,7 +51,7 @@ class DynamicRoutingDecoder(nn.Module):
             conv_norm(c, channels[max(0, level - 1)], make_norm) for level, c in enumerate(channels)
         )
         self.predictor = nn.Conv2d(channels[0], num_classes, 3, padding=1)
-        initialise(self)
+        initialise_fan_in(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

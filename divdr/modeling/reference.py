@@ -114,7 +114,7 @@ def check_reference(path: str | os.PathLike) -> ReferenceCheck:
         wanted = torch.from_numpy(np.asarray(reference)).double()
         scale = wanted.abs().max().clamp(min=1e-12)
 
-        def error(run: Run) -> float:
+        def error(run: _Forward) -> float:
             return float((select(*run).double() - wanted).abs().max() / scale)
 
         return Comparison(name, error(on_route), error(own), error(exact), chaotic)
@@ -177,10 +177,10 @@ def _decoder(network: DynamicRoutingNetwork, head: dict[str, Tensor]) -> Dynamic
     return decoder.eval()
 
 
-Run = tuple[list[Tensor], Routing]
+_Forward = tuple[list[Tensor], Routing]
 
 
-def _run(network: DynamicRoutingNetwork, images: Tensor, route: Tensor | None = None) -> Run:
+def _run(network: DynamicRoutingNetwork, images: Tensor, route: Tensor | None = None) -> _Forward:
     with torch.no_grad():
         return network(images, route)
 

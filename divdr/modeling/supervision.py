@@ -226,7 +226,7 @@ class RoutingSupervision:
         if len(bank) < len(had):
             logger.info(
                 "Of the checkpoint's %d activations %d are of no image of the training set, or it "
-                "cannot be told of which, and are forgotten",
+                "is not known of which, and are forgotten",
                 len(had),
                 len(had) - len(bank),
             )
@@ -280,7 +280,7 @@ class RoutingSupervision:
 
         Raises:
             DataError: in training with clustering, no argument of the model is a list of dicts,
-                or an image cannot be told from others.
+                or an image cannot be distinguished from others.
         """
         routing = self.backbone.routing
         if routing is None:

@@ -1,6 +1,6 @@
 """What experts and delegator learn from a batch (Collaboration of Experts, Sections 3.2 to 3.4).
 
-From two matrices (M, n) of samples and experts, how well each expert knows each sample and which
+From two matrices (N, E) of samples and experts, how well each expert knows each sample and which
 expert the delegator would choose: LGM makes the label that the expert selector learns, SRM how much
 that counts, and WGM how much each expert's loss on each sample counts.
 """
@@ -60,12 +60,12 @@ class TeachingSettings:
 
 
 class Lesson(NamedTuple):
-    """Of M samples and n experts; constants, no gradient passes through them.
+    """Of N samples and E experts; constants, no gradient passes through them.
 
     Attributes:
-        labels: (M,) int64, the expert that the delegator should choose (L of Eq. 3).
-        selection_weights: (M,), of the samples in the selection loss (v of Eq. 7).
-        expert_weights: (M, n), of the experts' losses on the samples (W of Eq. 6).
+        labels: (N,) int64, the expert that the delegator should choose (L of Eq. 3).
+        selection_weights: (N,), of the samples in the selection loss (v of Eq. 7).
+        expert_weights: (N, E), of the experts' losses on the samples (W of Eq. 6).
     """
 
     labels: Tensor
@@ -78,8 +78,8 @@ def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSe
     """LGM, SRM and WGM for samples among which the experts are to share alike.
 
     Args:
-        tcp: (M, n), true class probability of each expert (Eq. 1).
-        probabilities: (M, n), the delegator's, of choosing each.
+        tcp: (N, E), true class probability of each expert (Eq. 1).
+        probabilities: (N, E), the delegator's, of choosing each.
         alpha: α of Eq. 5.
         settings: which modules are on.
 
@@ -92,7 +92,7 @@ def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSe
     tcp, probabilities = tcp.double(), probabilities.double()
     if samples < experts:
         return Lesson(tcp.argmax(1), tcp.new_zeros(samples), torch.zeros_like(tcp))
-    suitability = standardised(tcp) if settings.lgm == "balanced" else tcp
+    suitability = standardised(tcp) if settings.lgm == "balanced" else tcp  # (N, E)
     labels = assign(suitability, balanced=settings.lgm == "balanced")
     if settings.srm:
         counts = selection_weights(suitability)
@@ -101,11 +101,11 @@ def teach(tcp: Tensor, probabilities: Tensor, alpha: float, settings: TeachingSe
     portions = labels
     if settings.wgm in ("delegator", "free"):
         portions = assign(probabilities, balanced=settings.wgm == "delegator")
-    one_hot = one_hot_choice(portions, experts).double()
+    one_hot = one_hot_choice(portions, experts).double()  # (N, E)
     if settings.wgm == "none":
         weights = torch.full_like(tcp, 1 / samples)
     elif settings.wgm == "free":
-        # Without Eq. 6 the loss is a sum over the batch; n / m keeps it as large as with it.
+        # Without Eq. 6 the loss is a sum over the batch; E / N keeps it as large as with it.
         weights = one_hot * (experts / samples)
     else:
         weights = expert_weights(one_hot, alpha)
@@ -119,9 +119,9 @@ def teach_subtasks(
     """Lessons of several subtasks, each by :func:`teach` for itself (Appendix A.2).
 
     Args:
-        tcp: (M, n), of the n experts of each sample's subtask.
-        probabilities: (M, n), likewise.
-        subtask: (M,) its number.
+        tcp: (N, E), of the E experts of each sample's subtask.
+        probabilities: (N, E), likewise.
+        subtask: (N,) its number.
         alpha: α of Eq. 5.
         settings: which modules are on.
 
@@ -152,20 +152,20 @@ def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def standardised(tcp: Tensor) -> Tensor:
-    """(M, n) each expert's probabilities less their mean, over their deviation (Eq. 2).
+    """(N, E) each expert's probabilities less their mean, over their deviation (Eq. 2).
 
     An expert that is as sure of every sample as of any other gets 0 for all.
     """
-    deviation = tcp.std(0, correction=0)
+    deviation = tcp.std(0, correction=0)  # (E,)
     return (tcp - tcp.mean(0)) / deviation.clamp_min(1e-6)
 
 
 def assign(values: Tensor, *, balanced: bool) -> Tensor:
-    """(M,) int64 the expert of each sample for a large sum of values (M, n) (Eq. 3 and 4).
+    """(N,) int64 the expert of each sample for a large sum of values (N, E) (Eq. 3 and 4).
 
     Args:
         values: larger is better.
-        balanced: every expert gets M / n samples, the first ones one more where that is no whole
+        balanced: every expert gets N / E samples, the first ones one more where that is no whole
             number, by Vogel's approximation; else each sample takes its best expert.
     """
     values = torch.nan_to_num(values)
@@ -173,11 +173,11 @@ def assign(values: Tensor, *, balanced: bool) -> Tensor:
 
 
 def selection_weights(suitability: Tensor) -> Tensor:
-    """(M,) the deviation among the experts (M, n), as shares of its sum (Eq. 7).
+    """(N,) the deviation among the experts (N, E), as shares of its sum (Eq. 7).
 
     Where the experts differ on no sample, all count the same.
     """
-    deviation = suitability.std(1, correction=0)
+    deviation = suitability.std(1, correction=0)  # (N,)
     total = deviation.sum()
     if float(total) <= 0:
         return torch.full_like(deviation, 1 / max(1, len(deviation)))
@@ -185,17 +185,17 @@ def selection_weights(suitability: Tensor) -> Tensor:
 
 
 def expert_weights(assigned: Tensor, alpha: float) -> Tensor:
-    """(M, n) smoothed by α (Eq. 5), then every column divided by its sum Z (Eq. 6).
+    """(N, E) smoothed by α (Eq. 5), then every column divided by its sum Z (Eq. 6).
 
-    Z is M / n where that is a whole number; with its own sum each expert's weights add up to one
+    Z is N / E where that is a whole number; with its own sum each expert's weights add up to one
     also where it is not.
 
     Args:
-        assigned: (M, n), one-hot rows.
+        assigned: (N, E), one-hot rows.
         alpha: 1 leaves the assignment as it is, 0 makes all alike.
     """
     smoothed = alpha * assigned + (1 - alpha) / assigned.shape[1]
-    total = smoothed.sum(0)
+    total = smoothed.sum(0)  # (E,)
     return smoothed / torch.where(total > 0, total, torch.ones_like(total))
 
 

@@ -1,4 +1,9 @@
-"""The supernet of Dynamic Routing: routing space, cells, gates, cost and network."""
+"""The supernet of Dynamic Routing: routing space, cells, gates, cost and network.
+
+Axes, here and in the modules: N images of a batch, n of them at a cell, m along one of its
+transforms; L layers, S scales, T = 3 transforms [up, keep, down], D = T × cells, the length of
+A(x); C channels, H rows, W columns; P processes.
+"""
 
 from .batch_norm import (
     BatchNorm,

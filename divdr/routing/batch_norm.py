@@ -1,7 +1,4 @@
-"""Batch normalisation of maps that only some images, on only some processes, come to.
-
-Shape shorthand: N images, C channels, H rows, W columns, P processes.
-"""
+"""Batch normalisation of maps that only some images, on only some processes, come to."""
 
 from __future__ import annotations
 

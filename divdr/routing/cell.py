@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
-from .gate import CLOSED_BELOW, Gate, open_gates
+from .gate import Gate, open_gates
+from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
 
@@ -39,9 +40,10 @@ class CellResult:
     """What a cell did with n images that reached it.
 
     Attributes:
-        logits: (n, 3) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
-        gates: (n, 3) gate values.
-        leads: (n, 3) bool, open paths; keep is one of them for a closed cell.
+        logits: (n, T) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
+        gates: (n, T) gate values.
+        leads: (n, T) bool, open paths, see ``leads_on``; without meaning where there is no such
+            transform.
         cell_outputs: the maps that go on.
         skipped: layers that conditional training left out.
     """
@@ -117,6 +119,9 @@ class Cell(nn.Module):
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
         self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
+        self._is_keep: Tensor
+        is_keep = torch.tensor([t == KEEP for t in range(len(TRANSFORMS))])
+        self.register_buffer("_is_keep", is_keep, persistent=False)
 
     def forward(
         self, x: Tensor, up_size: tuple[int, int] | None, imposed: Tensor | None = None
@@ -126,18 +131,14 @@ class Cell(nn.Module):
         Args:
             x: (n, C·2^scale, H, W).
             up_size: (rows, columns) of the next finer map, for the up transform.
-            imposed: (n, 3) gate values to use in place of the gate's own.
+            imposed: (n, T) gate values to use in place of the gate's own.
         """
-        logits, gates = self._decide(x)
+        logits, gates = self.decide(x)
         if imposed is not None:
             gates = imposed
-        closed = gates.sum(dim=1) < CLOSED_BELOW
-        opened = (gates > 0) & ~closed[:, None]
-        leads = opened.clone()
-        if self.reach == "published":
-            leads[:, self._columns] = ~closed[:, None]
-        if KEEP in self.node.transforms:
-            leads[:, KEEP] |= closed
+        closed = is_closed(gates.sum(dim=1))  # (n,)
+        opened = is_open(gates, closed[:, None])  # (n, T)
+        leads = leads_on(opened, closed[:, None], self._is_keep, self.reach)
         if not self.training:
             cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
             return CellResult(logits, gates, leads, cell_outputs)
@@ -145,7 +146,8 @@ class Cell(nn.Module):
         cell_outputs = self._run_needed(x, gates, closed, needed, up_size)
         return CellResult(logits, gates, leads, cell_outputs, self._others(needed))
 
-    def _decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) → logits and gates, (n, T), 0 where there is no such transform."""
         shape = (x.shape[0], len(TRANSFORMS))
         if self.gate is None:
             gates = x.new_zeros(shape, dtype=torch.float32)
@@ -160,7 +162,7 @@ class Cell(nn.Module):
         """Transforms to train; none where the cell is closed for every image."""
         if not self._conditional:
             return self.node.transforms
-        some = (gates > 0).any(dim=0).tolist()  # conditional training waits once a cell
+        some = (gates > 0).any(dim=0).tolist()  # (T,); conditional training waits once a cell
         if not any(some):
             return ()
         # Keep costs next to nothing, and images that pass on take it.
@@ -182,11 +184,11 @@ class Cell(nn.Module):
         if not needed:
             self._draw_drop_path(x)
             return [CellOutput(KEEP, x, None)] if KEEP in self.node.transforms else []
-        feature = self._feature(x)
+        feature = self.feature(x)
         cell_outputs = []
         for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
-            maps = self._transform(feature, transform, weight, up_size)
+            maps = transformed(F.relu(feature), transform, self.changes, weight, up_size)
             if transform == KEEP:
                 maps = torch.where(closed[:, None, None, None], x.to(maps.dtype), maps)
             cell_outputs.append(CellOutput(transform, maps, None))
@@ -207,7 +209,7 @@ class Cell(nn.Module):
         active = _positions(~closed, x.device)
         if active is not None and not len(active):
             return cell_outputs
-        feature = self._feature(_rows(x, active))
+        feature = self.feature(_rows(x, active))
         for transform in self.node.transforms:
             chosen = opened[:, transform]
             if not chosen.any():
@@ -215,18 +217,20 @@ class Cell(nn.Module):
             images = _positions(chosen, x.device)
             within = _positions(chosen[~closed], x.device)
             weight = _rows(gates, images)[:, transform, None, None, None].to(feature.dtype)
-            maps = self._transform(_rows(feature, within), transform, weight, up_size)
+            maps = F.relu(_rows(feature, within))
+            maps = transformed(maps, transform, self.changes, weight, up_size)
             cell_outputs.append(CellOutput(transform, maps, images))
         return cell_outputs
 
     def _draw_drop_path(self, x: Tensor) -> None:
-        """Draw as :meth:`_feature` does, so that the cells that follow draw the same numbers."""
+        """Draw as :meth:`feature` does, so that the cells that follow draw the same numbers."""
         probability = self._drop_path.probability(self.node.layer, self._num_layers)
         for op in self.ops.values():
             if probability and not isinstance(op, nn.Identity):
                 drop_path(x[:, :1, :1, :1], probability)
 
-    def _feature(self, x: Tensor) -> Tensor:
+    def feature(self, x: Tensor) -> Tensor:
+        """Sum of the operations: (n, C, H, W) → the same shape."""
         probability = 0.0
         if self.training:
             probability = self._drop_path.probability(self.node.layer, self._num_layers)
@@ -239,17 +243,30 @@ class Cell(nn.Module):
         assert total is not None
         return total
 
-    def _transform(
-        self, feature: Tensor, transform: int, weight: Tensor, up_size: tuple[int, int] | None
-    ) -> Tensor:
-        maps = F.relu(feature)
-        if transform == KEEP:
-            return maps * weight
-        if transform == DOWN:
-            return self.changes["down"](maps) * weight
-        # Weighting before the upsampling is the same and touches a quarter of the numbers.
-        maps = self.changes["up"](maps) * weight
-        return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
+
+def transformed(
+    maps: Tensor,
+    transform: int,
+    changes: nn.ModuleDict,
+    weight: Tensor | float,
+    up_size: tuple[int, int] | None,
+) -> Tensor:
+    """What a transform makes of the ReLU of a cell's sum.
+
+    Args:
+        maps: (n, C, H, W).
+        transform: ``UP``, ``KEEP`` or ``DOWN``.
+        changes: the cell's layers "up" and "down".
+        weight: gate value, or (n, 1, 1, 1) gate values.
+        up_size: (rows, columns) of the next finer map, for the up transform.
+    """
+    if transform != KEEP:
+        maps = changes[TRANSFORMS[transform]](maps)
+    # Weighting before the upsampling is the same and touches a quarter of the numbers.
+    maps = maps * weight
+    if transform != UP:
+        return maps
+    return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
 
 
 def _positions(mask: Tensor, device: torch.device) -> Tensor | None:

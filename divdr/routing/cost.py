@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .gate import CLOSED_BELOW
+from .open_paths import is_closed, is_open
 from .space import KEEP, TRANSFORMS
+
+if TYPE_CHECKING:
+    from .cell import Cell
+    from .network import DynamicRoutingNetwork
 
 MapShape = tuple[int, int, int]
 """(C, H, W) of one image's map."""
+
+SIZES_KEPT = 256
+"""Input sizes whose costs are remembered: images of ever new sizes must not fill the memory."""
+
+_CLOSED_ENOUGH = 2.0  # temperatures below the threshold
 
 
 def count_macs(
@@ -75,13 +84,6 @@ def _window_shape(layer: nn.Module, shape: MapShape, channels: int) -> MapShape:
 
 def _pair(value) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
-
-
-if TYPE_CHECKING:
-    from .cell import Cell
-    from .network import DynamicRoutingNetwork
-
-_CLOSED_ENOUGH = 2.0  # temperatures below the threshold
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _in_full_precision(method: _Method) -> _Method:
 
 
 class CostTensors:
-    """Cost of routes by table; A(x) comes as (N, cells, 3).
+    """Cost of routes by table; A(x) comes as (N, cells, T).
 
     All arithmetic is in float32, under autocast too. Made in inference mode they serve in training
     as well.
@@ -163,13 +165,13 @@ class CostTensors:
         rows = (table.initial, *table.cells)  # the initial cell is row 0 of every tensor
         self.stem = table.stem
         self._last = table.last_layer
-        self._cell = torch.tensor([r.cell for r in rows], device=device)
-        self._gate = torch.tensor([r.gate for r in rows], device=device)
+        self._cell = torch.tensor([r.cell for r in rows], device=device)  # (1 + cells,)
+        self._gate = torch.tensor([r.gate for r in rows], device=device)  # (1 + cells,)
         self._transform = torch.tensor(
             [[t or 0.0 for t in r.transforms] for r in rows], device=device
-        )
+        )  # (1 + cells, T)
         exists = [[t is not None for t in r.transforms] for r in rows]
-        ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]
+        ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]  # (1, 1 + cells, T)
         self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
         self.full_real_cost = self.stem + self.full_cost + float(self._gate.sum())
 
@@ -178,13 +180,13 @@ class CostTensors:
         """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable.
 
         Args:
-            activations: (N, cells, 3) gates.
-            initial: (N, 3) gates of the initial cell.
+            activations: (N, cells, T) gates.
+            initial: (N, T) gates of the initial cell.
 
         Returns:
             (N,) multiply-adds.
         """
-        gates = _join(initial, activations)
+        gates = _join(initial, activations)  # (N, 1 + cells, T)
         return gates.amax(dim=2) @ self._cell + (gates * self._transform).sum(dim=(1, 2))
 
     @_in_full_precision
@@ -192,21 +194,22 @@ class CostTensors:
         """Stem, gates of reached cells, open cells and open transforms: what runs.
 
         Args:
-            activations: (N, cells, 3) gates, 0 where a cell is not reached.
-            initial: (N, 3) gates of the initial cell, which every image reaches.
+            activations: (N, cells, T) gates, 0 where a cell is not reached.
+            initial: (N, T) gates of the initial cell, which every image reaches.
             reached: (N, cells) bool.
 
         Returns:
             (N,) multiply-adds, without a graph.
         """
-        gates = _join(initial.detach(), activations.detach())
+        gates = _join(initial.detach(), activations.detach())  # (N, 1 + cells, T)
         everyone = torch.ones_like(reached[:, :1])
-        visited = torch.cat([everyone, reached], dim=1).to(self._gate.dtype)
-        running = (gates.sum(dim=2) >= CLOSED_BELOW) & (visited > 0)
-        opened = (gates > 0) & running[..., None]
+        visited = torch.cat([everyone, reached], dim=1)  # (N, 1 + cells)
+        closed = is_closed(gates.sum(dim=2))  # (N, 1 + cells)
+        running = visited & ~closed
+        opened = visited[..., None] & is_open(gates, closed[..., None])  # (N, 1 + cells, T)
         return (
             self.stem
-            + visited @ self._gate
+            + visited.to(self._gate.dtype) @ self._gate
             + running.to(self._cell.dtype) @ self._cell
             + (opened * self._transform).sum(dim=(1, 2))
         )
@@ -221,7 +224,7 @@ class CostTensors:
         that an image does not reach, and the initial cell, count nothing.
 
         Args:
-            logits: (N, cells, 3) gates before their non-linearity, with a graph.
+            logits: (N, cells, T) gates before their non-linearity, with a graph.
             reached: (N, cells) bool.
             temperature: in logits; smaller looks at gates nearer to their threshold alone.
             closing: gates that are closed already, by 2 temperatures or more, have no gradient:
@@ -230,10 +233,11 @@ class CostTensors:
         Returns:
             (N,) multiply-adds, differentiable.
         """
-        scaled = logits.float() / temperature
+        scaled = logits.float() / temperature  # (N, cells, T)
         if closing:
             scaled = scaled.clamp_min(-_CLOSED_ENOUGH)
         opened = torch.sigmoid(scaled) * reached[..., None]
+        # A transform that does not exist has logit 0, which σ would call half open.
         opened = torch.where(self._transform[1:] > 0, opened, 0.0)
         return opened.amax(dim=2) @ self._cell[1:] + (opened * self._transform[1:]).sum(dim=(1, 2))
 
@@ -244,18 +248,19 @@ class CostTensors:
         Both leave out the operations of the initial cell and the last layer's ReLU; real charges
         the gate of every cell, reached or not, but not the initial one's.
         """
-        gates = _join(initial, activations)
+        gates = _join(initial, activations)  # (N, 1 + cells, T)
         cell, gate, transform = self._cell.clone(), self._gate.clone(), self._transform.clone()
         cell[0] = gate[0] = 0.0
         transform[-self._last :] = 0.0
         expected = gates.amax(dim=2) @ cell + (gates * transform).sum(dim=(1, 2))
-        running = gates.sum(dim=2) >= CLOSED_BELOW
-        opened = (gates > 0) & running[..., None]
-        real = self.stem + gate.sum() + running.to(cell.dtype) @ cell
+        closed = is_closed(gates.sum(dim=2))
+        opened = is_open(gates, closed[..., None])
+        real = self.stem + gate.sum() + (~closed).to(cell.dtype) @ cell
         return expected, real + (opened * transform).sum(dim=(1, 2))
 
 
 def _join(initial: Tensor, activations: Tensor) -> Tensor:
+    """(N, T) and (N, cells, T) → (N, 1 + cells, T) in float32."""
     return torch.cat([initial[:, None].float(), activations.float()], dim=1)
 
 
@@ -292,7 +297,7 @@ def cost_table(
     )
 
 
-def _cell_cost(cell: Cell, shape: tuple[int, int, int], affine_norm: bool) -> CellCost:
+def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
     operations = sum(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
     relu = float(shape[0] * shape[1] * shape[2])
     transforms: list[float | None] = []
@@ -330,7 +335,5 @@ def _stem_cost(
     return _sequence_macs(list(stem.children()), shape, affine_norm)
 
 
-def _sequence_macs(
-    modules: Sequence[nn.Module], shape: tuple[int, int, int], affine_norm: bool
-) -> float:
+def _sequence_macs(modules: Sequence[nn.Module], shape: MapShape, affine_norm: bool) -> float:
     return count_macs(nn.Sequential(*modules), shape, affine_norm=affine_norm)[0]

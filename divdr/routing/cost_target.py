@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..settings import BudgetSettings
 from .record import Routing
+from .schedule import Ramp
 
 _SETTLED = 20  # batches whose mean sizes tell whether a target can be reached
 _FIRMEST = 3.0  # times the gain; with more, single batches push gates about
@@ -62,11 +63,7 @@ class CostTarget:
 
     def progress(self, iteration: int) -> float:
         """Share of the ramp that is done at an iteration, in [0, 1]; 0 before the start."""
-        if iteration < self.start:
-            return 0.0
-        if self.ramp <= 0:
-            return 1.0
-        return min(1.0, (iteration - self.start + 1) / self.ramp)
+        return Ramp(1.0, self.start, self.ramp).at(iteration)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class CostController:
         target: what to reach, and how.
 
     Attributes:
-        rate: learning rate as a share of its largest, to be set by whoever trains. Gates move in
+        rate: learning rate as a share of its largest, to be set by the trainer. Gates move in
             proportion to it; the gain grows as it falls (three times at most), as the loop would
             lose its damping and swing at the end of training.
     """

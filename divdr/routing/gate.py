@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from ..settings import RoutingSettings
 from .ops import NormFactory, conv_norm
 
-CLOSED_BELOW = 1e-4
-"""A cell whose gates sum below this computes nothing and passes its input on."""
-
 GATE_KINDS = RoutingSettings.choices("gate")
 
 
@@ -50,15 +47,19 @@ class Gate(nn.Module):
             return height, width
         return max(1, height // 4), max(1, width // 4)
 
+    def shrunk(self, x: Tensor) -> Tensor:
+        """The map the gate looks at, (N, C, H', W'), of the cell's input (N, C, H, W)."""
+        if not self.small:
+            return x
+        if min(x.shape[-2:]) >= 4:
+            # By factor: by size, sides that 4 does not divide would be sampled at other places.
+            return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
+        size = self.map_size(*x.shape[-2:])
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), fp32 whatever the precision of ``x``."""
-        if self.small:
-            if min(x.shape[-2:]) >= 4:
-                x = F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
-            else:
-                size = self.map_size(*x.shape[-2:])
-                x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        x = self.reduce(x)
+        x = self.reduce(self.shrunk(x))
         # A decision near the threshold must not hang on half precision.
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()

@@ -18,12 +18,12 @@ from ..errors import ConfigError
 from ..settings import RoutingSettings
 from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
-from .cost import CostTensors, cost_table
+from .cost import SIZES_KEPT, CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
-from .ops import DropPathSchedule, NormFactory, Stem, initialise
+from .layer_inputs import InputSum, LayerInputs, to_batch_rows
+from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
-from .space import RoutingSpace
-from .travel import InputSum, LayerInputs, spread
+from .space import TRANSFORMS, RoutingSpace
 
 REACH_KINDS = RoutingSettings.choices("reach")
 DEFAULT_OPS = RoutingSettings.ops
@@ -98,7 +98,7 @@ class DynamicRoutingNetwork(nn.Module):
 
     def reset_parameters(self) -> None:
         """Kaiming initialisation (fan in) and the gates' start bias."""
-        initialise(self)
+        initialise_fan_in(self)
         for module in self.modules():
             if isinstance(module, Gate):
                 module.reset_bias()
@@ -118,7 +118,7 @@ class DynamicRoutingNetwork(nn.Module):
     def cost(self, routing: Routing, height: int, width: int) -> tuple[Tensor, Tensor]:
         """(expected, real) multiply-adds (N,) that the same routes have at another input size."""
         tensors = self._cost_tensors(height, width, routing.activations.device)
-        gates = routing.activations.unflatten(1, (-1, 3))
+        gates = routing.activations.unflatten(1, (-1, len(TRANSFORMS)))
         expected = tensors.expected(gates, routing.initial)
         return expected, tensors.real(gates, routing.initial, routing.reached)
 
@@ -128,10 +128,10 @@ class DynamicRoutingNetwork(nn.Module):
         """Real cost (N,) of a forward, with the gradient of ``CostTensors.openness``.
 
         A straight-through estimate (Bengio et al., 2013): the value is what runs, the gradient is
-        that of a smooth stand-in, which tells gates on both sides of their threshold where to go.
+        that of a smooth stand-in, which moves gates on both sides of their threshold.
         """
         tensors = self._cost_tensors(*routing.size, routing.logits.device)
-        logits = routing.logits.unflatten(1, (-1, 3))
+        logits = routing.logits.unflatten(1, (-1, len(TRANSFORMS)))
         smooth = tensors.openness(logits, routing.reached, temperature, closing=closing)
         return routing.real_cost + smooth - smooth.detach()
 
@@ -151,7 +151,7 @@ class DynamicRoutingNetwork(nn.Module):
         sizes = self.space.map_sizes(height, width)
         count = x.shape[0]
         maps = self.stem(x)
-        imposed = None if route is None else route.unflatten(1, (-1, 3))
+        imposed = None if route is None else route.unflatten(1, (-1, len(TRANSFORMS)))
         layer_inputs = LayerInputs(count, maps)
         input_sums = layer_inputs.input_sums(self.space.scales_per_layer[0])
         first = self.initial(maps, None)
@@ -160,15 +160,15 @@ class DynamicRoutingNetwork(nn.Module):
         # Processes that wait for each other in a cell have to agree whether it runs.
         together = self.training and several_processes() and is_synchronised(self)
 
-        logits: list[Tensor] = []
-        gates: list[Tensor] = []
-        reached: list[Tensor] = []
+        logits: list[Tensor] = []  # of each cell, (N, T)
+        gates: list[Tensor] = []  # likewise
+        reached: list[Tensor] = []  # of each cell, (N,)
         for number, layer in enumerate(self._layers()):
             last = number + 1 == self.space.num_layers
             following = layer_inputs.input_sums(
                 len(layer) if last else self.space.scales_per_layer[number + 1]
             )
-            masks = torch.stack([a.reached for a in input_sums])
+            masks = torch.stack([each.reached for each in input_sums])  # (cells of the layer, N)
             running = masks.any(dim=1, keepdim=True)
             if together:
                 running = _anywhere(running)
@@ -178,7 +178,7 @@ class DynamicRoutingNetwork(nn.Module):
                 values = None if imposed is None else imposed[:, cell.node.index]
                 result, images = None, None
                 if row[0]:
-                    result, images = self._visit(cell, input_sum, row[1:], sizes, values)
+                    result, images = self._run_cell(cell, input_sum, row[1:], sizes, values)
                 if result is None:
                     if self.training:
                         layer_inputs.leave_out([cell], input_sum)
@@ -188,8 +188,8 @@ class DynamicRoutingNetwork(nn.Module):
                     continue
                 layer_inputs.send(result, cell.node, images, following)
                 layer_inputs.leave_out(result.skipped)
-                logits.append(spread(result.logits, images, count))
-                gates.append(spread(result.gates, images, count))
+                logits.append(to_batch_rows(result.logits, images, count))
+                gates.append(to_batch_rows(result.gates, images, count))
             reached.extend(masks)
             input_sums = following
         outputs = layer_inputs.tie(
@@ -201,24 +201,39 @@ class DynamicRoutingNetwork(nn.Module):
             ]
         )
 
-        activations = torch.stack(gates, dim=1)
-        reached_cells = torch.stack(reached, dim=1)
-        costs = self._cost_tensors(height, width, x.device)
-        routing = Routing(
-            activations=activations.flatten(1),
-            logits=torch.stack(logits, dim=1).flatten(1),
-            initial=first.gates,
-            reached=reached_cells,
-            expected_cost=costs.expected(activations, first.gates),
-            real_cost=costs.real(activations, first.gates, reached_cells),
-            full_cost=costs.full_cost,
-            fixed_cost=costs.stem,
-            full_real_cost=costs.full_real_cost,
-            size=(height, width),
+        routing = self._record(
+            torch.stack(logits, dim=1),
+            torch.stack(gates, dim=1),
+            torch.stack(reached, dim=1),
+            first.gates,
+            (height, width),
         )
         return outputs, routing
 
-    def _visit(
+    def _record(
+        self,
+        logits: Tensor,
+        gates: Tensor,
+        reached: Tensor,
+        initial: Tensor,
+        size: tuple[int, int],
+    ) -> Routing:
+        """From logits and gates (N, cells, T), reached (N, cells) and initial gates (N, T)."""
+        costs = self._cost_tensors(*size, gates.device)
+        return Routing(
+            activations=gates.flatten(1),
+            logits=logits.flatten(1),
+            initial=initial,
+            reached=reached,
+            expected_cost=costs.expected(gates, initial),
+            real_cost=costs.real(gates, initial, reached),
+            full_cost=costs.full_cost,
+            fixed_cost=costs.stem,
+            full_real_cost=costs.full_real_cost,
+            size=size,
+        )
+
+    def _run_cell(
         self,
         cell: Cell,
         input_sum: InputSum,
@@ -247,7 +262,7 @@ class DynamicRoutingNetwork(nn.Module):
     def _cost_tensors(self, height: int, width: int, device: torch.device) -> CostTensors:
         key = (height, width, str(device))
         if key not in self._costs:
-            if len(self._costs) >= 256:  # images of ever new sizes must not fill the memory
+            if len(self._costs) >= SIZES_KEPT:
                 self._costs.clear()
             self._costs[key] = cost_table(self, height, width).tensors(device)
         return self._costs[key]

@@ -64,7 +64,7 @@ def depthwise(channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d
     )
 
 
-def initialise(module: nn.Module) -> None:
+def initialise_fan_in(module: nn.Module) -> None:
     """Kaiming initialisation (fan in) of every convolution below ``module``, biases at 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -212,7 +212,7 @@ class DropPathSchedule:
 
     Attributes:
         maximum: probability of the last layer at the end of training.
-        progress: share of training that is done, in [0, 1]; whoever trains sets it.
+        progress: share of training that is done, in [0, 1]; the trainer sets it.
     """
 
     def __init__(self, maximum: float) -> None:

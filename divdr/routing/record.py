@@ -12,14 +12,14 @@ from torch import Tensor
 class Routing:
     """Decisions and cost of N images in one forward pass.
 
-    D = 3 × cells is the length of the gate activation A(x); cells are ordered layer by layer,
+    D = T × cells is the length of the gate activation A(x); cells are ordered layer by layer,
     stride 4 first, and each has three entries [up, keep, down].
 
     Attributes:
         activations: (N, D) gate activations A(x) in [0, 1]; 0 where a transform does not exist or
             the image does not reach the cell. Carries gradients in training.
         logits: (N, D) the same before ReLU(tanh(·)); 0 where ``activations`` is 0 by definition.
-        initial: (N, 3) gates of the initial cell, which belong neither to A(x) nor to the cells.
+        initial: (N, T) gates of the initial cell, which belong neither to A(x) nor to the cells.
         reached: (N, cells) bool, whether an open path leads into the cell.
         expected_cost: (N,) differentiable cost, multiply-adds (gates × MACs).
         real_cost: (N,) multiply-adds that run in evaluation for these images.

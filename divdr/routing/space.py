@@ -100,7 +100,7 @@ class RoutingSpace:
     @property
     def activation_size(self) -> int:
         """D, the length of A(x)."""
-        return 3 * self.num_cells
+        return len(TRANSFORMS) * self.num_cells
 
     @property
     def max_scales(self) -> int:
@@ -145,10 +145,6 @@ class RoutingSpace:
             return (KEEP,)
         targets = range(self.scales_per_layer[layer + 1])
         return tuple(t for t in (UP, KEEP, DOWN) if scale + t - 1 in targets)
-
-    def activation_index(self, node: Node, transform: int) -> int:
-        """Position of a transform's gate in A(x)."""
-        return 3 * node.index + transform
 
     def map_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
         """(height, width) of the maps of each scale for an input of this size in pixels.

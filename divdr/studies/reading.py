@@ -17,12 +17,12 @@ from ..engine.config_file import read_yaml
 from ..errors import ConfigError, DataError
 from .definition import Metric, Pictures, Study, Sweep, Variant
 
-FOLDER = Path("configs/studies")
+STUDIES_FOLDER = Path("configs/studies")
 
 
 def list_studies(root: Path) -> list[Study]:
     """All studies of a repository, by name."""
-    return [load_study(path) for path in sorted((root / FOLDER).glob("*.yaml"))]
+    return [load_study(path) for path in sorted((root / STUDIES_FOLDER).glob("*.yaml"))]
 
 
 def find_study(root: Path, name: str) -> Study:
@@ -33,9 +33,9 @@ def find_study(root: Path, name: str) -> Study:
     """
     if name.endswith(".yaml"):
         return load_study(name)
-    path = root / FOLDER / f"{name}.yaml"
+    path = root / STUDIES_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(p.stem for p in sorted((root / FOLDER).glob("*.yaml")))
+        known = ", ".join(p.stem for p in sorted((root / STUDIES_FOLDER).glob("*.yaml")))
         raise ConfigError(f"there is no study {name!r}; known are {known}")
     return load_study(path)
 

@@ -6,7 +6,7 @@ from .montage import montage_figure, nearest_to_centres, read_nearest, read_thum
 from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
 from .report import write_report
-from .routes import follow, open_transforms, route_figure, routes_figure
+from .routes import open_transforms, reached_from_gates, route_figure, routes_figure
 from .run_data import RouteData, RunData
 from .scatter import embed, embedding_figure, joint_embedding_figure
 from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
@@ -24,7 +24,6 @@ __all__ = [
     "embedding_figure",
     "expert_choices",
     "expert_choices_figure",
-    "follow",
     "gflops_figure",
     "joint_embedding_figure",
     "losses_figure",
@@ -33,6 +32,7 @@ __all__ = [
     "open_transforms",
     "overlay",
     "pareto_front",
+    "reached_from_gates",
     "read_metrics",
     "read_nearest",
     "read_thumbnail",

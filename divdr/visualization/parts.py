@@ -39,7 +39,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """A cell of a table: a text and a second, smaller one."""
 
     text: str
@@ -52,7 +52,7 @@ class Table:
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Entry]]]
+    rows: Sequence[tuple[str, Sequence[TableEntry]]]
 
 
 @dataclass

@@ -24,7 +24,7 @@ from .overlay import (
     semantic_labels,
 )
 from .parts import Section, class_colours, count, draw, listing
-from .results_section import curves_section, results_section, ways_section
+from .results_section import curves_section, modes_section, results_section
 from .routes_section import (
     characters_section,
     images_section,
@@ -98,7 +98,7 @@ def write_report(
         raise ValueError(f"a report needs runs of different names, at least one; got {names}")
     sections = [
         results_section(runs, dataset_name),
-        ways_section(runs),
+        modes_section(runs),
         curves_section(runs),
         examples_section(examples, palette, class_names),
         images_section(runs, dataset_name),

@@ -1,4 +1,4 @@
-"""Accuracy, cost and diversity of every run: the table, curves over training, ways to run."""
+"""Accuracy, cost and diversity of every run: the table, curves over training, execution modes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..engine.execution_modes import WayFigures
+from ..engine.execution_modes import ModeFigures
 from .curves import (
     DIVERSITY,
     GFLOPS,
@@ -17,7 +17,18 @@ from .curves import (
     loss_keys,
     losses_figure,
 )
-from .parts import MISSING, Entry, Picture, Section, Table, change, figures, fixed, listing, signed
+from .parts import (
+    MISSING,
+    Picture,
+    Section,
+    Table,
+    TableEntry,
+    change,
+    figures,
+    fixed,
+    listing,
+    signed,
+)
 from .run_data import RunData
 
 Reader = Callable[[RunData, str], float | None]
@@ -140,7 +151,9 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     return section
 
 
-def _entries(columns: Sequence[Column], run: RunData, first: RunData, data: str) -> list[Entry]:
+def _entries(
+    columns: Sequence[Column], run: RunData, first: RunData, data: str
+) -> list[TableEntry]:
     entries = []
     for column in columns:
         value, reference = column.read(run, data), column.read(first, data)
@@ -152,7 +165,7 @@ def _entries(columns: Sequence[Column], run: RunData, first: RunData, data: str)
         small = ""
         if run is not first and value is not None and reference is not None:
             small = _difference(column, value, reference)
-        entries.append(Entry(text, small))
+        entries.append(TableEntry(text, small))
     return entries
 
 
@@ -186,45 +199,47 @@ def _compared(columns: Sequence[Column], run: RunData, first: RunData, data: str
 
 
 _CAPTION = (
-    "The same weights run in several ways. Dynamic: every image decides its own route. Static "
+    "The same weights run in several modes. Dynamic: every image decides its own route. Static "
     "experts: the gates of the first layers pick one of a few fixed routes. Milliseconds are the "
-    "median of the whole model for one image, the ways taking turns; GFLOPs are real ones of the "
+    "median of the whole model for one image, the modes taking turns; GFLOPs are real ones of the "
     "backbone. The small numbers are differences to dynamic."
 )
 
 
-def ways_section(runs: Sequence[RunData]) -> Section:
+def modes_section(runs: Sequence[RunData]) -> Section:
     """Build the tables; runs without static experts have none."""
     section = Section("Dynamic, static, all open")
     for run in runs:
-        if run.ways:
-            section.tables.append(_table(run.name, run.ways))
-            section.sentences.append(_sentence(run.name, run.ways))
+        if run.modes:
+            section.tables.append(_table(run.name, run.modes))
+            section.sentences.append(_sentence(run.name, run.modes))
     return section
 
 
-def _table(name: str, ways: Sequence[WayFigures]) -> Table:
-    measures = list(ways[0].accuracy)
+def _table(name: str, modes: Sequence[ModeFigures]) -> Table:
+    measures = list(modes[0].accuracy)
     header = [name, *(f"{m}, %" for m in measures), "real GFLOPs", "ms an image"]
     rows = []
-    for way in ways:
+    for mode in modes:
         entries = []
         for measure in measures:
-            value, first = way.accuracy[measure], ways[0].accuracy[measure]
-            difference = "" if way is ways[0] else signed(round(value, 2) - round(first, 2), 2)
-            entries.append(Entry(fixed(value, 2), difference))
-        ratio = way.milliseconds / ways[0].milliseconds
-        entries.append(Entry(figures(way.gflops, 4)))
+            value, first = mode.accuracy[measure], modes[0].accuracy[measure]
+            difference = "" if mode is modes[0] else signed(round(value, 2) - round(first, 2), 2)
+            entries.append(TableEntry(fixed(value, 2), difference))
+        ratio = mode.milliseconds / modes[0].milliseconds
+        entries.append(TableEntry(figures(mode.gflops, 4)))
         entries.append(
-            Entry(fixed(way.milliseconds, 1), "" if way is ways[0] else f"× {fixed(ratio, 2)}")
+            TableEntry(
+                fixed(mode.milliseconds, 1), "" if mode is modes[0] else f"× {fixed(ratio, 2)}"
+            )
         )
-        rows.append((way.name, entries))
+        rows.append((mode.name, entries))
     return Table(_CAPTION, header, rows)
 
 
-def _sentence(name: str, ways: Sequence[WayFigures]) -> str:
-    fastest = min(ways, key=lambda way: way.milliseconds)
-    return f"Of the ways to run {name}, the fastest is: {fastest.name}."
+def _sentence(name: str, modes: Sequence[ModeFigures]) -> str:
+    fastest = min(modes, key=lambda mode: mode.milliseconds)
+    return f"Of the execution modes of {name}, the fastest is: {fastest.name}."
 
 
 def curves_section(runs: Sequence[RunData]) -> Section:

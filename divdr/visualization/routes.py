@@ -10,11 +10,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..routing.gate import CLOSED_BELOW
+from ..routing.open_paths import is_closed, is_open, reached_cells
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 
 
-def follow(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:
+def reached_from_gates(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:
     """Follow the open paths through the layers.
 
     A(x) does not hold the gates of the initial cell, so every cell of layer 0 counts as reached.
@@ -34,19 +34,7 @@ def follow(space: RoutingSpace, activations: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"expected activations ({space.activation_size},), got {activations.shape}"
         )
-    gates = activations.reshape(-1, 3)
-    reached = np.zeros(space.num_cells, dtype=bool)
-    reached[: space.scales_per_layer[0]] = True
-    for layer, following in zip(space.layers, space.layers[1:], strict=False):
-        for node in layer:
-            if not reached[node.index]:
-                continue
-            row = gates[node.index]
-            closed = row.sum() < CLOSED_BELOW
-            for transform in node.transforms:
-                if transform == KEEP if closed else row[transform] > 0:
-                    reached[following[node.target_scale(transform)].index] = True
-    return reached
+    return np.array(reached_cells(space, activations.reshape(-1, 3)))
 
 
 def open_transforms(
@@ -54,8 +42,8 @@ def open_transforms(
 ) -> np.ndarray:
     """Which transforms run, (cells, 3) bool, for A(x) (D,) and ``reached`` (cells,)."""
     gates = np.asarray(activations).reshape(space.num_cells, 3)
-    active = np.asarray(reached, dtype=bool) & (gates.sum(axis=1) >= CLOSED_BELOW)
-    return (gates > 0) & active[:, None]
+    opened = is_open(gates, is_closed(gates.sum(axis=1, keepdims=True)))
+    return opened & np.asarray(reached, dtype=bool)[:, None]
 
 
 COLOURS = {"up": "#0072B2", "keep": "#444444", "down": "#D55E00"}
@@ -81,7 +69,7 @@ def route_figure(
     Args:
         space: the routing space.
         activations: A(x), (D,).
-        reached: (cells,) bool; followed from the gates if None (``reach.follow``).
+        reached: (cells,) bool; as of :func:`reached_from_gates` if None.
         title: text above the grid.
 
     Raises:
@@ -116,7 +104,7 @@ def routes_figure(
     if len(activations) == 0 or len(titles) != len(activations):
         raise ValueError(f"{len(activations)} routes need as many titles, got {len(titles)}")
     if reached is None:
-        reached = np.stack([follow(space, row) for row in activations])
+        reached = np.stack([reached_from_gates(space, row) for row in activations])
     reached = np.asarray(reached, dtype=bool)
     if reached.shape != (len(activations), space.num_cells):
         raise ValueError(
@@ -157,7 +145,7 @@ def _draw_transforms(
     closed, passed = [], []
     for node in space.cells:
         row = gates[node.index]
-        active = bool(reached[node.index]) and row.sum() >= CLOSED_BELOW
+        active = bool(reached[node.index]) and not is_closed(row.sum())
         for transform in node.transforms:
             if active and row[transform] > 0:
                 opened[TRANSFORMS[transform]].append((node, float(row[transform])))
@@ -213,7 +201,7 @@ def _draw_initial(axis: Axes, space: RoutingSpace, reached: np.ndarray) -> None:
 
 def _draw_cells(axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray) -> None:
     place = np.array([(node.layer, node.scale) for node in space.cells], dtype=float)
-    open_cells = reached & (gates.sum(axis=1) >= CLOSED_BELOW)
+    open_cells = reached & ~is_closed(gates.sum(axis=1))
     kinds = (
         ("unreached", ~reached, 26, FAINT, FAINT),
         ("closed", reached & ~open_cells, 62, "#ffffff", INK),

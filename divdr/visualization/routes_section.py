@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
 from .montage import montage_figure, nearest_to_centres, read_nearest
-from .parts import Entry, Picture, Section, Table, count, fixed, listing
+from .parts import Picture, Section, Table, TableEntry, count, fixed, listing
 from .routes import open_transforms, routes_figure
 from .run_data import RouteData, RunData
 from .scatter import embed, embedding_figure, method_used
@@ -167,9 +167,9 @@ def images_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     most = max(len(found) for found in known.values())
     rows = []
     for name, found in known.items():
-        entries = [Entry(str(n), share(n, sum(found))) for n in found]
-        entries += [Entry("")] * (most - len(entries))
-        rows.append((name, [*entries, Entry(str(sum(found)))]))
+        entries = [TableEntry(str(n), share(n, sum(found))) for n in found]
+        entries += [TableEntry("")] * (most - len(entries))
+        rows.append((name, [*entries, TableEntry(str(sum(found)))]))
     header = ["run", *(f"expert {k}" for k in range(most)), "all"]
     caption = "An image belongs to the expert whose centre is nearest to its gate activation."
     section.tables.append(Table(caption, header, rows))
@@ -242,15 +242,15 @@ def _matched(routes: RouteData, characters: Mapping[str, str]) -> tuple[np.ndarr
     return np.array([k for k, _ in pairs], dtype=np.int64), [label for _, label in pairs]
 
 
-def _character_rows(counts: np.ndarray) -> list[tuple[str, list[Entry]]]:
+def _character_rows(counts: np.ndarray) -> list[tuple[str, list[TableEntry]]]:
     """A row an expert and one for all, from counts (K, C)."""
     rows = []
     for k, row in enumerate(counts):
-        entries = [Entry(str(n), share(n, row.sum())) for n in row]
-        rows.append((f"expert {k}", [*entries, Entry(str(row.sum()))]))
+        entries = [TableEntry(str(n), share(n, row.sum())) for n in row]
+        rows.append((f"expert {k}", [*entries, TableEntry(str(row.sum()))]))
     total = counts.sum(axis=0)
-    entries = [Entry(str(n), share(n, total.sum())) for n in total]
-    rows.append(("all experts", [*entries, Entry(str(total.sum()))]))
+    entries = [TableEntry(str(n), share(n, total.sum())) for n in total]
+    rows.append(("all experts", [*entries, TableEntry(str(total.sum()))]))
     return rows
 
 

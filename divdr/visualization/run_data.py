@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.execution_modes import WayFigures, read_ways
+from ..engine.execution_modes import ModeFigures, read_modes
 from ..errors import DataError
 from ..routing.space import RoutingSpace
 from .curves import Metrics, read_metrics
@@ -121,14 +121,14 @@ class RunData:
         metrics: training curves by key (``read_metrics``).
         results: evaluation results by data set, nested dicts.
         routes: gate activations by data set.
-        ways: the same weights run in several ways (``divdr.engine.execution_modes``).
+        modes: the same weights run in several modes (``divdr.engine.execution_modes``).
     """
 
     name: str
     metrics: Metrics | None = None
     results: dict[str, Any] | None = None
     routes: dict[str, RouteData] | None = None
-    ways: list[WayFigures] | None = None
+    modes: list[ModeFigures] | None = None
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "") -> RunData:
@@ -155,8 +155,8 @@ class RunData:
                 f"inference/results.json, no inference/{_PREFIX}<data set>.npz."
             )
         table = folder / "experts" / "experts.json"
-        ways = read_ways(table) if table.is_file() else None
-        return cls(name or folder.resolve().name, metrics, results, routes, ways)
+        modes = read_modes(table) if table.is_file() else None
+        return cls(name or folder.resolve().name, metrics, results, routes, modes)
 
     def number(self, dataset_name: str, *keys: str) -> float | None:
         """A finite number among the results of a data set, None if it is not there."""

@@ -90,17 +90,17 @@ def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:
 
     Args:
         path: the picture to write; its ending tells the format.
-        lines: times of ways of running, at any number of batch sizes, at least one.
+        lines: times of execution modes, at any number of batch sizes, at least one.
         title: above everything, such as the machine.
     """
     batches = sorted({line.batch for line in lines})
-    ways = list(dict.fromkeys(line.way for line in lines))
+    modes = list(dict.fromkeys(line.mode for line in lines))
     figure = Figure(figsize=(7.2 * len(batches), 5.4), layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
         for line in lines:
             if line.batch == batch:
-                _draw(axes, line, ways.index(line.way))
+                _draw(axes, line, modes.index(line.mode))
         axes.set_title(f"batch {batch}")
         axes.set_xlabel("real cost per image, GFLOPs (10⁹ multiply-adds)")
         axes.set_ylabel("time per image, ms")
@@ -114,11 +114,11 @@ def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:
 
 def _draw(axes: Axes, line: Line, number: int) -> None:
     shade, marker = colour(number), MARKERS[number % len(MARKERS)]
-    label = line.way
+    label = line.mode
     if line.fit is not None:
         slope, intercept = line.fit
         rate = "flat" if line.rate is None else f"{line.rate:.0f} GFLOPs/s"
-        label = f"{line.way}: {rate}, {intercept:+.0f} ms"
+        label = f"{line.mode}: {rate}, {intercept:+.0f} ms"
         ends = np.array([0.0, max(line.gflops)])
         axes.plot(ends, slope * ends + intercept, color=shade, linewidth=1.2)
     axes.plot(line.gflops, line.milliseconds, marker, color=shade, label=label)

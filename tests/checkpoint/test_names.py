@@ -39,7 +39,7 @@ def test_arrays_of_any_byte_order_are_read_and_those_of_no_numbers_left_out():
 
 
 def test_prefixes_are_taken_off_and_said():
-    for prefix, told in (
+    for prefix, reported in (
         ("module.", ("module.",)),
         ("_orig_mod.", ("_orig_mod.",)),
         ("model.module.", ("model.module.",)),
@@ -47,7 +47,7 @@ def test_prefixes_are_taken_off_and_said():
     ):
         found = rename({f"{prefix}a.weight": ONE, f"{prefix}b": TWO}, ["a.weight", "b"])
         assert found.weights == {"a.weight": ONE, "b": TWO}
-        assert found.taken_off == told
+        assert found.taken_off == reported
 
 
 def test_a_compiled_part_and_a_compiled_model_are_known():

@@ -19,9 +19,9 @@ STATE = {"model": {"weight": torch.arange(5000.0)}}
 
 
 def refused(path):
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as reported:
         read_weights(path)
-    sentence = str(told.value)
+    sentence = str(reported.value)
     assert sentence.startswith(f"checkpoint {path} ")
     assert "\n" not in sentence
     return sentence.removeprefix(f"checkpoint {path} ")
@@ -133,7 +133,7 @@ except CheckpointError as error:
     assert [file.name for file in tmp_path.iterdir()] == ["model_final.pth"]
 
 
-def test_a_folder_that_is_gone_is_told(tmp_path):
+def test_a_folder_that_is_gone_is_an_error(tmp_path):
     path = tmp_path / "gone" / "last_checkpoint"
     with pytest.raises(CheckpointError, match=r"gone/last_checkpoint cannot be written \(No such"):
         write_text_atomically(path, "model_final.pth")

@@ -1,4 +1,4 @@
-"""Detection data that is not as it must be: told with the name of the file, and early."""
+"""Detection data that is not as it must be: reported with the name of the file, and early."""
 
 import itertools
 import json
@@ -49,12 +49,12 @@ class Data:
         return build_train_loader(cfg or config())
 
     def complaint(self, cfg=None):
-        """The sentence, wherever it is told first: at the start or with an image."""
+        """The sentence, wherever it is reported first: at the start or with an image."""
         with pytest.raises(DataError) as caught:
             list(itertools.islice(self.loader(cfg), 3))
-        told = one_sentence(caught.value)
-        assert str(self.folder) in told
-        return told
+        reported = one_sentence(caught.value)
+        assert str(self.folder) in reported
+        return reported
 
 
 @pytest.fixture
@@ -157,10 +157,10 @@ def test_a_category_in_dicts_of_ones_own(data):
 )
 def test_annotations_that_cannot_be_used(data, change, settings, message):
     data.annotations[1] = data.annotation(2, **change)
-    told = data.complaint(config(**settings))
-    assert str(data.folder) in told
+    reported = data.complaint(config(**settings))
+    assert str(data.folder) in reported
     with pytest.raises(DataError, match=message):
-        raise DataError(told)
+        raise DataError(reported)
 
 
 @pytest.mark.parametrize("key", ["bbox", "id", "image_id", "category_id"])
@@ -243,8 +243,10 @@ def test_missing_images_are_counted_and_the_first_is_named(data):
     (data.folder / "1.png").unlink()
     data.images.append({"id": 4, "file_name": "none/4.png", "width": 48, "height": 32})
     data.annotations.append(data.annotation(4))
-    told = f"data set 'bad_data_a' ({data.file}): file {data.folder}/1.png does not exist, nor do 1"
-    assert data.complaint().startswith(told)
+    reported = (
+        f"data set 'bad_data_a' ({data.file}): file {data.folder}/1.png does not exist, nor do 1"
+    )
+    assert data.complaint().startswith(reported)
     with pytest.raises(DataError, match=r"1\.png does not exist"):
         build_test_loader(config(), NAMES[0])
 
@@ -291,12 +293,12 @@ def test_unreadable_images_are_named(data, spoil, message, workers):
     rows = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
     Image.fromarray(rows).save(data.folder / "2.png")
     spoil(data.folder / "2.png")
-    told = data.complaint(config(**{"DATALOADER.NUM_WORKERS": workers}))
-    assert f"{data.folder}/2.png" in told
-    assert message in f"error: {told}"
+    reported = data.complaint(config(**{"DATALOADER.NUM_WORKERS": workers}))
+    assert f"{data.folder}/2.png" in reported
+    assert message in f"error: {reported}"
     with pytest.raises(DataError) as caught:
         list(build_test_loader(config(**{"DATALOADER.NUM_WORKERS": workers}), NAMES[:1]))
-    assert one_sentence(caught.value) == told
+    assert one_sentence(caught.value) == reported
 
 
 def test_sizes_that_are_no_numbers(data):

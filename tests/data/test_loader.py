@@ -10,7 +10,7 @@ from torch.utils.data import get_worker_info
 
 from divdr import get_divdr_config
 from divdr.data import build_train_loader
-from divdr.data.loader import TicketBatches
+from divdr.data.loader import SeededIndexBatches
 from divdr.errors import ConfigError, DataError
 
 
@@ -115,7 +115,7 @@ def test_batches_hold_one_aspect_ratio(dataset):
 
 def test_grouped_batches_by_hand():
     # Groups of indices 0..5 are a, b, a, a, b, b; batches of two fill in the order of the stream.
-    sampler = TicketBatches(range(6), 2, groups=[0, 1, 0, 0, 1, 1])
+    sampler = SeededIndexBatches(range(6), 2, groups=[0, 1, 0, 0, 1, 1])
     assert list(sampler) == [[(0, 0), (2, 2)], [(1, 1), (4, 4)]]
 
 

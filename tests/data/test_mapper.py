@@ -125,7 +125,7 @@ def test_flip_turns_both(pair):
         ),
     ],
 )
-def test_what_is_wrong_is_told_with_the_file(pair, tmp_path, change, message):
+def test_what_is_wrong_is_reported_with_the_file(pair, tmp_path, change, message):
     change(pair, tmp_path)
     with pytest.raises(DataError, match=message):
         mapper()(pair)

@@ -203,7 +203,7 @@ def test_finding_every_part_of_every_box_is_perfect(registered, root, tmp_path):
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_missing_data_are_told_only_when_used(tmp_path, registered):
+def test_missing_data_are_reported_only_when_used(tmp_path, registered):
     register_neon_trees(tmp_path)
     with pytest.raises(DataError, match="neon_trees_train"):
         check_datasets(["neon_trees_train"])

@@ -97,32 +97,32 @@ def test_sound_scenes_pass_without_a_word(scenes, caplog):
     assert not warnings(caplog)
 
 
-def test_everything_is_told_at_once_of_training_and_evaluation_alike(scenes):
+def test_everything_is_reported_at_once_for_training_and_evaluation_alike(scenes):
     scenes.save("train", 0, np.full((4, 6), 7))
     scenes.save("val", 1, np.zeros((4, 5)), size=(4, 6))
     scenes.label("val", 2).write_bytes(b"no label")
-    told = scenes.complaints()
-    assert told == [
+    reported = scenes.complaints()
+    assert reported == [
         f"label file {scenes.label('train', 0)} holds 7; classes are 0 to 1, and 255 is ignored",
         f"label file {scenes.label('val', 1)} is 4×5 pixels, its image 4×6",
-        *[t for t in told if "cannot be read as an image" in t],
+        *[t for t in reported if "cannot be read as an image" in t],
     ]
-    assert len(told) == 3
-    text = str(DataError(*told))
-    assert text.startswith(f"{told[0]}; and 2 more:\n  - {told[1]}\n")
+    assert len(reported) == 3
+    text = str(DataError(*reported))
+    assert text.startswith(f"{reported[0]}; and 2 more:\n  - {reported[1]}\n")
     scenes.save("train", 0, np.zeros((4, 6)))
     assert len(scenes.complaints()) == 2, "those of the evaluation alone"
 
 
-def test_colours_in_labels_are_told_once_and_by_the_head_of_the_file(scenes, monkeypatch):
+def test_colours_in_labels_are_reported_once_and_by_the_head_of_the_file(scenes, monkeypatch):
     Image.new("RGB", (6, 4)).save(scenes.label("val", 1))
-    told = [
+    reported = [
         f"file {scenes.label('val', 1)} cannot be used: it is in colours (mode RGB), and must have "
         "one channel, the numbers of the classes"
     ]
-    assert scenes.complaints() == told
+    assert scenes.complaints() == reported
     monkeypatch.setattr("divdr.data.preflight._VALUES", 1)  # of this label no pixel is read
-    assert scenes.complaints() == told
+    assert scenes.complaints() == reported
 
 
 def test_classes_must_be_the_models_and_the_same_in_all(scenes):
@@ -144,7 +144,7 @@ def test_classes_must_be_the_models_and_the_same_in_all(scenes):
     ]
 
 
-def test_classes_without_a_pixel_are_told(scenes, caplog):
+def test_classes_without_a_pixel_are_reported(scenes, caplog):
     for index in range(3):
         scenes.save("val", index, np.full((4, 6), 255) * (index > 0))
     scenes.check()
@@ -158,8 +158,8 @@ def test_classes_without_a_pixel_are_told(scenes, caplog):
 def test_a_kind_of_evaluation_that_the_model_cannot_have(scenes, tmp_path):
     scenes.check()
     boxes(tmp_path, "val", "cat")
-    told = problems(config("SemanticSegmentor", 2))
-    assert told == [
+    reported = problems(config("SemanticSegmentor", 2))
+    assert reported == [
         "data set 'pre_val' is evaluated by instances, which SemanticSegmentor does not predict"
     ]
 
@@ -169,11 +169,11 @@ def test_data_sets_that_are_not_there(scenes, tmp_path):
     DatasetCatalog.remove(NAMES[1])
     assert "is not registered" in problems(config("SemanticSegmentor", 2))[0]
     (tmp_path / "train" / "labels").rename(tmp_path / "elsewhere")
-    told = problems(config("SemanticSegmentor", 2))
-    assert len(told) == 2
-    assert "'pre_train' expects its labels in" in told[0]
-    told = problems(config("SemanticSegmentor", 2), training=False)
-    assert len(told) == 1, "of the training set nothing is used"
+    reported = problems(config("SemanticSegmentor", 2))
+    assert len(reported) == 2
+    assert "'pre_train' expects its labels in" in reported[0]
+    reported = problems(config("SemanticSegmentor", 2), training=False)
+    assert len(reported) == 1, "of the training set nothing is used"
 
 
 def boxes(folder, part, *categories, change=None):
@@ -238,7 +238,7 @@ def twice(part):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (changed("images", "id", "1"), "has image_id 1, where the ids of images are texts"),
         (changed("images", "id", None), "has id None, which is neither a whole number nor a text"),
@@ -277,12 +277,12 @@ def twice(part):
         ),
     ],
 )
-def test_contents_of_files_for_evaluation(tmp_path, change, told):
+def test_contents_of_files_for_evaluation(tmp_path, change, reported):
     boxes(tmp_path, "val", "cat", "dog", change=change)
     cfg = config("GeneralizedRCNN", 2, MODEL__MASK_ON=True, DATASETS__TRAIN=())
     found = problems(cfg, training=False)
     assert found[0].startswith(f"data set 'pre_val' ({tmp_path}/val.json)")
-    assert told in found[0]
+    assert reported in found[0]
 
 
 def test_compressed_masks(tmp_path):
@@ -300,7 +300,7 @@ def test_compressed_masks(tmp_path):
             assert "are not for its 32×48 pixels" in problems(cfg, training=False)[0]
 
 
-def test_what_may_be_meant_so_is_told(tmp_path, caplog):
+def test_what_may_be_meant_so_is_reported(tmp_path, caplog):
     def change(content):
         content["annotations"] += [
             {**content["annotations"][0], "id": 90 + n, "image_id": 9} for n in range(2)
@@ -324,8 +324,8 @@ def test_key_points_and_their_sigmas(tmp_path):
     names = {"keypoint_names": ["l", "r"], "keypoint_flip_map": [("l", "r")]}
     MetadataCatalog.get("pre_val").set(**names)
     cfg = config("GeneralizedRCNN", 1, DATASETS__TRAIN=(), MODEL__KEYPOINT_ON=True)
-    told = "\n".join(problems(cfg, training=False))
-    assert "NUM_KEYPOINTS is 17, but data set 'pre_val' has 2 key points ('l', 'r')" in told
+    reported = "\n".join(problems(cfg, training=False))
+    assert "NUM_KEYPOINTS is 17, but data set 'pre_val' has 2 key points ('l', 'r')" in reported
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 2
     assert problems(cfg, training=False) == [
         "TEST.KEYPOINT_OKS_SIGMAS has 17 numbers, but the model predicts 2 key points"
@@ -365,7 +365,7 @@ def test_folders_of_classes(tmp_path, caplog):
     register_class_folders(NAMES[1], str(tmp_path / "val"))
     check_data(cfg)
     assert "data set 'pre_val': no image is of class 'bee'" in warnings(caplog)
-    assert any("NUM_CLASSES is 3" in told for told in problems(classifier(3)))
+    assert any("NUM_CLASSES is 3" in reported for reported in problems(classifier(3)))
 
 
 def test_a_folder_of_images_is_found_by_looking(tmp_path, caplog):

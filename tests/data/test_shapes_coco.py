@@ -585,9 +585,9 @@ def test_perfect_panoptic_segments_score_hundred(registered):
     def predict(entry):
         ids = segment_ids(registered, "val", Path(entry["pan_seg_file_name"]).name)
         keys = ("id", "category_id", "isthing")
-        told = [{k: s[k] for k in keys} for s in entry["segments_info"] if not s["iscrowd"]]
-        ids[~np.isin(ids, [s["id"] for s in told])] = 0
-        return {"panoptic_seg": (torch.from_numpy(ids), told)}
+        reported = [{k: s[k] for k in keys} for s in entry["segments_info"] if not s["iscrowd"]]
+        ids[~np.isin(ids, [s["id"] for s in reported])] = 0
+        return {"panoptic_seg": (torch.from_numpy(ids), reported)}
 
     result = evaluate(COCOPanopticEvaluator(name), name, predict)["panoptic_seg"]
     for metric in ("PQ", "PQ_th", "PQ_st"):

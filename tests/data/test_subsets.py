@@ -152,7 +152,7 @@ def test_names(tmp_path, names_under):
         check_datasets(subset_names("train"))
 
 
-def test_missing_data_is_told(tmp_path, names_under):
+def test_missing_data_is_reported(tmp_path, names_under):
     with names_under(tmp_path):
         register_subsets(tmp_path)
         with pytest.raises(DataError, match=r"expects its images in .*subsets.*datasets/README.md"):

@@ -173,7 +173,7 @@ def refused(capsys, config, opts):
 
 
 @pytest.mark.parametrize(
-    ("system", "key", "value", "told"),
+    ("system", "key", "value", "reported"),
     [
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "cluster", "has no box in the training set"),
         (
@@ -189,9 +189,9 @@ def refused(capsys, config, opts):
         ("coe", "ROI_BOX_HEAD.COE.THRESHOLD", 2.0, "COE.THRESHOLD must be between 0 and 1, not 2"),
     ],
 )
-def test_settings_that_cannot_be(system, key, value, told, drawn, small, capsys):
+def test_settings_that_cannot_be(system, key, value, reported, drawn, small, capsys):
     path = f"{SMALL}{system}_coco_faster_rcnn.yaml"
-    assert told in refused(capsys, path, options(small, **{f"MODEL.{key}": value}))
+    assert reported in refused(capsys, path, options(small, **{f"MODEL.{key}": value}))
 
 
 def test_names_of_the_data_set_are_left_as_they_were(drawn):

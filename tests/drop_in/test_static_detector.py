@@ -3,7 +3,7 @@
 import torch
 
 from divdr.engine import Trainer, load_config
-from divdr.engine.execution_modes import load_trained, read_ways
+from divdr.engine.execution_modes import load_trained, read_modes
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import ExpertSettings
 from divdr.modeling import attached_routing
@@ -21,7 +21,7 @@ def test_experts_of_a_detector_are_made_evaluated_and_exported(repository, drawn
     settings = ExpertSettings(dispatch_layers=2, bn_batches=1, fine_tune=1)
     folder = tmp_path / "experts"
     said = export_experts(cfg, load_trained(cfg), settings, folder, formats=["pt2"], size=(96, 96))
-    rows = read_ways(folder / "experts.json")
+    rows = read_modes(folder / "experts.json")
     assert set(rows[0].accuracy) == {"box AP", "mask AP"}
     assert rows[1].name in said
     cfg.MODEL.ROUTING.STATIC_EXPERTS = str(folder / "static_experts.pth")

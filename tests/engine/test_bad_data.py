@@ -167,26 +167,28 @@ def run(capsys, folder, *more, eval_only=False):
     assert exit_info.value.code == 2
     # Other lines are of loggers that still write to the captured output of an earlier test.
     lines = capsys.readouterr().err.splitlines()
-    told = [line for line in lines if line.startswith("error: ")]
-    assert len(told) == 1
-    assert lines[-1] == told[0]
-    return told[0]
+    reported = [line for line in lines if line.startswith("error: ")]
+    assert len(reported) == 1
+    assert lines[-1] == reported[0]
+    return reported[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_ends_training(capsys, folder, workers):
     path = folder / "1.png"
     path.write_bytes(path.read_bytes()[:200])
-    told = run(capsys, folder, "DATALOADER.NUM_WORKERS", workers)
-    assert told.startswith(f"error: file {path} cannot be read as an image (")
+    reported = run(capsys, folder, "DATALOADER.NUM_WORKERS", workers)
+    assert reported.startswith(f"error: file {path} cannot be read as an image (")
 
 
 def test_a_category_out_of_range_ends_before_training(capsys, folder):
     write(
         folder, annotations=[box(0, [1, 1, 9, 9], id=1), box(1, [1, 1, 9, 9], id=2, category_id=2)]
     )
-    told = run(capsys, folder, "MODEL.ROI_HEADS.NUM_CLASSES", 1)
-    assert f"({folder}/boxes.json): an annotation of image {folder}/1.png has category 1" in told
+    reported = run(capsys, folder, "MODEL.ROI_HEADS.NUM_CLASSES", 1)
+    assert (
+        f"({folder}/boxes.json): an annotation of image {folder}/1.png has category 1" in reported
+    )
     assert not list(folder.glob("out/*.pth"))
 
 
@@ -201,17 +203,17 @@ def test_evaluation_tells_of_spoilt_data(capsys, folder, weights):
     path = folder / "3.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:200])
-    told = run(capsys, folder, *weights, "DATALOADER.NUM_WORKERS", 1, eval_only=True)
-    assert told.startswith(f"error: file {path} cannot be read as an image (")
+    reported = run(capsys, folder, *weights, "DATALOADER.NUM_WORKERS", 1, eval_only=True)
+    assert reported.startswith(f"error: file {path} cannot be read as an image (")
     path.unlink()
-    told = run(capsys, folder, *weights, eval_only=True)
-    assert told.endswith(f"({folder}/boxes.json): file {path} does not exist")
+    reported = run(capsys, folder, *weights, eval_only=True)
+    assert reported.endswith(f"({folder}/boxes.json): file {path} does not exist")
     path.write_bytes(whole)
     write(
         folder, annotations=[{k: v for k, v in box(0, [1, 1, 9, 9], id=1).items() if k != "area"}]
     )
-    told = run(capsys, folder, *weights, eval_only=True)
-    assert told.endswith("cannot be evaluated on: annotation 1 of image 0.png lacks 'area'")
+    reported = run(capsys, folder, *weights, eval_only=True)
+    assert reported.endswith("cannot be evaluated on: annotation 1 of image 0.png lacks 'area'")
     (folder / "boxes.json").write_text("{")
     assert "the file is not valid JSON" in run(capsys, folder, *weights, eval_only=True)
 
@@ -238,6 +240,6 @@ def test_the_command_line_says_one_sentence(folder, repository, tmp_path):
         check=False,
     )
     assert result.returncode == 2, result.stderr
-    told = [li for li in result.stderr.splitlines() if "error" in li.lower() or "Trace" in li]
-    assert len(told) == 1
-    assert told[0].startswith(f"error: file {path} cannot be read as an image (")
+    reported = [li for li in result.stderr.splitlines() if "error" in li.lower() or "Trace" in li]
+    assert len(reported) == 1
+    assert reported[0].startswith(f"error: file {path} cannot be read as an image (")

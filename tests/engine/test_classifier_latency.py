@@ -47,7 +47,7 @@ def count_rows(system):
 
 @pytest.mark.parametrize("name", ["hydra", "dynk", "coe"])
 @torch.no_grad()
-def test_both_ways_predict_alike_and_one_runs_everything(name, few_digits, tmp_path):
+def test_both_dispatches_predict_alike_and_one_runs_everything(name, few_digits, tmp_path):
     tau = ("MODEL.CLASSIFIER.COE.THRESHOLD", "0.5", "MODEL.CLASSIFIER.HYDRA.THRESHOLD", "0.3")
     _, model = build(name, few_digits, tmp_path, *(tau if name != "hydra" else ()))
     system = model.system
@@ -65,7 +65,7 @@ def test_both_ways_predict_alike_and_one_runs_everything(name, few_digits, tmp_p
 
 
 @pytest.mark.parametrize("name", ["dynk", "coe"])
-def test_every_batch_runs_each_way_as_often_as_asked(name, few_digits, tmp_path):
+def test_every_batch_runs_each_dispatch_as_often_as_asked(name, few_digits, tmp_path):
     system = build(name, few_digits, tmp_path)[1].system.train()
     batches = list(torch.randn(12, 1, 8, 8).split(4))
     with torch.no_grad():

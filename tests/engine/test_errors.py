@@ -1,4 +1,4 @@
-"""What a user does wrong is told in one sentence, and the exit code is 2."""
+"""What a user does wrong is reported in one sentence, and the exit code is 2."""
 
 import argparse
 from pathlib import Path
@@ -65,26 +65,26 @@ def _in_repository(repository, monkeypatch):
 def test_missing_data_folder(capsys, folder, overrides):
     missing = "cityscapes_fine_sem_seg_train"
     MetadataCatalog.get(missing)
-    told = run(capsys, folder, overrides, "DATASETS.TRAIN", f"('{missing}',)")
-    assert "expects its images in" in told
-    assert "leftImg8bit/train" in told
+    reported = run(capsys, folder, overrides, "DATASETS.TRAIN", f"('{missing}',)")
+    assert "expects its images in" in reported
+    assert "leftImg8bit/train" in reported
 
 
 def test_label_out_of_range(capsys, folder, overrides):
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(folder[0] / "labels" / "2.png")
-    told = run(capsys, folder, overrides)
-    assert told.endswith("labels/2.png holds 9; classes are 0 to 1, and 255 is ignored")
+    reported = run(capsys, folder, overrides)
+    assert reported.endswith("labels/2.png holds 9; classes are 0 to 1, and 255 is ignored")
 
 
 def test_image_without_label(capsys, folder, overrides):
     (folder[0] / "labels" / "1.png").unlink()
-    told = run(capsys, folder, overrides)
-    assert "1.png" in told
+    reported = run(capsys, folder, overrides)
+    assert "1.png" in reported
 
 
 def test_unknown_operation(capsys, folder, overrides):
-    told = run(capsys, folder, overrides, "MODEL.ROUTING.OPS", "['sep_conv_9x9']")
-    assert "unknown operation 'sep_conv_9x9'; known are avg_pool_3x3" in told
+    reported = run(capsys, folder, overrides, "MODEL.ROUTING.OPS", "['sep_conv_9x9']")
+    assert "unknown operation 'sep_conv_9x9'; known are avg_pool_3x3" in reported
 
 
 def test_unknown_key(capsys, folder, overrides):
@@ -92,8 +92,8 @@ def test_unknown_key(capsys, folder, overrides):
 
 
 def test_more_experts_than_images(capsys, folder, overrides):
-    told = run(capsys, folder, overrides, "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", 5)
-    assert "NUM_EXPERTS is 5, but the training set holds 4 images" in told
+    reported = run(capsys, folder, overrides, "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", 5)
+    assert "NUM_EXPERTS is 5, but the training set holds 4 images" in reported
 
 
 def test_evaluation_without_weights(capsys, folder, overrides):
@@ -101,14 +101,14 @@ def test_evaluation_without_weights(capsys, folder, overrides):
 
 
 def test_evaluation_of_nothing(capsys, folder, overrides):
-    told = run(capsys, folder, overrides, "DATASETS.TEST", "()", eval_only=True)
-    assert told == "error: --eval-only evaluates DATASETS.TEST, which names no data set"
+    reported = run(capsys, folder, overrides, "DATASETS.TEST", "()", eval_only=True)
+    assert reported == "error: --eval-only evaluates DATASETS.TEST, which names no data set"
 
 
 def test_output_folder_that_is_a_file(capsys, folder, overrides):
     (folder[0] / "taken").touch()
-    told = run(capsys, folder, overrides, "OUTPUT_DIR", folder[0] / "taken")
-    assert told.endswith("taken is a file, not a folder")
+    reported = run(capsys, folder, overrides, "OUTPUT_DIR", folder[0] / "taken")
+    assert reported.endswith("taken is a file, not a folder")
 
 
 def test_a_training_says_once_that_nothing_will_be_evaluated(folder, overrides, training_log):
@@ -150,7 +150,7 @@ def test_synchronised_normalisation_of_detectron2_on_cpus(monkeypatch):
 
 def test_loss_that_is_not_finite(capsys, folder, overrides):
     root, _ = folder
-    told = run(
+    reported = run(
         capsys,
         folder,
         overrides,
@@ -161,9 +161,9 @@ def test_loss_that_is_not_finite(capsys, folder, overrides):
         "SOLVER.CLIP_GRADIENTS.ENABLED",
         "False",
     )
-    assert "not finite" in told
+    assert "not finite" in reported
     log = (root / "out" / "log.txt").read_text()
-    assert f"Stopped: {told.removeprefix('error: ')}" in log
+    assert f"Stopped: {reported.removeprefix('error: ')}" in log
     assert "Traceback" not in log
     saved = sorted(Path(root / "out").glob("model_*.pth"))
     assert not (root / "out" / "model_final.pth").exists()

@@ -1,4 +1,4 @@
-"""A full disk is told once."""
+"""A full disk is reported once."""
 
 import errno
 import io

@@ -55,9 +55,9 @@ def test_processes_that_are_interrupted_say_one_line(repository, environment, ov
             if training.poll() is None:
                 os.killpg(training.pid, signal.SIGKILL)
         err.seek(0)
-        told = [line for line in err.read().splitlines() if "No CUDA runtime" not in line]
-    assert code == 130, told
-    [line] = [line for line in told if not line.startswith("[W")]  # of PyTorch's own threads
+        reported = [line for line in err.read().splitlines() if "No CUDA runtime" not in line]
+    assert code == 130, reported
+    [line] = [line for line in reported if not line.startswith("[W")]  # of PyTorch's own threads
     found = re.fullmatch(r"stopped at iteration (\d+); --resume goes on from (\d+)", line)
     assert found, line
     iteration, start = map(int, found.groups())

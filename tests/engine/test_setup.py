@@ -90,7 +90,7 @@ def test_unknown_key_is_named_with_the_nearest():
         (["SEED", "1", "--resume"], "the key --resume has no value; .* after all options"),
     ],
 )
-def test_wrong_values_are_told(overrides, message):
+def test_wrong_values_are_reported(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config("", overrides)
 
@@ -144,7 +144,7 @@ def test_broken_files_are_named(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_folders_and_lazy_configs_are_told(tmp_path, repository):
+def test_folders_and_lazy_configs_are_reported(tmp_path, repository):
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(str(tmp_path))
     lazy = str(repository / "configs/lazy/divdr_coco_mask_rcnn.py")
@@ -201,7 +201,7 @@ def test_output_folders_that_cannot_be(tmp_path):
         make_output_folder("/proc/divdr", "--output")
 
 
-def test_clustering_loss_that_is_always_zero_is_told(caplog):
+def test_clustering_loss_that_is_always_zero_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         load_config(
             "",
@@ -210,7 +210,7 @@ def test_clustering_loss_that_is_always_zero_is_told(caplog):
     assert "identically zero" in caplog.text
 
 
-def test_one_expert_with_the_clustering_loss_is_told(caplog):
+def test_one_expert_with_the_clustering_loss_is_reported(caplog):
     one = ["MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "1"]
     with caplog.at_level(logging.WARNING):
         load_config("", [*one, "MODEL.ROUTING.CLUSTERING.WEIGHT", "0"])
@@ -238,8 +238,8 @@ def test_errors_of_the_file_system_name_the_file(capsys, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         tool()
     assert exit_info.value.code == 2
-    told = capsys.readouterr().err
-    assert told == f"error: {tmp_path}/nowhere/x.txt: No such file or directory\n"
+    reported = capsys.readouterr().err
+    assert reported == f"error: {tmp_path}/nowhere/x.txt: No such file or directory\n"
 
 
 def test_interrupted_tools_say_one_line_and_exit_with_130(capsys):

@@ -1,4 +1,4 @@
-"""From a trained model to static experts, their files, and the comparison of ways to run it."""
+"""From a trained model to static experts, their files, and its execution modes compared."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
-from divdr.engine.execution_modes import load_trained, read_ways
+from divdr.engine.execution_modes import load_trained, read_modes
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import (
     ExpertSettings,
@@ -130,9 +130,9 @@ def test_statistics_come_from_the_experts_own_images(run, monkeypatch):
     assert len(seen) == len(experts.networks) == 2
 
 
-def test_the_table_has_every_way(run, exported):
+def test_the_table_has_every_mode(run, exported):
     folder, said = exported
-    rows = read_ways(folder / "experts.json")
+    rows = read_modes(folder / "experts.json")
     assert [row.name for row in rows][:2] == ["dynamic", "static experts, by dispatcher"]
     results = json.loads((folder / "ways" / "way_0" / "inference" / "results.json").read_text())
     figures = results["halves"]
@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(run, exported, tmp_path):
         use_static_experts(model, tmp_path / "half.pth")
     (tmp_path / "experts.json").write_text("{}")
     with pytest.raises(DataError, match="no comparison"):
-        read_ways(tmp_path / "experts.json")
+        read_modes(tmp_path / "experts.json")
     attached_routing(model).experts.centres = None
     with pytest.raises(ConfigError, match="local experts"):
         gather(model, build_test_loader(run, "halves"))

@@ -1,4 +1,4 @@
-"""Weights that are not the model's: refused where it would be run as it is, told in training."""
+"""Weights that are not the model's: refused for evaluation, reported in training."""
 
 import logging
 
@@ -29,11 +29,11 @@ def saved(folder, state, **more):
 
 
 def refused(path, model=None, **more):
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as reported:
         load_for_evaluation(model or Small(), path, **more)
-    assert "\n" not in str(told.value)
-    assert path in str(told.value)
-    return str(told.value).replace(path, "FILE")
+    assert "\n" not in str(reported.value)
+    assert path in str(reported.value)
+    return str(reported.value).replace(path, "FILE")
 
 
 def part(state, start):
@@ -206,8 +206,8 @@ def test_evaluation_on_other_classes_or_images_is_refused(tmp_path, sets, caplog
             "classification",
         ),
     ):
-        told = refused(path, about=[About.of(config(**change), sets[0])])
-        assert told == f"checkpoint FILE {words}"
+        reported = refused(path, about=[About.of(config(**change), sets[0])])
+        assert reported == f"checkpoint FILE {words}"
     with caplog.at_level(logging.WARNING, "divdr"):
         RoutingCheckpointer(Small(), about=other).resume_or_load(path, resume=False)
     assert "class 1 is 'rest'" in caplog.text
@@ -217,11 +217,11 @@ def test_classes_of_another_number_are_counted(sets):
     MetadataCatalog.get("about_more").set(stuff_classes=["road", "rest", "sky"])
     DatasetCatalog.register("about_more", list)
     try:
-        told = About.of(config(), sets[0]).other_classes(About.of(config(), "about_more"))
+        reported = About.of(config(), sets[0]).other_classes(About.of(config(), "about_more"))
     finally:
         DatasetCatalog.remove("about_more")
         MetadataCatalog.remove("about_more")
-    assert told.endswith("which has 2 classes; 'about_more' has 3")
+    assert reported.endswith("which has 2 classes; 'about_more' has 3")
 
 
 def test_without_names_classes_are_numbers_and_foreign_descriptions_count_for_nothing():

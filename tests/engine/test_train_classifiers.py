@@ -121,15 +121,15 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
     for name in few_digits:
         MetadataCatalog.get(name).classes[9] = "nine"
     try:
-        told = refused(capsys, tmp_path, few_digits, *by_file)
+        reported = refused(capsys, tmp_path, few_digits, *by_file)
     finally:
         for name in few_digits:
             MetadataCatalog.get(name).classes[9] = "9"
-    assert "is of data set 'few_digits_train' with 10 classes, and does not suit" in told
+    assert "is of data set 'few_digits_train' with 10 classes, and does not suit" in reported
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "reported"),
     [
         ("HYDRA.BRANCHES", 11, "11 branches cannot share 10 classes"),
         ("HYDRA.THRESHOLD", 1.5, "must be between 0 and 1, not 1.5"),
@@ -142,8 +142,8 @@ def _of_another_data_set_is_refused(tmp_path, few_digits, by_file, capsys):
         ("ARCHITECTURE", "vgg", "ARCHITECTURE 'vgg' has no parts"),
     ],
 )
-def test_settings_that_cannot_be(key, value, told, capsys, tmp_path, few_digits):
-    assert told in refused(capsys, tmp_path, few_digits, f"MODEL.CLASSIFIER.{key}", value)
+def test_settings_that_cannot_be(key, value, reported, capsys, tmp_path, few_digits):
+    assert reported in refused(capsys, tmp_path, few_digits, f"MODEL.CLASSIFIER.{key}", value)
 
 
 def test_a_class_without_images(capsys, tmp_path, few_digits):
@@ -153,11 +153,11 @@ def test_a_class_without_images(capsys, tmp_path, few_digits):
     classes = MetadataCatalog.get(few_digits[0]).classes
     MetadataCatalog.get(name).set(classes=classes, evaluator_type="classification")
     try:
-        told = refused(capsys, tmp_path, [name, few_digits[1]])
+        reported = refused(capsys, tmp_path, [name, few_digits[1]])
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    assert "class 4 has no training image" in told
+    assert "class 4 has no training image" in reported
 
 
 def test_one_step_on_cifar_100_at_the_paper_s_scale(tmp_path, names_under):

@@ -95,14 +95,14 @@ def test_iou_of_labels_and_ignored_pixels(labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "reported"),
     [([[0, 0, 7], [0, 0, 0]], "holds 7"), ([[0, 0], [0, 0]], "is 2×2 pixels, its image 2×3")],
 )
-def test_labels_that_cannot_be_right_are_refused(labelled, tmp_path, labels, told):
+def test_labels_that_cannot_be_right_are_refused(labelled, tmp_path, labels, reported):
     inputs = labelled(labels)
     evaluator = build_task_evaluator(NAME, str(tmp_path / "out"))
     evaluator.reset()
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=reported):
         evaluator.process(inputs, scores([[0, 1, 1], [1, 2, 0]]))
 
 

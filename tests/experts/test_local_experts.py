@@ -323,7 +323,7 @@ def _cluster_alone(rank: int):
         experts.bank.update(KEYS, ROWS, 0)
         assert experts.cluster(0) is not None
         setattr(partition, name, real)
-    told = []
+    reported = []
     labels = KnownLabels(dict.fromkeys("abcd", 0))
     for broken in (LocalExperts(2, 1, labels=labels), LocalExperts(2, 1)):
         broken.bank.update(KEYS, ROWS, 0)
@@ -332,10 +332,10 @@ def _cluster_alone(rank: int):
         try:
             broken.cluster(0)
         except DivdrError as error:
-            told.append((type(error).__name__, str(error)))
+            reported.append((type(error).__name__, str(error)))
     waiting = LocalExperts(2, 1, labels=KnownLabels(dict.fromkeys("abcde", 0)))
     waiting.bank.update(KEYS, ROWS, 0)
-    return len(calls), told, waiting.cluster(0)
+    return len(calls), reported, waiting.cluster(0)
 
 
 @pytest.fixture(scope="module")
@@ -347,11 +347,11 @@ def two_ranks(tmp_path_factory):
 
 
 def test_rank_0_clusters_alone_and_its_errors_are_everybodys(two_ranks):
-    (first, told, nothing), (second, heard, none) = (alone for _, alone in two_ranks)
+    (first, reported, nothing), (second, reported_there, none) = (alone for _, alone in two_ranks)
     assert (first, second) == (2, 0)
-    assert told == heard
-    assert told[0] == ("DataError", "image e has no label among the known subsets")
-    assert told[1][0] == "ConfigError"
+    assert reported == reported_there
+    assert reported[0] == ("DataError", "image e has no label among the known subsets")
+    assert reported[1][0] == "ConfigError"
     assert nothing is None
     assert none is None
 

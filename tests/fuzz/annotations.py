@@ -103,7 +103,7 @@ def changed(actions: list[tuple[tuple, str, Any]]) -> dict[str, Any]:
 
 
 def check_one(actions: list[tuple[tuple, str, Any]], folder: Path) -> bool:
-    """Whether a changed file is either told of in a sentence, or trains and evaluates rightly.
+    """Whether a changed file is either reported in a sentence, or trains and evaluates rightly.
 
     Args:
         actions: of :func:`examples`.
@@ -137,9 +137,9 @@ def check_one(actions: list[tuple[tuple, str, Any]], folder: Path) -> bool:
     try:
         check_data(cfg)
     except DivdrError as error:
-        for told in getattr(error, "problems", (str(error),)):
-            assert str(path) in told or ".png" in told or NAME in told, told
-            assert "\n" not in told
+        for reported in getattr(error, "problems", (str(error),)):
+            assert str(path) in reported or ".png" in reported or NAME in reported, reported
+            assert "\n" not in reported
         assert time.monotonic() - started < SECONDS
         return False
     train = iter(build_train_loader(cfg))

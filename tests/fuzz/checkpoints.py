@@ -116,11 +116,11 @@ def check_one(case: Case, folder: Path) -> bool:
     try:
         RoutingCheckpointer(model, strict=True).load(str(path))
     except CheckpointError as error:
-        told = str(error)
-        assert str(path) in told, told
-        assert "\n" not in told, told
-        assert "weights_only" not in told, told
-        assert case.damage[0] != "none" or not case.known, told
+        reported = str(error)
+        assert str(path) in reported, reported
+        assert "\n" not in reported, reported
+        assert "weights_only" not in reported, reported
+        assert case.damage[0] != "none" or not case.known, reported
         return False
     finally:
         assert time.monotonic() - started < SECONDS

@@ -18,7 +18,7 @@ from divdr import get_divdr_config
 from divdr.data import SemanticCropMapper
 from divdr.data.checked_mapper import DetectionMapper
 from divdr.errors import DataError
-from divdr.image_files import check_labels, read_labels
+from divdr.image_files import check_label_map, read_labels
 
 SECONDS = 5.0
 """Longest that one file may take; on a quiet machine it takes 0.01."""
@@ -82,7 +82,7 @@ def content(file: LabelFile) -> bytes:
         "CMYK": lambda: Image.fromarray(np.dstack([small] * 4), "CMYK"),
     }[mode]()
     buffer = io.BytesIO()
-    # A GIF's palette is sorted anew unless it is told not to be.
+    # A GIF's palette is sorted anew unless one asks for the old order.
     options = {"optimize": False} if ending == "gif" else {}
     made.save(buffer, {"tif": "TIFF"}.get(ending, ending.upper()), **options)
     data = bytearray(buffer.getvalue())
@@ -92,7 +92,7 @@ def content(file: LabelFile) -> bytes:
 
 
 def check_one(file: LabelFile, folder: Path) -> bool:
-    """Whether a file is either read rightly or told of in a sentence, by every reader alike.
+    """Whether a file is either read rightly or reported in a sentence, by every reader alike.
 
     Args:
         file: of :func:`examples`.
@@ -138,7 +138,7 @@ def _mappers() -> list:
 
 def _evaluated(path: Path) -> np.ndarray:
     labels = read_labels(path)
-    check_labels(labels, path, classes=CLASSES, ignore=IGNORED, size=SIZE)
+    check_label_map(labels, path, classes=CLASSES, ignore=IGNORED, size=SIZE)
     return labels.astype(np.int64)
 
 
@@ -147,9 +147,9 @@ def _outcome(path: Path, read) -> bytes | None:
     try:
         return read().astype(np.int64).tobytes()
     except DataError as error:
-        told = str(error)
-        assert path.name in told, told
-        assert "\n" not in told
+        reported = str(error)
+        assert path.name in reported, reported
+        assert "\n" not in reported
         return None
 
 

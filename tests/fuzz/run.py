@@ -2,7 +2,7 @@
 
     python tests/fuzz/run.py --examples 2000
 
-Prints, for each kind of file, how many were used, how many were told of, and how long it took; a
+Prints, for each kind of file, how many were used, how many were reported, and how long it took; a
 file that is neither ends it with the smallest such file.
 """
 
@@ -25,7 +25,7 @@ from fuzz import annotations, checkpoints, configs, labels
 
 
 def run(module, count: int) -> Counter:
-    """How many examples were used (True) and told of (False)."""
+    """How many examples were used (True) and reported (False)."""
     found: Counter = Counter()
 
     @settings(
@@ -54,7 +54,7 @@ def main() -> None:
         found = run(module, args.examples)
         name = module.__name__.rpartition(".")[2]
         seconds = time.monotonic() - started
-        print(f"{name}: {found[True]} used, {found[False]} told of, {seconds:.0f} s", flush=True)
+        print(f"{name}: {found[True]} used, {found[False]} reported, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

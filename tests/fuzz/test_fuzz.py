@@ -1,4 +1,4 @@
-"""Files that nobody would write: each is used rightly, or told of in one sentence that names it."""
+"""Files that nobody would write: each is used rightly, or an error in one sentence names it."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -11,7 +11,7 @@ from divdr.benchmark import (
     Case,
     CaseResult,
     Line,
-    Row,
+    Measurement,
     Times,
     as_numbers,
     case_table,
@@ -109,7 +109,9 @@ def result(batch: int, closed: float, gflops: float, **milliseconds: float) -> C
     names["half"] = "plan, bf16"
     slow = milliseconds["published"]
     rows = [
-        Row(names.get(n, n), Times((ms / 1e3,)), slow / ms, gflops / 2, gflops, 0.0, n == "half")
+        Measurement(
+            names.get(n, n), Times((ms / 1e3,)), slow / ms, gflops / 2, gflops, 0.0, n == "half"
+        )
         for n, ms in milliseconds.items()
     ]
     return CaseResult(Case(batch, (32, 32), closed), closed, tuple(rows))
@@ -139,7 +141,7 @@ def test_targets_are_worked_out_from_medians():
 
 
 def test_lines_and_rates():
-    found = {(line.batch, line.way): line for line in lines(RESULTS)}
+    found = {(line.batch, line.mode): line for line in lines(RESULTS)}
     plan = found[1, "plan"]
     assert (plan.gflops, plan.milliseconds) == ((5.0, 20.0), pytest.approx((90.0, 300.0)))
     # (300 - 90) / 15 = 14 ms for 10⁹ multiply-adds, 90 - 5 · 14 = 20 ms beside.
@@ -159,14 +161,14 @@ def test_a_peak_counts_multiply_adds(monkeypatch):
 
 def test_numbers_of_a_row():
     numbers = as_numbers(RESULTS, [], {"float32": 100e9, "bfloat16": 200e9})
-    row = next(w for w in numbers["cases"][2]["ways"] if w["way"] == "plan")
+    row = next(w for w in numbers["cases"][2]["modes"] if w["mode"] == "plan")
     # 500 ms for 8 images; 5 · 10⁹ in 62.5 ms.
     assert row["ms per image"] == pytest.approx(62.5)
     assert row["images/s"] == pytest.approx(16)
     assert row["times faster"] == pytest.approx(3.2)
     assert row["GFLOPs/s"] == pytest.approx(80)
     assert row["of GEMM peak"] == pytest.approx(0.8)
-    half = next(w for w in numbers["cases"][0]["ways"] if w["way"] == "plan, bf16")
+    half = next(w for w in numbers["cases"][0]["modes"] if w["mode"] == "plan, bf16")
     assert half["of GEMM peak"] == pytest.approx(20 / 0.12 / 200)
 
 
@@ -211,12 +213,12 @@ def test_a_second_parameter_gets_the_network(module):
         ("others_model:number", "not a function but a int"),
     ],
 )
-def test_what_cannot_be_called_is_told(module, name, words):
+def test_what_cannot_be_called_is_reported(module, name, words):
     with pytest.raises(ConfigError, match=words):
         Against(name)
 
 
-def test_a_failing_callable_is_told_in_one_line(module):
+def test_a_failing_callable_is_reported_in_one_line(module):
     call = Against("others_model:broken").bind(None, torch.zeros(1))
     with pytest.raises(ConfigError) as caught:
         call()

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused():
     for layers in (0, 5):
         with pytest.raises(ConfigError, match="looks at 1 to 4 of the 5 layers"):
             Dispatcher.fit(network.space, torch.zeros(2, 51), torch.zeros(2), 2, layers)
-    with pytest.raises(ConfigError, match="tells 3 experts"):
+    with pytest.raises(ConfigError, match="is for 3 experts"):
         DispatchPlan(network, networks[:2], dispatcher)
     with pytest.raises(ConfigError, match="eval"):
         DispatchPlan(network, [networks[0].train(), *networks[1:]], dispatcher)

@@ -40,15 +40,15 @@ def test_the_plan_of_an_image_lives_in_what_a_layer_needs(layers):
 
 def test_networks_and_published_runs_keep_no_map_of_past_layers():
     x = pictures(1, 50, 70).float()
-    for way in (lambda network: network, PublishedRun):
+    for mode in (lambda network: network, PublishedRun):
         peaks = []
         for layers in (3, 6):
-            run = way(wide_network(layers))
+            run = mode(wide_network(layers))
             peaks.append(peak_bytes(lambda run=run: run(x)))
         assert peaks[1] < peaks[0] + 10_000
 
 
-def test_a_process_of_its_own_measures_a_way():
+def test_a_process_of_its_own_measures_a_mode():
     case = Case(1, (64, 96), 0.0, layers=2, scales=2, channels=8)
     (memory,) = measure_memory(case, "cpu", ("plan, bf16",))
     # The stem's depthwise convolution reads and writes 64 × 31 × 47 numbers of two bytes.
@@ -56,7 +56,7 @@ def test_a_process_of_its_own_measures_a_way():
     assert memory.resident >= 0
 
 
-def test_a_failed_process_is_told_in_one_sentence():
+def test_a_failed_process_is_reported_in_one_sentence():
     case = Case(1, (2, 2), 0.0, layers=2, scales=2, channels=8)
     with pytest.raises(DivdrError, match=r"measuring the memory of 'plan' failed: .*2×2"):
         measure_memory(case, "cpu", ("plan",))

@@ -294,7 +294,7 @@ class _Loss(torch.nn.Module):
         return {"loss": self.backbone(image)["res2"].mean()}
 
 
-def test_what_is_no_batch_is_told():
+def test_what_is_no_batch_is_reported():
     model = _Loss().train()
     attach_routing(model, num_experts=2)
     with pytest.raises(DataError, match="a list of dicts"):

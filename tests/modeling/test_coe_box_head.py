@@ -267,7 +267,7 @@ def test_a_frozen_delegator_keeps_its_batch_norm():
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "reported"),
     [
         ({"EXPERTS": 0}, "EXPERTS must be at least 1, not 0"),
         ({"THRESHOLD": -0.5}, "τ must be between 0 and 1, not -0.5"),
@@ -278,8 +278,8 @@ def test_a_frozen_delegator_keeps_its_batch_norm():
         ({"_USE_SIGMOID_CE": True}, "which USE_SIGMOID_CE does not give"),
     ],
 )
-def test_settings_that_cannot_be(keys, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_cannot_be(keys, reported):
+    with pytest.raises(ConfigError, match=reported):
         build(**keys)
 
 

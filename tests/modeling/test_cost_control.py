@@ -91,7 +91,7 @@ def test_the_controller_comes_back_from_a_checkpoint_and_may_be_new(tmp_path):
     other.load_state_dict({"steps": 4})  # of a run without a cost target
 
 
-def test_contradictions_are_told_in_a_sentence():
+def test_contradictions_are_reported_in_a_sentence():
     with pytest.raises(ConfigError, match="replaces the published budget loss"):
         attach_routing(_Model(), cost_target=CostTarget(share=0.5), budget=Ramp(0.8, 0, 0))
     with pytest.raises(ConfigError, match=r'MODEL\.ROUTING\.GATE is "none"'):

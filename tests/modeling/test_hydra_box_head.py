@@ -280,7 +280,7 @@ def test_partitions_that_cannot_be():
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "reported"),
     [
         ({"BRANCHES": CLASSES + 1}, "7 branches cannot share 6 classes"),
         ({"BRANCHES": 0}, "BRANCHES must be at least 1, not 0"),
@@ -290,8 +290,8 @@ def test_partitions_that_cannot_be():
         ({"BRANCH_FC_DIMS": []}, "BRANCH_FC_DIMS must name at least one linear layer"),
     ],
 )
-def test_settings_that_cannot_be(keys, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_cannot_be(keys, reported):
+    with pytest.raises(ConfigError, match=reported):
         make(**keys)
 
 

@@ -73,7 +73,7 @@ def test_gflops_are_a_mean_over_images_of_all_sizes():
 
 
 @pytest.mark.parametrize("gflops", [15e-9, 130e-9])
-def test_gflops_out_of_reach_are_told_early(gflops):
+def test_gflops_out_of_reach_are_reported_early(gflops):
     controller = CostController(CostTarget(gflops=gflops, start=1000))
     for step in range(19):
         controller.observe(cost(100.0), step)

@@ -30,7 +30,7 @@ def test_transforms_of_a_small_space():
     assert [node.transforms for node in second] == [(KEEP, DOWN), (UP, KEEP, DOWN), (UP, KEEP)]
     assert [node.transforms for node in last] == [(KEEP,)] * 3
     assert space.initial.transforms == (KEEP, DOWN)
-    assert space.activation_index(second[1], DOWN) == 3 * 3 + 2
+    assert second[1].index == 3  # after both cells of layer 0 and the finest of layer 1
 
 
 @st.composite

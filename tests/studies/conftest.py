@@ -31,12 +31,12 @@ def stand_in(repository, tmp_path, monkeypatch):
     (root / "tools").mkdir(parents=True)
     (root / "tools" / "train_net.py").write_text(TRAINING)
     shutil.copytree(repository / "configs", root / "configs")
-    journal = tmp_path / "journal.txt"
-    journal.touch()
-    monkeypatch.setenv("STUDY_JOURNAL", str(journal))
+    log = tmp_path / "log.txt"
+    log.touch()
+    monkeypatch.setenv("STUDY_LOG", str(log))
     monkeypatch.setenv("STUDY_WEIGHTS", str(tmp_path / "weights.pth"))
     torch.save({"model": {}, "iteration": 4}, tmp_path / "weights.pth")
-    return root, lambda: journal.read_text().split()
+    return root, lambda: log.read_text().split()
 
 
 @pytest.fixture

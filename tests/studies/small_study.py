@@ -23,7 +23,7 @@ import json, os, shutil, sys, time, yaml
 with open(sys.argv[sys.argv.index("--config-file") + 1]) as file:
     cfg = yaml.safe_load(file)
 weight, folder = cfg["MODEL"]["ROUTING"]["CLUSTERING"]["WEIGHT"], cfg["OUTPUT_DIR"]
-with open(os.environ["STUDY_JOURNAL"], "a") as file:
+with open(os.environ["STUDY_LOG"], "a") as file:
     file.write(f"{os.path.basename(folder)}\\n")
 time.sleep(float(os.environ.get("STUDY_SECONDS", 0)))
 if weight == 0.5:

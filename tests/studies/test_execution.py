@@ -37,7 +37,7 @@ def test_only_what_is_missing_is_trained(define, stand_in, tmp_path):
     assert trained()[6:] == [planned["DR"][1].key]
 
 
-def test_a_failure_is_told_and_the_others_go_on(define, stand_in, tmp_path):
+def test_a_failure_is_reported_and_the_others_go_on(define, stand_in, tmp_path):
     root, _ = stand_in
     text = STUDY.replace("DivDR: {}", "DivDR: {MODEL.ROUTING.CLUSTERING.WEIGHT: 0.5}")
     _, planned = define(text)
@@ -47,7 +47,7 @@ def test_a_failure_is_told_and_the_others_go_on(define, stand_in, tmp_path):
     assert all(run.finished() for run in planned["DR"].values())
 
 
-def test_runs_whose_trunk_fails_are_told(define, stand_in, tmp_path):
+def test_runs_whose_trunk_fails_are_reported(define, stand_in, tmp_path):
     root, trained = stand_in
     text = STUDY.replace("trunk: {MODEL.ROUTING.CLUSTERING.WEIGHT: 0.0", "trunk: {"
                          "MODEL.ROUTING.CLUSTERING.WEIGHT: 0.5")  # fmt: skip

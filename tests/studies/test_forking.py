@@ -76,7 +76,7 @@ def test_a_run_that_has_begun_is_left_alone(forked):
     assert not (run.folder / "model_0000004.pth").exists()
 
 
-def test_a_damaged_trunk_is_told(define):
+def test_a_damaged_trunk_is_reported(define):
     _, runs = define()
     with pytest.raises(CheckpointError, match="does not exist"):
         start_from_trunk(runs["DR"][0])

@@ -53,7 +53,7 @@ def test_a_variant_may_have_config_and_data_of_its_own(tmp_path):
         ("pairs:", "pairs: [", "cannot be read as yaml"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_sentence(tmp_path, old, new, words):
+def test_a_wrong_file_is_reported_in_one_sentence(tmp_path, old, new, words):
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, STUDY.replace(old, new))
     assert words in str(caught.value)

@@ -79,13 +79,13 @@ def test_numbers_come_from_results_and_scores(define, stand_in, tmp_path):
     assert values(found["DivDR"], "routing.inter_refit") == {1: 0.1}
 
 
-def test_a_score_that_is_not_there_is_told(define):
+def test_a_score_that_is_not_there_is_reported(define):
     study, runs = define(STUDY + "scores: {lost: 'no.such:thing'}\n")
     with pytest.raises(ConfigError, match=r"score lost: 'no\.such:thing' cannot be found"):
         collect(study, runs)
 
 
-def test_a_metric_that_no_result_has_is_told(define, stand_in, tmp_path):
+def test_a_metric_that_no_result_has_is_reported(define, stand_in, tmp_path):
     root, _ = stand_in
     study, runs = define(STUDY.replace("sem_seg.IoU:", "sem_seg.mIoU:"))
     with pytest.raises(ConfigError, match="no run of study study is finished"):

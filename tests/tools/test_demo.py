@@ -40,11 +40,11 @@ def test_demo_ends_with_a_report_of_both_runs(demo):
         assert figures["routing"]["images"] == 4
         assert f"{figures['routing']['inter_experts']:.2f}"[:3] in text
         assert f"{figures['routing']['inter_refit']:.2f}"[:3] in text
-    ways = json.loads((folder / "out" / "divdr" / "experts" / "experts.json").read_text())["ways"]
+    modes = json.loads((folder / "out" / "divdr" / "experts" / "experts.json").read_text())["ways"]
     assert "Dynamic, static, all open" in text
-    for way in ways:
-        assert way["name"] in text
-        assert f"{way['milliseconds']:.1f}" in text
+    for mode in modes:
+        assert mode["name"] in text
+        assert f"{mode['milliseconds']:.1f}" in text
     assert text.count("data:image/png;base64") >= 8
     assert 'src="http' not in text
 

@@ -155,11 +155,11 @@ def test_commands_of_the_digits_run(tmp_path, monkeypatch, capsys):
             patch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
             with contextlib.suppress(SystemExit):  # what it did is looked at below
                 runpy.run_path(str(ROOT / script), run_name="__main__")
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     assert (tmp_path / "partition.json").is_file()
     assert (tmp_path / "output/digits/dynk/inference/results.json").is_file()
-    assert "mean branches" in told
-    assert "FOLDER/digit.png: class " in told
+    assert "mean branches" in reported
+    assert "FOLDER/digit.png: class " in reported
 
 
 def _split(command: Command) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from divdr.routing.space import RoutingSpace
-from divdr.visualization import follow
+from divdr.visualization import reached_from_gates
 
 CHARACTERS = ("city", "night", "rural")
 
@@ -22,7 +22,7 @@ def route(space: RoutingSpace, base: np.ndarray, noise: float, seed: int) -> np.
         for transform in node.transforms:
             value = base[node.index, transform] + random.normal(0, noise)
             gates[node.index, transform] = max(0.0, np.tanh(value))
-    reached = follow(space, gates.reshape(-1))
+    reached = reached_from_gates(space, gates.reshape(-1))
     gates[~reached] = 0
     return gates.reshape(-1).astype(np.float32)
 
@@ -71,7 +71,7 @@ def write_run(
         if picture_folder is not None:
             picture_folder.mkdir(exist_ok=True)
             Image.fromarray(scene(int(k), i)[0]).save(name)
-    reached = np.stack([follow(space, row) for row in rows])
+    reached = np.stack([reached_from_gates(space, row) for row in rows])
     inference = folder / "inference"
     inference.mkdir()
     np.savez(

@@ -124,14 +124,14 @@ def test_a_classifier_tells_what_evaluation_would(classes, tmp_path, grey):
     item = ClassificationMapper(cfg, is_train=False)({"file_name": str(tmp_path / "animal.png")})
     with torch.no_grad():
         wanted = predictor.model([item])[0]["scores"]
-    told = []
+    reported = []
     failures = predict_files(
-        predictor, [tmp_path / "animal.png"], tmp_path / "seen", say=told.append
+        predictor, [tmp_path / "animal.png"], tmp_path / "seen", say=reported.append
     )
     assert failures == []
     best = int(wanted.argmax())
     start = f"{tmp_path}/animal.png: class {('ant', 'bee')[best]} ({float(wanted[best]):.2f})"
-    assert told[0].startswith(start)
+    assert reported[0].startswith(start)
     picture = np.asarray(Image.open(tmp_path / "seen" / "animal_prediction.png"))
     assert picture.ndim == 3
     assert picture[-60:].std() > 0  # words below the image
@@ -150,19 +150,19 @@ def test_a_bad_image_does_not_end_the_others(scenes, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
-    told = []
+    reported = []
     files = expand([tmp_path / "in", tmp_path / "gone.png", tmp_path / "in" / "good.png"])
     assert [file.name for file in files] == ["bad.png", "good.png", "gone.png"]
-    failures = predict_files(Predictor(scenes()), files, tmp_path / "seen", say=told.append)
+    failures = predict_files(Predictor(scenes()), files, tmp_path / "seen", say=reported.append)
     assert len(failures) == 2
     assert "bad.png cannot be read as an image" in failures[0]
     assert failures[1].endswith("gone.png does not exist")
     made = sorted(file.name for file in (tmp_path / "seen").iterdir())
     assert made == ["good_prediction.png", "good_route.png"]
-    assert "GFLOPs" in " ".join(told)
+    assert "GFLOPs" in " ".join(reported)
 
 
-def test_an_empty_folder_and_one_that_is_a_file_are_told(scenes, tmp_path):
+def test_an_empty_folder_and_one_that_is_a_file_are_reported(scenes, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images"):
         expand([tmp_path / "empty"])
@@ -212,8 +212,8 @@ def test_the_tool_leaves_with_2_and_the_sentence_when_an_image_is_bad(
     with pytest.raises(SystemExit) as left:
         script["main"]()
     assert left.value.code == 2
-    told = capsys.readouterr()
-    assert "error: 1 of 2 images are left out: file " in told.err
-    assert "bad.png" in told.err.strip().splitlines()[-1]
-    assert f"pictures are in {tmp_path / 'seen'}" in told.out
+    reported = capsys.readouterr()
+    assert "error: 1 of 2 images are left out: file " in reported.err
+    assert "bad.png" in reported.err.strip().splitlines()[-1]
+    assert f"pictures are in {tmp_path / 'seen'}" in reported.out
     assert os.listdir(tmp_path / "seen")

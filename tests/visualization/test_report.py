@@ -190,7 +190,7 @@ def test_missing_parts(tmp_path):
         assert sentence in page.text
 
 
-def test_ways_to_run_a_model_stand_beside_each_other(tmp_path):
+def test_modes_of_running_a_model_stand_beside_each_other(tmp_path):
     write_metrics(tmp_path)
     (tmp_path / "experts").mkdir()
     rows = [
@@ -206,7 +206,7 @@ def test_ways_to_run_a_model_stand_beside_each_other(tmp_path):
     assert page.tables[0][0] == [name, "mIoU, %", "real GFLOPs", "ms an image"]
     assert page.tables[0][1] == ["dynamic", "29.86", "0.1155", "80.0"]
     assert page.tables[0][2] == ["static", "29.42|−0.44", "0.1133", "64.0|× 0.80"]
-    assert f"Of the ways to run {name}, the fastest is: static." in page.text
+    assert f"Of the execution modes of {name}, the fastest is: static." in page.text
     (tmp_path / "experts" / "experts.json").write_text("[]")
     with pytest.raises(DataError, match="no comparison"):
         RunData.load(tmp_path)

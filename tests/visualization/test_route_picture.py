@@ -4,7 +4,7 @@ from matplotlib.colors import to_rgb
 from synthetic_runs import route
 
 from divdr.routing.space import DOWN, KEEP, UP, RoutingSpace
-from divdr.visualization import follow, open_transforms, route_figure, routes_figure
+from divdr.visualization import open_transforms, reached_from_gates, route_figure, routes_figure
 
 SPACES = {
     "layer16": RoutingSpace.build(16, 4),
@@ -30,7 +30,7 @@ def test_a_line_for_every_transform(name):
     space = SPACES[name]
     base = np.random.default_rng(0).normal(0.2, 0.9, (space.num_cells, 3))
     activations = route(space, base, 0.1, 0)
-    reached = follow(space, activations)
+    reached = reached_from_gates(space, activations)
     figure = route_figure(space, activations, reached)
     assert number_of_open_lines(figure) == open_transforms(space, activations, reached).sum()
     others = sum(len(lines(figure, kind).get_segments()) for kind in ("closed", "passed"))
@@ -46,7 +46,7 @@ def test_width_and_opacity_grow_with_the_gate():
     space = RoutingSpace.build(3, 2)
     activations = np.zeros(space.activation_size)
     for layer, gate in zip(space.layers, (0.2, 0.5, 1.0), strict=True):
-        activations[space.activation_index(layer[0], KEEP)] = gate
+        activations[3 * layer[0].index + KEEP] = gate
     keep = lines(route_figure(space, activations), "open-keep")
     widths = list(keep.get_linewidth())
     opacities = list(keep.get_alpha())
@@ -60,8 +60,8 @@ def test_each_line_leads_where_its_transform_leads():
     space = RoutingSpace.build(2, 2)
     activations = np.zeros(space.activation_size)
     fine, coarse = space.layers[0]
-    activations[space.activation_index(fine, DOWN)] = 0.7
-    activations[space.activation_index(coarse, UP)] = 0.4
+    activations[3 * fine.index + DOWN] = 0.7
+    activations[3 * coarse.index + UP] = 0.4
     figure = route_figure(space, activations)
     assert lines(figure, "open-down").get_segments()[0].tolist() == [[0, 0], [1, 1]]
     assert lines(figure, "open-up").get_segments()[0].tolist() == [[0, 1], [1, 0]]
@@ -74,7 +74,7 @@ def test_closed_cell_passes_its_input_on_and_unreached_cells_are_faint():
     activations = np.zeros(space.activation_size)
     reached = np.zeros(space.num_cells, dtype=bool)
     for layer in space.layers:
-        activations[space.activation_index(layer[0], KEEP)] = 0.9e-4
+        activations[3 * layer[0].index + KEEP] = 0.9e-4
         reached[layer[0].index] = True
     figure = route_figure(space, activations, reached)
     passed = lines(figure, "passed")
@@ -93,10 +93,10 @@ def test_follow_by_hand():
     # stride 16 goes up only. Layer 2 is reached at strides 4 (keep) and 8 (up).
     space = RoutingSpace((2, 3, 3))
     activations = np.zeros(space.activation_size)
-    activations[space.activation_index(space.layers[0][1], DOWN)] = 1
-    activations[space.activation_index(space.layers[1][2], UP)] = 1
+    activations[3 * space.layers[0][1].index + DOWN] = 1
+    activations[3 * space.layers[1][2].index + UP] = 1
     expected = [True, True, True, False, True, True, True, False]
-    assert follow(space, activations).tolist() == expected
+    assert reached_from_gates(space, activations).tolist() == expected
 
 
 def test_small_multiples_and_wrong_shapes():
@@ -114,4 +114,4 @@ def test_small_multiples_and_wrong_shapes():
     with pytest.raises(ValueError, match="reached"):
         route_figure(space, rows[0], np.zeros(2, dtype=bool))
     with pytest.raises(ValueError, match="expected activations"):
-        follow(space, rows)
+        reached_from_gates(space, rows)

@@ -15,6 +15,13 @@ from .space import TRANSFORMS, Node
 class InputSum:
     """Sum of the maps that come to one cell, and which images reach it.
 
+    Every image has a row, and no map is written into, for autograd's sake; plans sum in place
+    (``inference.decision.InPlaceInputSum``).
+
+    Args:
+        count: N.
+        template: a tensor of the device and precision to use.
+
     Attributes:
         reached: (N,) bool.
     """
@@ -42,15 +49,19 @@ class InputSum:
 
     @property
     def total(self) -> Tensor | None:
-        """The sum, None where nothing came."""
+        """The sum, (N, C, H, W), None where nothing came."""
         return self._sum
 
 
 class LayerInputs:
-    """Moves the maps of a batch of N images from layer to layer.
+    """Moves the maps of a batch from layer to layer.
+
+    Args:
+        count: N.
+        template: a tensor of the device and precision to use.
 
     Attributes:
-        blank_gates: (N, 3) zeros, the gates of a cell that nobody reaches.
+        blank_gates: (N, T) zeros, the gates of a cell that no image reaches.
     """
 
     def __init__(self, count: int, template: Tensor) -> None:
@@ -70,7 +81,7 @@ class LayerInputs:
         for cell_output in result.cell_outputs:
             target = targets[node.target_scale(cell_output.transform)]
             target.add(cell_output.maps, _compose(images, cell_output.images))
-        leads = spread(result.leads, images, self._count)
+        leads = to_batch_rows(result.leads, images, self._count)  # (N, T)
         for transform in node.transforms:
             targets[node.target_scale(transform)].reached |= leads[:, transform]
 
@@ -93,8 +104,8 @@ def _compose(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
     return outer.index_select(0, inner)
 
 
-def spread(rows: Tensor, images: Tensor | None, count: int) -> Tensor:
-    """Rows (n, 3) of some images → (N, 3), zero or False for the others."""
+def to_batch_rows(rows: Tensor, images: Tensor | None, count: int) -> Tensor:
+    """Rows (n, T) of some images → (N, T), zero or False for the others."""
     if images is None:
         return rows
     return rows.new_zeros(count, rows.shape[1]).index_copy(0, images, rows)
