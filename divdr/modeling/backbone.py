@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..routing import (
 )
 from ..routing.ops import NormFactory
 from ..settings import RoutingSettings
+from .expert_record import LastRecord
 
 # Detectron2's names for normalisation over the images of all processes.
 _SYNCHRONISED = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -73,22 +73,6 @@ _SETTINGS = (
 
 def _arguments(settings: RoutingSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in _SETTINGS}
-
-
-class _LastRouting(threading.local):
-    """Holds the record of a thread's own last forward.
-
-    A copied model starts without one: its tensors carry a graph.
-    """
-
-    def __init__(self) -> None:
-        self.record: Routing | None = None
-
-    def __deepcopy__(self, memo) -> _LastRouting:
-        return _LastRouting()
-
-    def __reduce__(self):
-        return (_LastRouting, ())
 
 
 @BACKBONE_REGISTRY.register()
@@ -166,7 +150,7 @@ class DynamicRouting(Backbone):
             conditional_training=conditional_training,
         )
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
-        self._last = _LastRouting()
+        self._last: LastRecord[Routing] = LastRecord()
         self._inference = inference
         self._inference_dtype = INFERENCE_DTYPES[inference_dtype]
         self._plan = CurrentPlan()

@@ -51,7 +51,7 @@ from .named import (
     without_last_linear,
 )
 from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
-from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers
+from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers, number_decisions
 from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
@@ -141,6 +141,7 @@ __all__ = [
     "named_classifier",
     "named_stem",
     "num_parameters",
+    "number_decisions",
     "one_hot_choice",
     "part_macs",
     "per_example_network",

@@ -166,7 +166,7 @@ class PerExample(nn.Module):
         self.balance_weight = balance_weight
         self.in_channels = in_channels
         self.progress = 0.0
-        self.decisions = _decisions(self.body.choices())
+        self.decisions = number_decisions(self.body.choices())
         self.balance = Balance([len(each.experts) for each in self.decisions], balance_steps)
 
     @property
@@ -273,7 +273,12 @@ class PerExample(nn.Module):
             )
 
 
-def _decisions(choices: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Decision, ...]:
+def number_decisions(choices: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Decision, ...]:
+    """Decisions whose experts' columns stand one after the other.
+
+    Args:
+        choices: name and experts of each.
+    """
     found, start = [], 0
     for name, experts in choices:
         found.append(Decision(name, experts, slice(start, start + len(experts))))

@@ -14,7 +14,7 @@ from .mixtures import (
     CollaborationSettings,
     HydraSettings,
 )
-from .routed import PerExampleSettings
+from .routed import PerExampleSettings, RoutedResNetSettings
 from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
 from .training import (
     ClassificationInputSettings,
@@ -27,6 +27,7 @@ from .training import (
 
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
+    RoutedResNetSettings,
     SolverSettings,
     OptimizerSettings,
     LoaderSettings,
@@ -55,6 +56,7 @@ __all__ = [
     "PerExampleSettings",
     "PrecisionSettings",
     "Range",
+    "RoutedResNetSettings",
     "RoutingSettings",
     "Settings",
     "SolverSettings",
