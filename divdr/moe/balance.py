@@ -73,9 +73,9 @@ class Balance(nn.Module):
     last ``steps`` steps, which is a **departure** for more than one of either: detectors train on a
     few images a process, and a sum over two says nothing of how experts are used. Sums of earlier
     steps and of other processes have no graph, so that the gradient flows through the own rows
-    alone; it is multiplied by the number of steps in the sum, and of processes, whose gradients DDP
-    averages. A row so gets the gradient that it would get if all rows stood in one batch whose
-    share of the sum they had, and the weight means the same for any ``steps``.
+    alone. It is multiplied by the number of steps in the sum, and of processes, whose gradients DDP
+    averages: a step's gradient is so as large as that of one batch of all these rows, and the weight
+    means the same for any ``steps``.
 
     Checkpoints keep the earlier sums.
 

@@ -55,12 +55,12 @@ def find_faces(folder: str = "") -> list[Face]:
     if folder and not Path(folder).is_dir():
         raise DataError(f"fonts are looked for in {folder}, which is no folder")
     if folder:
-        files = [file for kind in ("ttf", "otf") for file in Path(folder).rglob(f"*.{kind}")]
+        files = sorted(f for kind in ("ttf", "otf") for f in Path(folder).rglob(f"*.{kind}"))
     else:
         own = Path(matplotlib.get_data_path()) / "fonts/ttf"
         system = (Path(file) for file in font_manager.findSystemFonts())
         # matplotlib's other fonts have glyphs of formulas at the places of letters.
-        files = [*own.glob("DejaVu*.ttf"), *system]
+        files = [*own.glob("DejaVu*.ttf"), *sorted(system)]
     once: dict[str, Path] = {}
     for file in files:
         if not file.name.startswith(_PLACEHOLDERS):
