@@ -174,9 +174,9 @@ class CellDecision:
         self.node, self.images, self.gates, self.logits = node, images, gates, logits
         self.dtype = dtype
         self._columns = columns
-        self._closed = [is_closed(sum(row)) for row in gates]
-        self.passing = [p for p, closed in enumerate(self._closed) if closed]
-        self.active = [p for p, closed in enumerate(self._closed) if not closed]
+        closed = [is_closed(sum(row)) for row in gates]
+        self.passing = [p for p, shut in enumerate(closed) if shut]
+        self.active = [p for p, shut in enumerate(closed) if not shut]
         self.opened = {
             t: [p for p in self.active if is_open(gates[p][t], False)] for t in node.transforms
         }
@@ -188,11 +188,12 @@ class CellDecision:
     def leads(self, transform: int, reach: str) -> list[int]:
         """Images that the transform, one of the node's, makes reach another cell."""
         is_keep = transform == KEEP
-        return [
-            image
-            for image, row, closed in zip(self.images, self.gates, self._closed, strict=True)
-            if leads_on(is_open(row[transform], closed), closed, is_keep, reach)
-        ]
+        # Asked for each kind of image and not for each image, as plans come here for every cell.
+        whole = leads_on(False, False, is_keep, reach)  # even where the transform does not run
+        going = self.active if whole else self.opened[transform]
+        if self.passing and leads_on(False, True, is_keep, reach):
+            going = [*going, *self.passing]
+        return self.images_at(going)
 
     def weights(self, transform: int, positions: list[int]) -> Weights | None:
         """Gate values at positions; None for 1 everywhere."""

@@ -131,7 +131,7 @@ def table_markdown(study: Study, numbers: Numbers) -> str:
     """The same for people: mean ± standard deviation, rounded."""
     rows = []
     for variant, own in summaries(study, numbers).items():
-        cells = [mean_and_std(own.get(m.key), m.digits) for m in study.metrics]
+        cells = [spread(own.get(m.key), m.digits) for m in study.metrics]
         rows.append([variant, len(numbers[variant]), *cells])
     heads = ["variant", "seeds", *(m.label for m in study.metrics)]
     table = tabulate(rows, heads, tablefmt="github", disable_numparse=True)
@@ -146,7 +146,7 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
             [
                 f"{b} − {a}",
                 metric.label,
-                with_sign(difference.mean, metric.digits),
+                signed(difference.mean, metric.digits),
                 interval(difference, metric.digits),
                 difference.n,
             ]
@@ -163,15 +163,15 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
     )
 
 
-def mean_and_std(summary: Summary | None, digits: int) -> str:
-    """``1.23 ± 0.04``; without a deviation for one value."""
+def spread(summary: Summary | None, digits: int) -> str:
+    """``1.23 ± 0.04``; without spread for one value."""
     if summary is None:
         return _NOTHING
     mean = f"{summary.mean:.{digits}f}"
     return mean if math.isnan(summary.std) else f"{mean} ± {summary.std:.{digits}f}"
 
 
-def with_sign(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
     """``+1.23``; no sign where rounding leaves zero."""
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
@@ -181,7 +181,7 @@ def interval(difference: Difference, digits: int) -> str:
     """``−0.1 to +0.3``; a dash for one pair."""
     if math.isnan(difference.low):
         return _NOTHING
-    return f"{with_sign(difference.low, digits)} to {with_sign(difference.high, digits)}"
+    return f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
 
 
 def _number(value: float) -> str:

@@ -123,8 +123,8 @@ def test_a_teacher_with_weights_of_a_single_network(tmp_path, few_digits, capsys
         alone["system.delegator.task_predictor.weight"]
     )
     teacher = (COE + "TEACHER", "torchvision:resnet18", *teacher[2:])
-    reported = refused(capsys, tmp_path, few_digits, *teacher, config="digits_coe.yaml")
-    assert "model_final.pth does not hold the teacher's weights" in reported
+    told = refused(capsys, tmp_path, few_digits, *teacher, config="digits_coe.yaml")
+    assert "model_final.pth does not hold the teacher's weights" in told
 
 
 def test_experts_of_different_architectures():
@@ -194,7 +194,7 @@ def test_one_step_on_cifar_100(tmp_path, names_under):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reported"),
+    ("key", "value", "told"),
     [
         (COE + "THRESHOLD", 1.5, "COE.THRESHOLD must be between 0 and 1, not 1.5"),
         (COE + "EXPERTS", 0, "EXPERTS must be at least 1, not 0"),
@@ -212,22 +212,22 @@ def test_one_step_on_cifar_100(tmp_path, names_under):
         ("SOLVER.RESTARTS", "[20, 10]", "must grow, between 0 and the end of training at 25"),
     ],
 )
-def test_settings_that_cannot_be(key, value, reported, capsys, tmp_path, few_digits):
+def test_settings_that_cannot_be(key, value, told, capsys, tmp_path, few_digits):
     keys = ("SOLVER.RESTARTS", "[]", key, value)
-    assert reported in refused(capsys, tmp_path, few_digits, *keys, config="digits_coe.yaml")
+    assert told in refused(capsys, tmp_path, few_digits, *keys, config="digits_coe.yaml")
 
 
 def test_delegators_that_do_not_fit(trained, tmp_path, few_digits, capsys):
     source = (COE + "DELEGATOR", trained / "model_final.pth")
 
-    def reported(*keys):
+    def told(*keys):
         return refused(
             capsys, tmp_path, few_digits, *source, *keys, config="digits_coe16.yaml"
         ).partition("does not fit this model: ")[2]
 
-    found = reported(COE + "SUBTASKS", 2)
+    found = told(COE + "SUBTASKS", 2)
     assert found == "expert_selector.bias is (4,) there and (2,) here"
-    assert "there and" in reported(COE + "DELEGATOR_CHANNELS", 5)
+    assert "there and" in told(COE + "DELEGATOR_CHANNELS", 5)
     other = torch.load(trained / "model_final.pth", weights_only=True)
     # Of a data set of 7 classes.
     for name in ("weight", "bias"):
@@ -235,7 +235,7 @@ def test_delegators_that_do_not_fit(trained, tmp_path, few_digits, capsys):
         other["model"][key] = other["model"][key][:7]
     torch.save(other, tmp_path / "seven.pth")
     source = (COE + "DELEGATOR", tmp_path / "seven.pth")
-    assert reported() == "task_predictor.bias is (7,) there and (10,) here"
+    assert told() == "task_predictor.bias is (7,) there and (10,) here"
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "none.pth")
     more = (COE + "DELEGATOR", tmp_path / "none.pth")
     said = refused(capsys, tmp_path, few_digits, *more, config="digits_coe16.yaml")

@@ -37,7 +37,7 @@ from .class_branches import BranchClasses
 from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
 
-_KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
+KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
 
 
 def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     """
     hydra, norm = cfg.MODEL.ROI_BOX_HEAD.HYDRA, cfg.MODEL.ROI_BOX_HEAD.NORM
     if not hydra.BRANCH_FC_DIMS:
-        raise ConfigError(f"{_KEY}.BRANCH_FC_DIMS must name at least one linear layer")
+        raise ConfigError(f"{KEY}.BRANCH_FC_DIMS must name at least one linear layer")
     stem = BoxLayers(input_shape, hydra.STEM_CONV_DIMS, kernel=hydra.STEM_KERNEL, norm=norm)
     maps = stem.output_shape
     return {
@@ -59,7 +59,7 @@ def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         ],
         "gater": Gater(_trunk(maps.channels, hydra.GATER_DIM), hydra.GATER_DIM, hydra.BRANCHES),
         "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "settings": hydra_settings(hydra, _KEY),
+        "settings": hydra_settings(hydra, KEY),
         "in_shape": input_shape,
     }
 
@@ -235,7 +235,7 @@ def choose_box_partition(cfg: CfgNode, source: PartitionSource) -> Tensor:
     Raises:
         DivdrError: the partition cannot be made; the message says why.
     """
-    return partition_as_set(cfg.MODEL.ROI_BOX_HEAD.HYDRA, _KEY, source)
+    return partition_as_set(cfg.MODEL.ROI_BOX_HEAD.HYDRA, KEY, source)
 
 
 @torch.no_grad()
