@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..moe import Balance, Decision
-from ..settings import RoutedResNetSettings
+from ..settings import OpGateSettings, RoutedResNetSettings
 from .attach import unwrap
+from .backbone import DynamicRouting
 from .expert_record import ExpertRecord, ExpertRouting, expert_parts
 
 _ATTRIBUTE = "_divdr_expert_balance"
@@ -173,7 +174,11 @@ def attach_expert_balance_from_config(model: nn.Module, cfg: CfgNode) -> ExpertS
     parts = expert_parts(model)
     if not parts:
         return None
-    settings = RoutedResNetSettings.of(cfg.MODEL.ROUTED_RESNET)
+    settings: OpGateSettings | RoutedResNetSettings
+    if isinstance(parts[0], DynamicRouting):
+        settings = OpGateSettings.of(cfg.MODEL.ROUTING.OP_GATE)
+    else:
+        settings = RoutedResNetSettings.of(cfg.MODEL.ROUTED_RESNET)
     return attach_expert_balance(
         model,
         weight=settings.balance_weight,

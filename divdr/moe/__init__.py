@@ -51,6 +51,7 @@ from .named import (
     without_last_linear,
 )
 from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
+from .op_gate import OpGate, OpGates
 from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers, number_decisions
 from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
@@ -102,6 +103,8 @@ __all__ = [
     "LinePoint",
     "NamedStem",
     "NoisyTopKGate",
+    "OpGate",
+    "OpGates",
     "Part",
     "PerExample",
     "PixelEmbedder",

@@ -15,7 +15,13 @@ from .mixtures import (
     HydraSettings,
 )
 from .routed import PerExampleSettings, RoutedResNetSettings
-from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
+from .routing import (
+    BudgetSettings,
+    ClusteringSettings,
+    KMeansSettings,
+    OpGateSettings,
+    RoutingSettings,
+)
 from .training import (
     ClassificationInputSettings,
     InputSettings,
@@ -52,6 +58,7 @@ __all__ = [
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "OpGateSettings",
     "OptimizerSettings",
     "PerExampleSettings",
     "PrecisionSettings",

@@ -104,3 +104,28 @@ def test_trains_is_evaluated_and_goes_on(repository, drawn, small, tmp_path):
     assert attached_experts(again.model).balance.past.equal(saved["experts"]["balance"]["past"])
     model = Trainer.build_model(cfg).eval()
     load_for_evaluation(model, str(tmp_path / "model_final.pth"))
+
+
+def test_cells_choose_operations_in_training_and_evaluation(repository, drawn, small, tmp_path):
+    keys = {
+        **small,
+        "MODEL.ROUTING.LAYERS": 4,
+        "MODEL.ROUTING.SCALES_PER_LAYER": [],
+        "MODEL.ROUTING.OPS": ["sep_conv_3x3", "squeeze_excite", "skip_connect"],
+        "MODEL.ROUTING.OP_GATE.NAME": "noisy_top_k",
+        "MODEL.ROUTING.OP_GATE.BALANCE_WEIGHT": [0.2, 0.0],
+        "INPUT.CROP.SIZE": (64, 64),
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+    }
+    path = str(repository / "configs/demo/dr.yaml")
+    trainer = Trainer(load_config(path, [part for pair in keys.items() for part in pair]))
+    trainer.train()
+    history = trainer.storage.histories()
+    assert history["loss_load"].latest() == pytest.approx(0.1 * history["train/load"].latest())
+    assert "loss_budget" in history
+    gates = [p for n, p in trainer.model.named_parameters() if "op_gate.gate.score" in n]
+    assert len(gates) == 2 + 3 + 4 + 4
+    assert all(gate.abs().sum() > 0 for gate in gates)
+    (figures,) = json.loads((tmp_path / "inference/results.json").read_text()).values()
+    assert 1 <= figures["routing"]["mean_ops"] <= 2
+    assert figures["routing"]["real_gflops"] < figures["routing"]["all_open_gflops"]
