@@ -74,8 +74,8 @@ class Balance(nn.Module):
     few images a process, and a sum over two says nothing of how experts are used. Sums of earlier
     steps and of other processes have no graph, so that the gradient flows through the own rows
     alone. It is multiplied by the number of steps in the sum, and of processes, whose gradients DDP
-    averages: a step's gradient is so as large as that of one batch of all these rows, and the weight
-    means the same for any ``steps``.
+    averages: a step's gradient is so as large as that of one batch of all these rows, and the
+    weight means the same for any ``steps``.
 
     Checkpoints keep the earlier sums.
 

@@ -9,7 +9,7 @@ from drawn_classification import draw_published
 
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
-from divdr.engine import launch, load_config
+from divdr.engine import ProgressHook, launch, load_config
 from divdr.engine.classifier_analysis import curve_table
 from divdr.engine.partition_hook import CollaborationHook
 from divdr.errors import ConfigError
@@ -254,11 +254,12 @@ def test_pwlus_are_placed_after_a_share_of_the_second_stage():
     keys += ["SOLVER.MAX_ITER", "40", "MODEL.DEVICE", "cpu"]
     cfg = load_config(CONFIGS + "digits_coe.yaml", keys)
     model = launch.Trainer.build_model(cfg)
-    hook = CollaborationHook(cfg, model)
+    hooks = [ProgressHook(model, 40), CollaborationHook(cfg, model)]
     placed, stages = [], []
     for step in range(40):
-        hook.trainer = SimpleNamespace(iter=step)
-        hook.before_step()
+        for hook in hooks:
+            hook.trainer = SimpleNamespace(iter=step)
+            hook.before_step()
         stages.append(model.system.trains_delegator)
         functions = [m for m in model.modules() if isinstance(m, PWLU)]
         placed.append(all(bool(f.aligned) for f in functions))
