@@ -20,6 +20,7 @@ from .expert_balance import (
 )
 from .expert_cost import ExpertCosts
 from .expert_record import ExpertRecord, ExpertRouting
+from .multi_task import MultiTask
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
@@ -40,6 +41,7 @@ __all__ = [
     "HydraBoxHead",
     "ImageClassifier",
     "MixtureROIHeads",
+    "MultiTask",
     "ProjectionNeck",
     "RoutedBottleneck",
     "RoutedResNet",

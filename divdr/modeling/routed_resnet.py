@@ -20,6 +20,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResN
 from torch import Tensor, nn
 
 from ..checkpoint.resnet_names import detectron2_resnet_names, resnet_blocks, split_resnet_name
+from ..config import SEVERAL_TASKS
 from ..errors import CheckpointError, ConfigError
 from ..moe import (
     Context,
@@ -296,7 +297,7 @@ def _routed_resnet(
     _check(settings, resnets, dilations, multi_grid)
     last = max({"res3": 2, "res4": 3, "res5": 4}.get(name, 1) for name in resnets.OUT_FEATURES)
     counts = _BLOCKS[resnets.DEPTH][:last]
-    several = cfg.MODEL.META_ARCHITECTURE == "MultiTask"
+    several = cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS
     tasks = len(cfg.MODEL.MULTI_TASK.ARCHITECTURES) if several else 1
     width = settings.task_width if tasks > 1 and "task" in settings.router else 0
 

@@ -14,7 +14,7 @@ from .mixtures import (
     CollaborationSettings,
     HydraSettings,
 )
-from .routed import PerExampleSettings, RoutedResNetSettings
+from .routed import MultiTaskSettings, PerExampleSettings, RoutedResNetSettings
 from .routing import (
     BudgetSettings,
     ClusteringSettings,
@@ -34,6 +34,7 @@ from .training import (
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
     RoutedResNetSettings,
+    MultiTaskSettings,
     SolverSettings,
     OptimizerSettings,
     LoaderSettings,
@@ -58,6 +59,7 @@ __all__ = [
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "MultiTaskSettings",
     "OpGateSettings",
     "OptimizerSettings",
     "PerExampleSettings",

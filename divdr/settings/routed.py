@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import ConfigError
 from .field import Settings, setting
 
 _PAPER = "Ramachandran & Le"
@@ -168,3 +169,36 @@ class RoutedResNetSettings(Settings):
         "detector's batch is too small to tell how experts are used. The paper's is 1.",
         low=1,
     )
+
+
+@dataclass(frozen=True)
+class MultiTaskSettings(Settings):
+    """Several tasks over one backbone (MODEL.META_ARCHITECTURE "MultiTask").
+
+    Task i is that of the i-th data set of DATASETS.TRAIN, or of all whose metadata name the same
+    "task"; each has heads of its own, by the keys of its architecture.
+    """
+
+    KEY: ClassVar[str] = "MODEL.MULTI_TASK"
+
+    architectures: tuple[str, ...] = setting(
+        ("SemanticSegmentor", "GeneralizedRCNN"),
+        'Whose heads each task has: those of "SemanticSegmentor" or "GeneralizedRCNN".',
+        not_empty=True,
+    )
+    classes: tuple[int, ...] = setting(
+        (),
+        "Classes of each task, in place of MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS."
+        "NUM_CLASSES, where two tasks of one architecture have other numbers; empty: those.",
+        low=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("SemanticSegmentor", "GeneralizedRCNN")
+        for name in self.architectures:
+            if name not in known:
+                raise ConfigError(
+                    f"{self.KEY}.ARCHITECTURES: a task's heads are those of {' or '.join(known)}, "
+                    f"not {name!r}"
+                )
