@@ -93,7 +93,7 @@ class MultiTask(nn.Module):
         if None in found:
             raise DataError(f'an image must say its task: "task" in its dict, a number 0 to {last}')
         if len(found) > 1:
-            listed = ", ".join(map(str, sorted(found)))
+            listed = ", ".join(sorted(map(str, found)))
             raise DataError(f"a batch is of one task, and this one is of {listed}")
         (task,) = found
         if type(task) is not int or not 0 <= task <= last:
