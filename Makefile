@@ -50,14 +50,16 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What builds the site is no part of the locked environment: nothing else needs it.
+# What builds the site comes here alone: nothing else needs it. Without the variable mkdocs-material
+# prints what its makers think of other programs.
 docs: setup
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements/docs.txt
-	$(BIN)/mkdocs build --strict
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Newest versions that fit, for every Python and platform, with hashes.
 lock: setup
 	$(UV) pip compile --quiet --no-header --generate-hashes --universal --python-version 3.10 --upgrade requirements/base.in -o requirements/base.txt
+	$(UV) pip compile --quiet --no-header --generate-hashes --universal --python-version 3.10 --upgrade -c requirements/base.txt requirements/docs.in -o requirements/docs.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 --upgrade requirements/uv.in -o requirements/uv.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 requirements/detectron2.in -o requirements/detectron2.txt
 	$(UV) pip compile --quiet --no-header --generate-hashes --no-deps --python-version 3.10 --upgrade requirements/panoptic.in -o requirements/panoptic.txt

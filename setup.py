@@ -44,7 +44,7 @@ setup(
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
     python_requires=">=3.10,<3.13",
     # The method: rooms routing, experts, inference, moe and checkpoint.
-    install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy", "scikit-learn>=1.2"],
+    install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],
     extras_require={
         # What Detectron2, its evaluators and the rooms that stand on it need, but itself.
         "detectron2": DETECTRON2,

@@ -63,7 +63,7 @@ torch.testing.assert_close(planned[0], expected[0], atol=1e-4, rtol=1e-3)
 
 moe = divdr.moe
 branches = [torch.nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)]
-gater = moe.Gater(torch.nn.Conv2d(3, 8, 3), 8, 2)
+gater = moe.PooledGate(torch.nn.Conv2d(3, 8, 3), 8, 2)
 hydra = moe.Hydra(torch.nn.Identity(), branches, gater, 8, 4, moe.HydraSettings(top_k=1))
 hydra.set_partition(torch.tensor([0, 0, 1, 1]))
 sum(hydra.losses(images, torch.arange(4)).values()).backward()
@@ -115,7 +115,7 @@ except ModuleNotFoundError as error:
 def test_every_part_stands_in_one_storey(repository):
     package = repository / "divdr"
     parts = {path.parent.name for path in package.glob("*/__init__.py")}
-    parts |= {path.stem for path in package.glob("*.py")} - {"__init__"}
+    parts |= {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
     assert parts - METHOD == UPPER_STOREY
 
 
@@ -181,7 +181,8 @@ def test_imports_inside_the_package_are_relative(repository):
 
 
 def test_a_module_name_stands_once(repository):
-    names = [f.stem for f in (repository / "divdr").rglob("*.py") if f.name != "__init__.py"]
+    files = (repository / "divdr").rglob("*.py")
+    names = [file.stem for file in files if file.stem not in ("__init__", "__main__")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 

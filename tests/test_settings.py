@@ -17,7 +17,6 @@ from divdr.errors import ConfigError
 from divdr.experts import LocalExperts, kmeans
 from divdr.modeling import ClusteringLossSettings, DynamicRouting
 from divdr.modeling.backbone import INFERENCE_DTYPES, INFERENCE_KINDS
-from divdr.moe.teaching import LGM, WGM
 from divdr.routing import DynamicRoutingNetwork, op_names
 from divdr.routing.gate import GATE_KINDS
 from divdr.routing.network import REACH_KINDS
@@ -111,6 +110,8 @@ def test_settings_can_be_compared_and_kept_in_sets():
         (lambda: KMeansSettings(restarts=2.0), "RESTARTS must be a whole number, as 10, not 2.0"),
         (lambda: KMeansSettings(warm_start=1), "WARM_START must be True or False, as False, not 1"),
         (lambda: ClusteringSettings(num_experts=0), "NUM_EXPERTS must be at least 1, not 0"),
+        (lambda: ClassificationInputSettings(size=20000), "SIZE must be between 0 and 16384, not"),
+        (lambda: ClassificationInputSettings(pad_crop=10**19), "PAD_CROP must be between 0 and 1"),
         (lambda: ClusteringSettings(stability=1.5), "STABILITY must be between 0 and 1, not 1.5"),
         (lambda: ClusteringSettings(kmeans=3), "KMEANS is a group of keys, not 3"),
         (lambda: RoutingSettings(layers=True), "LAYERS must be a whole number, as 16, not True"),
@@ -146,7 +147,7 @@ def test_a_configuration_of_some_groups_is_checked():
     cfg.MODEL.ROI_BOX_HEAD.COE.START = 1  # as programs set it
     check_config(cfg)
     cfg.INPUT.CLASSIFICATION.SIZE = -1
-    with pytest.raises(ConfigError, match=r"^INPUT\.CLASSIFICATION\.SIZE must be at least 0"):
+    with pytest.raises(ConfigError, match=r"^INPUT\.CLASSIFICATION\.SIZE must be between 0 and"):
         check_config(cfg)
     cfg.INPUT.CLASSIFICATION = CfgNode()
     del cfg.MODEL["CLASSIFIER"]
@@ -159,8 +160,6 @@ def test_choices_are_those_that_the_parts_know():
         (RoutingSettings, "reach"): REACH_KINDS,
         (RoutingSettings, "inference"): INFERENCE_KINDS,
         (RoutingSettings, "inference_dtype"): tuple(INFERENCE_DTYPES),
-        (CollaborationSettings, "wgm"): WGM,
-        (CollaborationSettings, "lgm"): LGM,
     }
     for (group, name), wanted in known.items():
         (entry,) = (entry for entry in entries(group) if entry.attribute == name)
@@ -196,9 +195,7 @@ def test_the_backbone_takes_its_settings_whole():
         (LocalExperts, KMeansSettings, ()),
         (ClusteringLossSettings, ClusteringSettings, ()),
         (kmeans, KMeansSettings, ()),
-        (moe.HydraSettings, HydraSettings, ()),
-        (moe.CollaborationSettings, CollaborationSettings, ()),
-        (moe.TeachingSettings, CollaborationSettings, ()),
+        (moe.Distillation, CollaborationSettings, ()),
         (moe.ResNetParts, ClassifierSettings, ()),
         (moe.DenseNetParts, ClassifierSettings, ()),
         (ClassificationMapper, ClassificationInputSettings, ()),

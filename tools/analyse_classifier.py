@@ -4,13 +4,15 @@
     python tools/analyse_classifier.py --config-file ... --thresholds 0,0.02,0.08 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --line 0,3 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --selection MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --choices FILE.png MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
 of early termination), the second the loss along the line between two branches' weights of a Hydra,
 the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
-groups and with all of them. The fourth prints, and draws into a file, which experts of a routing
-layer the images of each class get.
+groups and with all of them, the fourth per cent of each class's images for which each expert ran.
+The fifth prints, and draws into a file, which experts of a routing layer the images of each class
+get.
 """
 
 import argparse
@@ -18,7 +20,12 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.classifier_analysis import curve_table, latency_table, line_table
+from divdr.engine.classifier_analysis import (
+    curve_table,
+    latency_table,
+    line_table,
+    selection_table,
+)
 from divdr.engine.setup import at_least, listed
 from divdr.visualization import expert_choices, expert_choices_figure
 
@@ -42,6 +49,9 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=at_least(1), default=10, help="how often each batch is timed"
     )
+    parser.add_argument(
+        "--selection", action="store_true", help="which expert runs for which class"
+    )
     parser.add_argument("--choices", default="", metavar="FILE", help="picture of experts' classes")
     parser.add_argument(
         "--decision", type=int, default=-1, help="which, from 0; the last if not given"
@@ -53,6 +63,8 @@ def main() -> None:
         print(curve_table(cfg, options.thresholds))
     if options.line:
         print(line_table(cfg, *options.line, options.steps))
+    if options.selection:
+        print(selection_table(cfg))
     if options.latency:
         print(latency_table(cfg, options.latency, options.batches, options.rounds))
     if options.choices:

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """The demo: draw street scenes, train DR and DivDR on them, evaluate, and write a report.
 
+Its pictures also stand on one sheet, ``demo.jpg`` beside the report.
+
 Finished parts are skipped when it is run again; an interrupted training goes on.
 """
 
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             "The scenes are drawn and the networks small; the numbers show that everything works "
             "together, not what the method reaches on Cityscapes."
         ],
+        sheet=Path(args.output) / "demo.jpg",
     )
     print(f"Done in {(time.time() - started) / 60:.1f} minutes. The report: {report.resolve()}")
     return 0

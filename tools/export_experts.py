@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument(
         "--fine-tune",
         type=at_least(0),
-        default=0,
+        default=defaults.fine_tune,
         metavar="N",
         help="iterations of fine-tuning each",
     )

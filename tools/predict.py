@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from divdr.engine import Predictor, load_config, report_errors
 from divdr.errors import DataError
+from divdr.visualization.overlay import CONFIDENCE
 from divdr.visualization.predicting import expand, predict_files
 
 
@@ -27,7 +28,10 @@ def main() -> int:
     parser.add_argument("--weights", required=True, help="checkpoint file, or a run's folder")
     parser.add_argument("--output", default="output/predictions", help="folder for the pictures")
     parser.add_argument(
-        "--confidence", type=float, default=0.5, help="least score of a detection to be drawn"
+        "--confidence",
+        type=float,
+        default=CONFIDENCE,
+        help="least score of a detection to be drawn",
     )
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()

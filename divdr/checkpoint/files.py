@@ -83,7 +83,8 @@ def weight_file(path: str | os.PathLike) -> Path:
 def read_weights(path: str | os.PathLike) -> Any:
     """Content of a ``.pth`` (read with ``weights_only``) or ``.pkl`` (arrays only) file, on CPU.
 
-    PyTorch checks no checksum of the file's parts; here a single changed bit is noticed.
+    PyTorch does not check the checksums that its files have held since 1.6; here a single changed
+    bit in one is noticed. Older ones and ``.pkl`` hold none.
 
     Raises:
         CheckpointError: the file is missing, a folder, damaged, of another kind, or holds more than

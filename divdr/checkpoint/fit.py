@@ -1,4 +1,4 @@
-"""Whether weights are those of a model: routing space, shapes, what is missing or not finite."""
+"""Weights found in a file, under a model's names, and whether they are those of that model."""
 
 from __future__ import annotations
 

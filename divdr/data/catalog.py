@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..config import SEVERAL_TASKS, task_config, task_numbers
 from ..errors import DataError
 from ..image_keys import name_images
 from .checked_mapper import CheckedMapper, DetectionMapper
-from .checks import check_annotations, check_images
+from .checks import check_annotations, check_images, checking_once
 from .classification.class_sets import ClassificationMapper, check_class_labels
 from .coco_json import check_file, reading
 
@@ -76,7 +76,7 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     with reading(names):
         try:
-            with _naming_images(names):
+            with _loading_by(names, _naming_images):
                 dicts = get_detection_dataset_dicts(
                     names,
                     filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -116,7 +116,7 @@ def evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
         files = dict(zip(data.TRAIN, data.PROPOSAL_FILES_TRAIN, strict=False))
         files.update(zip(data.TEST, data.PROPOSAL_FILES_TEST, strict=False))
         proposals = [files[name] for name in names]
-    with reading(names), _naming_images(names):
+    with reading(names), _loading_by(names, _naming_images):
         dicts = get_detection_dataset_dicts(
             list(names), filter_empty=False, proposal_files=proposals
         )
@@ -128,14 +128,11 @@ def evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
 
 @contextmanager
 def read_once(names: Sequence[str]) -> Iterator[None]:
-    """Inside the block each data set is read from its files once, however often it is asked for."""
-    loads = {name: DatasetCatalog[name] for name in {*names} & {*DatasetCatalog.list()}}
-    for name, load in loads.items():
-        DatasetCatalog[name] = cache(load)
-    try:
+    """Inside the block each data set is read from its files, and its annotations are checked, once,
+    however often it is asked for.
+    """
+    with checking_once(), _loading_by(names, lambda name, load: cache(load)):
         yield
-    finally:
-        DatasetCatalog.update(loads)
 
 
 def build_test_loader(
@@ -191,26 +188,37 @@ def _evaluation_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
 _LABELS = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info")
 
 
+Load = Callable[[], Any]
+"""Gives a data set's dicts."""
+
+
 @contextmanager
-def _naming_images(names: Sequence[str]) -> Iterator[None]:
-    """Let data sets say what each image is known by, before Detectron2 mixes and filters them."""
+def _loading_by(names: Sequence[str], change: Callable[[str, Load], Load]) -> Iterator[None]:
+    """Inside the block data sets are loaded by what is made of their name and their own loading."""
     loads = {name: DatasetCatalog[name] for name in {*names} & {*DatasetCatalog.list()}}
-    for name, load in loads.items():
-        DatasetCatalog[name] = partial(_named, name, load)
+    DatasetCatalog.update({name: change(name, load) for name, load in loads.items()})
     try:
         yield
     finally:
         DatasetCatalog.update(loads)
 
 
-def _named(name: str, load: Callable[[], Any]) -> Any:
-    check_file(name)
-    dicts = load()
-    # Detectron2 also knows data sets that are no lists; their own items name their images.
-    if not isinstance(dicts, list):
-        return dicts
-    named, task = name_images(name, dicts), MetadataCatalog.get(name).get("task", None)
-    return named if task is None else [{**record, "task_name": task} for record in named]
+def _naming_images(name: str, load: Load) -> Load:
+    """Let a data set say what each image is known by, before Detectron2 mixes and filters them.
+
+    Images of a data set that is of a task are told its name.
+    """
+
+    def named() -> Any:
+        check_file(name)
+        dicts = load()
+        # Detectron2 also knows data sets that are no lists; their own items name their images.
+        if not isinstance(dicts, list):
+            return dicts
+        records, task = name_images(name, dicts), MetadataCatalog.get(name).get("task", None)
+        return records if task is None else [{**each, "task_name": task} for each in records]
+
+    return named
 
 
 _EXPECTED = {
@@ -242,12 +250,12 @@ def _check_classification(cfg: CfgNode, names: Sequence[str], dicts: list[dict])
 
 
 #: Photographs of each split; no photograph, and so no tile, is in two of them.
-SPLITS = {
+NEON_SPLITS = {
     "train": ("2019_YELL_2_528000_4978000_image_crop2",),
     "test": ("2019_YELL_2_541000_4977000_image_crop",),
     "other_sites": ("OSBS_029", "SOAP_061"),
 }
-FOLDER = "neon_trees"
+NEON_FOLDER = "neon_trees"
 
 
 def register_neon_trees(root: str | os.PathLike[str]) -> None:
@@ -258,8 +266,8 @@ def register_neon_trees(root: str | os.PathLike[str]) -> None:
     Args:
         root: the folder that holds "neon_trees"; as $DETECTRON2_DATASETS names.
     """
-    folder = os.path.join(os.fspath(root), FOLDER)
-    for split in SPLITS:
+    folder = os.path.join(os.fspath(root), NEON_FOLDER)
+    for split in NEON_SPLITS:
         name = f"neon_trees_{split}"
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)

@@ -6,8 +6,10 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -24,11 +26,28 @@ _EMPTY = 1e-5  # pixels; Detectron2 leaves out boxes that are no wider or higher
 class _Wanted(NamedTuple):
     """What data set and model ask of an annotation."""
 
-    things: Sequence[str]  # names of the data set's classes; empty: unknown
+    things: tuple[str, ...]  # names of the data set's classes; empty: unknown
     key: str = ""  # the setting of how many the model predicts; "": unknown
     classes: int = 0  # its value
     mask_format: str = ""  # "": the model learns no masks
     keypoints: int = 0  # 0: the model learns none
+
+
+# Lists of annotations without a problem, by what was asked of them and their id, which no other one
+# gets as long as they are held here.
+_Sound = dict[_Wanted, dict[int, Any]]
+_SOUND: ContextVar[_Sound | None] = ContextVar("sound annotations", default=None)
+
+
+@contextmanager
+def checking_once() -> Iterator[None]:
+    """Inside the block, lists of annotations that suit a model are not looked at again for it."""
+    token = _SOUND.set({}) if _SOUND.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _SOUND.reset(token)
 
 
 def annotation_problems(
@@ -53,12 +72,20 @@ def annotation_problems(
     if not training:
         wanted = wanted._replace(mask_format="")
     empty, first = 0, None
+    everything = _SOUND.get()
+    before = everything.get(wanted, {}) if everything is not None else {}
+    sound = {}
     for record in dicts:
-        for annotation in record.get("annotations", ()):
+        annotations = record.get("annotations", ())
+        if id(annotations) in before:
+            continue
+        sound[id(annotations)] = annotations
+        for annotation in annotations:
             if annotation.get("iscrowd", 0):  # Detectron2 never trains on crowds
                 continue
             problem = _problem(record, annotation, wanted)
             if problem:
+                sound.pop(id(annotations), None)
                 yield (
                     f"{source(owners(names, record))}: an annotation of image "
                     f"{record.get('file_name')} {problem}"
@@ -66,6 +93,8 @@ def annotation_problems(
             elif _is_empty(record, annotation):
                 empty += 1
                 first = first or record.get("file_name")
+    if everything is not None:
+        everything.setdefault(wanted, {}).update(sound)
     # With crops Detectron2 makes boxes anew from the masks, whatever the annotation says.
     if training and empty and not (wanted.mask_format and cfg.INPUT.CROP.ENABLED):
         warn_once(
@@ -124,7 +153,7 @@ def check_images(names: Sequence[str], dicts: Sequence[dict]) -> None:
 
 
 def _wanted(cfg: CfgNode, names: Sequence[str]) -> _Wanted:
-    wanted = _Wanted(MetadataCatalog.get(names[0]).get("thing_classes", ()))
+    wanted = _Wanted(tuple(MetadataCatalog.get(names[0]).get("thing_classes", ())))
     key, classes = predicted_things(cfg)
     if not key:
         return wanted

@@ -155,7 +155,7 @@ def _difference(what: str, first: str, others: list[str], name: str, classes: li
     number = next((n for n, (a, b) in pairs if a != b), min(len(others), len(classes)) - 1)
     return (
         f"{start}: number {number} is {others[number]!r} in the first, {classes[number]!r} in "
-        + ("the second")
+        "the second"
     )
 
 

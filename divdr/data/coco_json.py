@@ -60,9 +60,9 @@ def file_problems(name: str, keys: Collection[str] = ()) -> list[str]:
     Returns:
         Sentences that name data set and file.
     """
-    file = MetadataCatalog.get(name).get("json_file", None)
-    if not file or not _is_coco(name):
+    if not _is_coco(name):
         return []
+    file = MetadataCatalog.get(name).json_file
     try:
         state = os.stat(PathManager.get_local_path(file))
         findings = _findings(file, frozenset(keys), state.st_mtime_ns, state.st_size)
@@ -70,6 +70,8 @@ def file_problems(name: str, keys: Collection[str] = ()) -> list[str]:
         findings = Findings((f"the file cannot be read ({error})",))
     for remark in findings.remarks:
         warn_once(f"{source([name])}: {remark}")
+    if not findings.problems:
+        return []
     colon = " cannot be evaluated on:" if keys and not file_problems(name) else ":"
     return [f"{source([name])}{colon} {problem}" for problem in findings.problems]
 
@@ -125,8 +127,20 @@ def owners(names: Sequence[str], record: dict) -> Sequence[str]:
 
 
 # Data sets are asked for by checks, loaders and evaluators; a large file takes seconds to read.
-@lru_cache(maxsize=32)
+_KNOWN: dict[tuple[str, int, int], dict[frozenset[str], Findings]] = {}
+
+
 def _findings(json_file: str, keys: frozenset[str], changed: int, size: int) -> Findings:
+    known = _KNOWN.setdefault((json_file, changed, size), {})
+    for asked, found in known.items():
+        # What holds all keys of more holds those of fewer.
+        if asked == keys or (asked > keys and not found.problems):
+            return found
+    known[keys] = _examined(json_file, keys)
+    return known[keys]
+
+
+def _examined(json_file: str, keys: frozenset[str]) -> Findings:
     try:
         with PathManager.open(json_file, "r") as file:
             content = json.load(file)
@@ -245,15 +259,14 @@ def _annotation_problem(
         return f"iscrowd {crowd!r}, which must be 0 or 1"
     if "area" in keys and not (_is_number(entry["area"]) and entry["area"] >= 0):
         return f"area {entry['area']!r}, which must be a number of pixels"
-    if "segmentation" in keys:
-        return _mask_problem(entry["segmentation"], size)
-    if "keypoints" in keys:
+    problem = _mask_problem(entry["segmentation"], size) if "segmentation" in keys else None
+    if problem is None and "keypoints" in keys:
         points, count = entry["keypoints"], entry["num_keypoints"]
         if not (isinstance(points, list) and len(points) % 3 == 0 and all(map(_is_number, points))):
             return f"keypoints {points}, which must be three numbers for each"
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             return f"num_keypoints {count!r}, which must be a whole number"
-    return None
+    return problem
 
 
 def _mask_problem(mask: Any, size: list[int] | None) -> str | None:

@@ -27,7 +27,7 @@ STREET_FOLDER = "cityscapes"
 STREET_RECORD = "streetscapes.json"
 CHARACTERS_FILE = "characters.json"
 
-CLASSES = ("background", *(f"class_{number}" for number in range(1, MAX_SUBSETS + 1)))
+SUBSET_CLASSES = ("background", *(f"class_{number}" for number in range(1, MAX_SUBSETS + 1)))
 """Those of shapes of four subsets; of K subsets there are K + 1, and digits use the first three."""
 
 _COLOURS = ((110, 110, 110), (220, 60, 60), (60, 180, 75), (70, 110, 230), (240, 200, 50))
@@ -155,7 +155,7 @@ def _register(name: str, root: str, split: str, only: int | None, classes: int) 
     register_anew(
         name,
         load,
-        stuff_classes=list(CLASSES[:classes]),
+        stuff_classes=list(SUBSET_CLASSES[:classes]),
         stuff_colors=[list(colour) for colour in _COLOURS[:classes]],
         image_root=images,
         sem_seg_root=labels,

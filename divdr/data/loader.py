@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import SEVERAL_TASKS, task_config
 from ..errors import ConfigError
 from ..image_keys import IMAGE_KEY
+from ..settings import LoaderSettings
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
 from .classification.class_sets import ClassificationMapper
@@ -247,7 +248,8 @@ def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
     if name == "TrainingSampler":
         return TrainingSampler(len(dicts), seed=seed)
     if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)  # Detectron2 has no default
+        # Detectron2's own configurations have no such key.
+        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", LoaderSettings.random_subset_ratio)
         if int(ratio * len(dicts)) < 1:
             raise ConfigError(
                 f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} leaves none of {len(dicts)} images"

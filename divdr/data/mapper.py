@@ -46,8 +46,11 @@ class SemanticCropMapper:
         ignore_value: int,
         padding: str = InputSettings.crop_padding,
     ) -> None:
-        if padding not in ("mean", "black"):
-            raise ConfigError(f'INPUT.CROP_PADDING must be "mean" or "black", not {padding!r}')
+        known = InputSettings.choices("crop_padding")
+        if padding not in known:
+            raise ConfigError(
+                f"INPUT.CROP_PADDING must be one of {', '.join(known)}, not {padding!r}"
+            )
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.crop_size = crop_size

@@ -2,13 +2,14 @@
 
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
-from .hooks import ClusteringHook, CostTargetHook, DropPathHook, ProgressHook, SeedHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
 from .own_data import fit_to_data
 from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
 from .setup import check_config, load_config, one_sentence, report_errors
 from .solver import build_lr_scheduler, build_optimizer
+from .stage_hook import StageHook
 from .trainer import Trainer
 
 __all__ = [
@@ -19,9 +20,9 @@ __all__ = [
     "DropPathHook",
     "PreciseBNHook",
     "Predictor",
-    "ProgressHook",
     "RoutingCheckpointer",
     "SeedHook",
+    "StageHook",
     "Trainer",
     "build_lr_scheduler",
     "build_optimizer",

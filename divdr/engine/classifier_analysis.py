@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from ..data import check_datasets, describe
 from ..errors import ConfigError, DataError
 from ..modeling import ImageClassifier
-from ..modeling.classifiers import collaboration_of, hydra_of
+from ..modeling.classifiers import hydra_of
 from ..moe import (
-    Collaboration,
     Dispatch,
     Embedder,
     Ensemble,
     Hydra,
-    PerExample,
     Prediction,
+    Thresholds,
     class_means,
     cluster_partition,
     loss_between,
@@ -41,23 +40,81 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def curve_table(cfg: CfgNode, thresholds: Sequence[float]) -> str:
     """Mean branches, accuracy and cost on ``DATASETS.TEST`` at every τ, as a table.
 
-    The gater's τ of a Hydra (Table 6), or that of early termination of a collaboration.
+    "M loaded" are 10⁶ parameters that ran for an image, and so had to be loaded for it.
+
+    Of a Hydra it is the gater's τ (Table 6), of others that of their early exit.
 
     Raises:
-        DivdrError: no trained model of either kind, or a τ out of range.
+        DivdrError: no trained model with a threshold, or a τ out of range.
     """
     model, batches = trained_classifier(cfg)
-    network = hydra_of(model) or collaboration_of(model)
-    if network is None:
+    if not isinstance(model.system, Thresholds):
         raise ConfigError(
-            "the model has no threshold: MODEL.CLASSIFIER.NAME is neither build_hydra_classifier "
-            "nor build_coe_classifier"
+            f"the model has no threshold: MODEL.CLASSIFIER.NAME is {cfg.MODEL.CLASSIFIER.NAME}"
         )
     rows = [
-        (f"{p.threshold:g}", p.mean_branches, p.accuracy, p.macs / 1e6)
-        for p in threshold_curve(network, batches, thresholds)
+        (
+            f"{p.threshold:g}",
+            p.mean_branches,
+            p.accuracy,
+            p.macs / 1e6,
+            None if p.loaded is None else p.loaded / 1e6,
+        )
+        for p in threshold_curve(model.system, batches, thresholds)
     ]
-    return tabulate(rows, headers=("τ", "mean branches", "top-1", "MFLOPs"), floatfmt=".3f")
+    headers = ("τ", "mean branches", "top-1", "MFLOPs", "M loaded")
+    return tabulate(rows, headers=headers, floatfmt=".3f", missingval="-")
+
+
+def selection_table(cfg: CfgNode) -> str:
+    """Which expert is chosen for which class of ``DATASETS.TEST``, as a table.
+
+    A row a class: per cent of its images for which each expert or branch ran, and for which none
+    did (Collaboration of Experts, Figures 7 and 8).
+
+    Raises:
+        DivdrError: no trained classifier.
+    """
+    model, batches = trained_classifier(cfg)
+    classes = describe(list(cfg.DATASETS.TEST)).classes
+    shares = selection_shares(model.system, batches(), len(classes))
+    rows = [(name, *share) for name, share in zip(classes, shares.tolist(), strict=True)]
+    experts = [f"expert {number}" for number in range(shares.shape[1] - 1)]
+    return tabulate(rows, headers=("class", *experts, "none"), floatfmt=".1f")
+
+
+@torch.no_grad()
+def selection_shares(
+    system: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int
+) -> Tensor:
+    """(C, E + 1) per cent of each class's images for which each expert ran, and none did last.
+
+    A class without an image has NaN.
+
+    Args:
+        system: a ``ClassificationSystem``; its mode is restored.
+        batches: (images, labels) of every image once.
+        classes: C.
+
+    Raises:
+        DataError: there are no images.
+    """
+    training = system.training
+    system.eval()
+    counts, images = None, torch.zeros(classes, 1, dtype=torch.float64)
+    try:
+        for x, labels in batches:
+            ran, labels = system(x).ran.cpu(), labels.cpu()
+            seen = torch.cat([ran, ~ran.any(1, keepdim=True)], dim=1).double()
+            if counts is None:
+                counts = seen.new_zeros((classes, seen.shape[1]))
+            counts.index_add_(0, labels, seen)
+            images[:, 0] += labels.bincount(minlength=classes)
+    finally:
+        system.train(training)
+    if counts is None:
+        raise DataError("there are no images to evaluate on")
+    return 100 * counts / images
 
 
 def line_table(cfg: CfgNode, first: int, second: int, steps: int) -> str:
@@ -187,7 +244,7 @@ def measure_latency(system: nn.Module, inputs: Sequence[Tensor], rounds: int) ->
     system.eval()
     try:
         ran = sum(int(system(x).ran.sum()) for x in inputs)
-        seconds = time_in_turns(_ways(system), inputs, rounds)
+        seconds = time_in_turns(_modes(system), inputs, rounds)
     finally:
         system.train(training)
     images = size * len(inputs)
@@ -198,13 +255,13 @@ def measure_latency(system: nn.Module, inputs: Sequence[Tensor], rounds: int) ->
     return Latency(size, images, ran / images, milliseconds)
 
 
-def _ways(system: nn.Module) -> dict[str, Callable[[Tensor], Prediction]]:
-    if not isinstance(system, (Hydra, Collaboration, PerExample)):
+def _modes(system: nn.Module) -> dict[str, Callable[[Tensor], Prediction]]:
+    if not hasattr(system, "dispatch"):
         return {"all": system}
     return {name: partial(_run, system, dispatch) for name, dispatch in DISPATCH.items()}
 
 
-def _run(system: Hydra | Collaboration | PerExample, dispatch: Dispatch, x: Tensor) -> Prediction:
+def _run(system: Any, dispatch: Dispatch, x: Tensor) -> Prediction:
     before = system.dispatch
     system.dispatch = dispatch
     try:

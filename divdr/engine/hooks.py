@@ -1,4 +1,4 @@
-"""Hooks of training: K-means over gate activations, progress, seeds, cost targets."""
+"""Hooks of training: K-means over gate activations, drop path, seeds, cost targets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import nn
 
 from ..data import seed_everything
 from ..experts import LocalExperts
-from ..modeling import cluster_and_log, unwrap
-from ..moe import Progress
+from ..modeling import cluster_and_log
 from ..routing import CostController, DynamicRoutingNetwork, Periods
 
 
@@ -72,24 +71,6 @@ class DropPathHook(HookBase):
         """Update the progress."""
         for network in self.networks:
             network.drop_path.progress = self.trainer.iter / self.max_iter
-
-
-class ProgressHook(HookBase):
-    """Tells a classification system how far training is, if it wants to know.
-
-    Args:
-        model: what is trained; models without such a system are left alone.
-        max_iter: iterations of the whole training.
-    """
-
-    def __init__(self, model: nn.Module, max_iter: int) -> None:
-        self.system = getattr(unwrap(model), "system", None)
-        self.max_iter = max(1, max_iter)
-
-    def before_step(self) -> None:
-        """Update the progress."""
-        if isinstance(self.system, Progress):
-            self.system.progress = self.trainer.iter / self.max_iter
 
 
 class SeedHook(HookBase):

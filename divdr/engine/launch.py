@@ -1,4 +1,4 @@
-"""The command-line program behind ``tools/train_net.py``, also when a disk is full."""
+"""The command-line program behind ``tools/train_net.py``: one process or several, and their end."""
 
 from __future__ import annotations
 
@@ -86,10 +86,11 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
     """
-    device = _device(args)
+    cfg = _config(args)
+    device = cfg.MODEL.DEVICE
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun(device)
-        main(args)
+        main(args, cfg)
         _leave()
         return
     if device == "cpu":  # Detectron2's processes talk by NCCL wherever they see a GPU
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(args, cfg),
         )
     except ProcessExitedException as error:  # the process has told its error already
         sys.exit(error.exit_code)
@@ -125,10 +126,15 @@ def _leave() -> None:
 
 
 @report_errors
-def main(args: argparse.Namespace) -> OrderedDict | None:
-    """One process of a run."""
+def main(args: argparse.Namespace, cfg: CfgNode | None = None) -> OrderedDict | None:
+    """One process of a run.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``.
+        cfg: the configuration that they name; None: it is read here.
+    """
     try:
-        cfg = configure(args)
+        cfg = configure(args, cfg)
         with telling_when_full(cfg.OUTPUT_DIR):
             if args.eval_only:
                 return _evaluate(cfg)
@@ -149,13 +155,17 @@ def _evaluate(cfg: CfgNode) -> OrderedDict:
         return Trainer.test(cfg, load_trained(cfg))
 
 
-def configure(args: argparse.Namespace) -> CfgNode:
+def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
     """Configuration of the arguments; sets up loggers, output folder and seeds.
+
+    Args:
+        args: see :func:`main`.
+        cfg: likewise.
 
     Raises:
         ConfigError: see ``load_config``; or nothing can be written in ``OUTPUT_DIR``.
     """
-    cfg = on_available_device(load_config(args.config_file, args.opts))
+    cfg = on_available_device(load_config(args.config_file, args.opts) if cfg is None else cfg)
     together(make_output_folder, cfg.OUTPUT_DIR)
     cfg.freeze()
     with quiet_when_full():
@@ -165,9 +175,10 @@ def configure(args: argparse.Namespace) -> CfgNode:
 
 
 @report_errors
-def _device(args: argparse.Namespace) -> str:
-    """``MODEL.DEVICE``, on which as many processes as the arguments say can run."""
-    device = load_config(args.config_file, args.opts).MODEL.DEVICE
+def _config(args: argparse.Namespace) -> CfgNode:
+    """The configuration, on whose device as many processes as the arguments say can run."""
+    cfg = load_config(args.config_file, args.opts)
+    device = cfg.MODEL.DEVICE
     processes, there = args.num_gpus, torch.cuda.device_count()
     if processes < 0 or not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
@@ -182,7 +193,7 @@ def _device(args: argparse.Namespace) -> str:
             )
         if 0 < there < processes:
             raise ConfigError(f"--num-gpus is {processes}, but {there} GPUs are here")
-    return device
+    return cfg
 
 
 def _join_torchrun(device: str) -> None:

@@ -1,4 +1,4 @@
-"""What mixtures of experts need as training starts and goes on: classes for branches, stages."""
+"""Classes for the branches of Hydras, as training starts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from torch import Tensor, nn
 from ..data import annotated_images, classification_batches, describe, supercategories
 from ..errors import ConfigError, DataError
 from ..modeling import ImageClassifier, unwrap
-from ..modeling.classifiers import (
-    choose_partition,
-    collaboration_of,
-    first_stage,
-    hydra_of,
-    prepare_collaboration,
-)
+from ..modeling.classifiers import choose_partition, hydra_of
 from ..modeling.partition_source import PartitionSource
 from ..modeling.roi_heads import box_embeddings, choose_box_partition, hydra_box_head_of
-from ..moe import PWLU, align, class_sums, cluster_partition, save_partition
-from ..routing import to_iterations
+from ..moe import class_sums, cluster_partition, save_partition
 from .setup import together
 
 logger = logging.getLogger(__name__)
@@ -206,42 +199,3 @@ def partition_by_detector(cfg: CfgNode, model: nn.Module, branches: int, path: s
     partition = cluster_partition(means, branches, seed=max(0, cfg.SEED))
     save_partition(path, cfg.DATASETS.TRAIN[0], classes, partition)
     return partition
-
-
-class CollaborationHook(HookBase):
-    """Takes over delegator and teacher, and realigns PWLUs when they have seen enough.
-
-    Other models are left alone.
-
-    Args:
-        cfg: the whole configuration.
-        model: what is trained.
-    """
-
-    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        self.cfg = cfg
-        self.system = collaboration_of(unwrap(model))
-        self.functions = [m for m in model.modules() if isinstance(m, PWLU)]
-
-    def before_train(self) -> None:
-        """Take over delegator and teacher.
-
-        Raises:
-            DivdrError: a setting or a file cannot be used; the message says why.
-        """
-        if self.system is not None:
-            together(prepare_collaboration, self.cfg, self.system)
-
-    def before_step(self) -> None:
-        """Tell when the second stage begins, and realign."""
-        if self.system is None:
-            return
-        done, whole = self.trainer.iter, self.cfg.SOLVER.MAX_ITER
-        start = first_stage(self.cfg)
-        if done == start:
-            logger.info("From here on the expert selector and the experts train")
-        wait = to_iterations(self.cfg.MODEL.CLASSIFIER.COE.PWLU_STATISTICS, whole - start)
-        if done >= start + wait:
-            # Those that are done are asked no more: on a GPU each question waits for the device.
-            self.functions = [f for f in self.functions if not bool(f.aligned)]
-            align(self.functions)

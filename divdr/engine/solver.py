@@ -25,6 +25,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..routing import to_iterations
+from ..settings import OptimizerSettings, PrecisionSettings
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -46,7 +47,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     optimizer: torch.optim.Optimizer
-    name = solver.get("OPTIMIZER", "SGD")  # a key of Panoptic-DeepLab
+    name = solver.get("OPTIMIZER", OptimizerSettings.optimizer)  # a key of Panoptic-DeepLab
     if name == "SGD":
         optimizer = torch.optim.SGD(
             parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
@@ -56,7 +57,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     elif name == "ADAMW":
         optimizer = torch.optim.AdamW(parameters, **common)
     else:
-        raise ConfigError(f'SOLVER.OPTIMIZER must be "SGD", "ADAM" or "ADAMW", not {name!r}')
+        known = ", ".join(OptimizerSettings.choices("optimizer"))
+        raise ConfigError(f"SOLVER.OPTIMIZER must be one of {known}, not {name!r}")
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)
@@ -81,7 +83,7 @@ def build_lr_scheduler(
 
     "WarmupPolyLR" is (1 − i / MAX_ITER)^``POLY_LR_POWER``, "WarmupStepFactorsLR" takes the values
     of ``STEP_FACTORS`` at ``STEPS``, "WarmupCosineRestartsLR" is a cosine that starts anew at each
-    of ``RESTARTS``.
+    of ``RESTARTS`` (without any, ``Trainer`` takes the starts of the model's stages).
 
     Raises:
         ConfigError: the name is unknown, steps and factors differ in number, or restarts do not
@@ -107,6 +109,32 @@ def build_lr_scheduler(
         solver.WARMUP_METHOD,
     )
     return LRMultiplier(optimizer, warmed, max_iter=solver.MAX_ITER)
+
+
+def with_restarts(cfg: CfgNode, starts: Iterable[int]) -> CfgNode:
+    """The configuration with ``RESTARTS`` where a model's stages begin, if it names none itself.
+
+    Args:
+        cfg: the whole configuration; it is not changed.
+        starts: iterations.
+    """
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineRestartsLR" or len(cfg.SOLVER.RESTARTS):
+        return cfg
+    restarting = cfg.clone()
+    restarting.defrost()
+    restarting.SOLVER.RESTARTS = [float(start) for start in starts]
+    return restarting
+
+
+def advance(scheduler: torch.optim.lr_scheduler.LRScheduler, iterations: int) -> None:
+    """Put a new schedule, and the learning rates of its optimiser, where it is so much later."""
+    if not iterations:
+        return
+    scheduler.last_epoch = iterations
+    rates = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = list(rates)
 
 
 def _steps(cfg: CfgNode) -> ParamScheduler:
@@ -144,7 +172,7 @@ def _restarts(cfg: CfgNode) -> ParamScheduler:
     )
 
 
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
 
 
 class MixedPrecisionTrainer(SimpleTrainer):
@@ -167,7 +195,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         model: nn.Module,
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
-        dtype: str = "float16",
+        dtype: str = PrecisionSettings.dtype,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if dtype not in AMP_DTYPES:

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, ConfigError
 from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
 from ..routing import DynamicRoutingNetwork
+from ..settings import SolverSettings
 from .precise_bn import precise_bn_layers, update_precise_bn
 from .solver import build_optimizer
 
@@ -193,7 +194,7 @@ def _adapt(
         for group in optimizer.param_groups:
             group["lr"] *= settings.lr_factor
         trainer = SimpleTrainer(copy, loader(max(0, cfg.SEED) + 2), optimizer)
-        schedule = PolynomialLR(optimizer, settings.fine_tune, power=0.9)
+        schedule = PolynomialLR(optimizer, settings.fine_tune, power=SolverSettings.poly_lr_power)
         _train_only(own, copy, statistics=settings.bn_batches > 0)
         trainer.register_hooks([hooks.LRScheduler(optimizer, schedule)])
         trainer.train(0, settings.fine_tune)

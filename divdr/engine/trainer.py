@@ -41,6 +41,7 @@ from ..errors import ConfigError, DivdrError
 from ..evaluation import (
     build_cost_evaluator,
     build_head_cost_evaluator,
+    build_mixture_evaluator,
     build_task_evaluator,
     check_evaluators,
     summary_table,
@@ -50,6 +51,7 @@ from ..modeling import (
     attach_routing_from_config,
     attached_experts,
     attached_routing,
+    freeze_around_mixtures,
     image_keys,
     periods_from_config,
     unwrap,
@@ -59,19 +61,19 @@ from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .finite import MetricsFile, finite_losses, plain_numbers
-from .hooks import (
-    ClusteringHook,
-    CostTargetHook,
-    DropPathHook,
-    ProgressHook,
-    SeedHook,
-    refill_bank,
-)
-from .partition_hook import BoxPartitionHook, CollaborationHook, PartitionHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
+from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, one_sentence, together
-from .solver import MixedPrecisionTrainer, build_lr_scheduler, build_optimizer
+from .solver import (
+    MixedPrecisionTrainer,
+    advance,
+    build_lr_scheduler,
+    build_optimizer,
+    with_restarts,
+)
+from .stage_hook import StageHook, first_iteration, last_iteration, stage_starts
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +117,13 @@ class Trainer(DefaultTrainer):
             if cfg.SOLVER.AMP.ENABLED
             else SimpleTrainer(wrapped, loader, optimizer)
         )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        whole = cfg.SOLVER.MAX_ITER
+        restarting = with_restarts(cfg, stage_starts(model, whole))
+        self.scheduler = self.build_lr_scheduler(restarting, optimizer)
         self.start_iter = 0
-        self.max_iter = min(cfg.SOLVER.STOP_ITER or cfg.SOLVER.MAX_ITER, cfg.SOLVER.MAX_ITER)
+        #: Whether the run goes on from a checkpoint of its own.
+        self.resumed = False
+        self.max_iter = min(cfg.SOLVER.STOP_ITER or whole, last_iteration(model, whole))
         self._check_experts()
         self.checkpointer = self._build_checkpointer()
         self.register_hooks(self.build_hooks())
@@ -129,6 +135,7 @@ class Trainer(DefaultTrainer):
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
         attach_expert_balance_from_config(model, cfg)
+        freeze_around_mixtures(model)
         model.register_forward_hook(finite_losses)
         return model
 
@@ -146,12 +153,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> torch.utils.data.DataLoader:
-        """See ``divdr.data.loader``."""
+        """See ``divdr.data.build_train_loader``."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        """See ``divdr.data.loader``."""
+        """See ``divdr.data.build_test_loader``."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -207,10 +214,9 @@ class Trainer(DefaultTrainer):
         networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
         own: list[HookBase] = [
             PartitionHook(cfg, model),
-            ProgressHook(model, cfg.SOLVER.MAX_ITER),
-            CollaborationHook(cfg, model),
             BoxPartitionHook(cfg, model),
             SeedHook(self.seed),
+            StageHook(cfg, model),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]
         routing = attached_routing(model)
@@ -282,13 +288,18 @@ class Trainer(DefaultTrainer):
             CheckpointError: the checkpoint is damaged or belongs to another model.
         """
         super().resume_or_load(resume)
+        self.resumed = resume and self.checkpointer.has_checkpoint()
+        if not self.resumed:
+            self.start_iter = first_iteration(self.model, self.cfg.SOLVER.MAX_ITER)
+            advance(self.scheduler, self.start_iter)
         routing = attached_routing(self.model)
         keys = getattr(self.data_loader.dataset, "keys", None)  # somebody's own loader has none
         if routing is not None and keys is not None:
             routing.keep_images(keys)
         self.data_loader.batch_sampler.start = self.start_iter
         if self.start_iter:
-            logger.info("Continuing at iteration %d", self.start_iter)
+            how = "Continuing" if self.resumed else "Beginning"
+            logger.info("%s at iteration %d", how, self.start_iter)
 
     def train(self) -> OrderedDict | None:
         """Train, evaluate, and return the results, if any.
@@ -335,6 +346,7 @@ class Trainer(DefaultTrainer):
                     cls.build_evaluator(cfg, name),
                     build_cost_evaluator(cfg, name, model),
                     build_head_cost_evaluator(name, model),
+                    build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
         results = super().test(cfg, model, evaluators)

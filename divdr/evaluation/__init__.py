@@ -5,6 +5,7 @@ from .classification_evaluator import ClassificationEvaluator, ClassifierCostEva
 from .evaluators import (
     build_cost_evaluator,
     build_head_cost_evaluator,
+    build_mixture_evaluator,
     build_routing_evaluator,
     build_task_evaluator,
     check_evaluators,
@@ -21,6 +22,7 @@ __all__ = [
     "RoutingEvaluator",
     "build_cost_evaluator",
     "build_head_cost_evaluator",
+    "build_mixture_evaluator",
     "build_routing_evaluator",
     "build_task_evaluator",
     "check_evaluators",

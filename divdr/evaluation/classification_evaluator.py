@@ -41,21 +41,24 @@ class ClassificationEvaluator(DatasetEvaluator):
         Raises:
             DataError: an image's label is no class.
         """
-        for item, output in zip(inputs, outputs, strict=True):
-            label, scores = item["label"], output["scores"]
-            if not 0 <= label < len(self._classes):
+        if not inputs:
+            return
+        for item in inputs:
+            if not 0 <= item["label"] < len(self._classes):
                 raise DataError(
-                    f"image {item.get('file_name', item.get('image_id'))} has label {label}; "
-                    f"classes are 0 to {len(self._classes) - 1}"
+                    f"image {item.get('file_name', item.get('image_id'))} has label "
+                    f"{item['label']}; classes are 0 to {len(self._classes) - 1}"
                 )
-            if not bool(torch.isfinite(scores).all()):  # comparisons with it are false
-                self._results.append((label, len(self._classes)))
-                continue
-            # Of equal scores the lower class comes first, as argmax has it.
-            before = (scores[:label] >= scores[label]).sum() + (scores > scores[label])[
-                label:
-            ].sum()
-            self._results.append((label, int(before)))
+        # A batch of scores crosses from a GPU once.
+        scores = torch.stack([output["scores"] for output in outputs]).cpu()
+        labels = torch.tensor([item["label"] for item in inputs])
+        own = scores.gather(1, labels[:, None])
+        # Of equal scores the lower class comes first, as argmax has it.
+        lower = torch.arange(scores.shape[1]) < labels[:, None]  # tasks can have fewer classes
+        before = ((scores > own) | (lower & (scores == own))).sum(1)
+        # Comparisons with what is no number are false.
+        ranks = before.where(scores.isfinite().all(1), torch.tensor(len(self._classes)))
+        self._results.extend(zip(labels.tolist(), ranks.tolist(), strict=True))
 
     def evaluate(self) -> OrderedDict | None:
         """{"classification": figures} on the main process, None on the others."""
@@ -81,7 +84,8 @@ class ClassifierCostEvaluator(DatasetEvaluator):
     ``mflops`` is 10⁶ multiply-adds of convolutions and linear layers; so counts all of divdr, and
     Collaboration of Experts, while DynK-Hydra's tables print twice that. ``mean_branches`` is λ,
     the number of branches or experts that ran. ``ended_early`` is per cent of the images for which
-    no expert ran.
+    no expert ran. ``parameters`` are those of the whole model, ``loaded`` the mean of those that
+    ran for an image ("MAC" of Collaboration of Experts, Table 2), where the model tells them.
 
     Args:
         parameters: numbers in the model, for comparison.
@@ -91,7 +95,7 @@ class ClassifierCostEvaluator(DatasetEvaluator):
     def __init__(self, parameters: int, *, ends_early: bool = False) -> None:
         self._parameters = parameters
         self._ends_early = ends_early
-        self._results: list[tuple[float, int]] = []
+        self._results: list[tuple[float, int, float]] = []
 
     def reset(self) -> None:
         """Forget the images."""
@@ -99,7 +103,10 @@ class ClassifierCostEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note what ran for each image."""
-        self._results.extend((output["macs"], int(output["ran"].sum())) for output in outputs)
+        self._results.extend(
+            (output["macs"], int(output["ran"].sum()), output.get("loaded", -1.0))
+            for output in outputs
+        )
 
     def evaluate(self) -> OrderedDict | None:
         """{"cost": figures} on the main process, None on the others."""
@@ -107,12 +114,14 @@ class ClassifierCostEvaluator(DatasetEvaluator):
         if not rows:
             return None if rows is None else OrderedDict()
         found = torch.tensor(rows, dtype=torch.float64)
-        macs, branches = found.mean(0).tolist()
+        macs, branches, loaded = found.mean(0).tolist()
         figures = {
             "mflops": macs / 1e6,
             "mean_branches": branches,
             "parameters": self._parameters,
         }
+        if loaded >= 0:
+            figures["loaded"] = loaded
         if self._ends_early:
             figures["ended_early"] = _percent(found[:, 1] == 0)
         return OrderedDict(cost=figures)

@@ -29,11 +29,13 @@ from torch import nn
 from ..errors import ConfigError
 from ..image_files import check_label_map, read_labels
 from ..modeling import attached_experts, attached_routing, unwrap
-from ..modeling.classifiers import ImageClassifier, collaboration_of
+from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
+from ..moe import SingleGate
 from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .expert_cost_evaluator import ExpertCostEvaluator
+from .mixture_evaluator import MixtureEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
 
@@ -63,7 +65,7 @@ def build_cost_evaluator(
     if isinstance(inner, ImageClassifier):
         return ClassifierCostEvaluator(
             sum(p.numel() for p in inner.parameters()),
-            ends_early=collaboration_of(inner) is not None,
+            ends_early=getattr(inner.system, "ends_early", False),
         )
     experts = attached_experts(model)
     if experts is not None:
@@ -71,6 +73,16 @@ def build_cost_evaluator(
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None
+
+
+def build_mixture_evaluator(cfg: CfgNode, model: nn.Module) -> MixtureEvaluator | None:
+    """The evaluator of a single-gated classifier's alternatives, if its settings ask for it."""
+    inner = unwrap(model)
+    if not isinstance(inner, ImageClassifier) or not isinstance(inner.system, SingleGate):
+        return None
+    if not inner.system.settings.compare:
+        return None
+    return MixtureEvaluator(inner, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
 def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCostEvaluator | None:
@@ -255,7 +267,7 @@ def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if isinstance(figures, Mapping)
         for name, value in figures.items()
         if not (
-            task in ("sem_seg", "classification") and "-" in name
+            task in ("sem_seg", "classification", "mixture") and "-" in name
         )  # one class each; in results.json
     ]
     return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")

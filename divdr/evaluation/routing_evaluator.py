@@ -20,6 +20,7 @@ from ..experts import Diversity, diversity, kmeans
 from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
 from ..routing import Routing
 from ..routing.open_paths import is_closed
+from ..settings import ClusteringSettings
 
 Item = TypeVar("Item")
 
@@ -82,7 +83,7 @@ class RoutingEvaluator(DatasetEvaluator):
         *,
         output_dir: str | None = None,
         sizes: Sequence[tuple[int, int]] = (),
-        num_experts: int = 3,
+        num_experts: int = ClusteringSettings.num_experts,
         seed: int = 0,
     ) -> None:
         routed = attached_routing(model)

@@ -29,7 +29,7 @@ def subset_recovery(folder: str | os.PathLike[str]) -> dict[str, float]:
     """How well a run's gate activations on its first test set recover the subsets.
 
     Args:
-        folder: ``OUTPUT_DIR`` of a run on ``subsets_val`` (divdr.data.subsets), evaluated.
+        folder: ``OUTPUT_DIR`` of a run on ``subsets_val`` (``divdr.data``), evaluated.
 
     Returns:
         In percent of the images: "kmeans", by K-means on A, fresh; "kmeans_std", the same with

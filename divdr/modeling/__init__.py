@@ -23,8 +23,10 @@ from .expert_record import ExpertRecord, ExpertRouting
 from .multi_task import MultiTask
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
-from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads
+from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads, SingleGateBoxHead
 from .routed_resnet import RoutedBottleneck, RoutedResNet
+from .segmentors import SingleGateSegmentor
+from .single_gate_head import freeze_around_mixtures
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "RoutedBottleneck",
     "RoutedResNet",
     "RoutingSupervision",
+    "SingleGateBoxHead",
+    "SingleGateSegmentor",
     "StaticBackbone",
     "attach_expert_balance",
     "attach_expert_balance_from_config",
@@ -56,6 +60,7 @@ __all__ = [
     "backbone_macs",
     "cluster_and_log",
     "find_backbone",
+    "freeze_around_mixtures",
     "image_keys",
     "neck_macs",
     "periods_from_config",

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..moe import (
-    HydraSettings,
     cluster_partition,
     given_partition,
     load_partition,
     random_partition,
 )
+from ..settings import GatingSettings
 
 
 @dataclass(frozen=True)
@@ -35,22 +34,21 @@ class PartitionSource:
     seed: int = 0
 
 
-def partition_as_set(settings: CfgNode, key: str, source: PartitionSource) -> Tensor:
+def partition_as_set(settings: GatingSettings, source: PartitionSource) -> Tensor:
     """(C,) the branch of every class.
 
     Args:
-        settings: with ``PARTITION``, ``PARTITION_FILE`` and ``BRANCHES``.
-        key: where they stand in the config, for messages.
+        settings: whose ``KEY`` messages name.
         source: of which only what is asked for is made.
 
     Raises:
-        ConfigError: a setting is unknown, out of range or does not suit the data set.
+        ConfigError: a setting does not suit the data set.
         DataError: the partition's file does not, or a class has no sample.
     """
-    count, classes = settings.BRANCHES, source.classes
-    if settings.PARTITION == "random":
+    key, count, classes = settings.KEY, settings.branches, source.classes
+    if settings.partition == "random":
         return random_partition(len(classes), count, seed=source.seed)
-    if settings.PARTITION == "coarse":
+    if settings.partition == "coarse":
         coarse = source.coarse()
         if coarse is None:
             raise ConfigError(f'{key}.PARTITION "coarse": the training set has no super-classes')
@@ -60,33 +58,6 @@ def partition_as_set(settings: CfgNode, key: str, source: PartitionSource) -> Te
                 f"and BRANCHES is {count}"
             )
         return given_partition(coarse, count)
-    if settings.PARTITION == "file":
-        return load_partition(settings.PARTITION_FILE, classes, count)
-    if settings.PARTITION == "cluster":
-        return cluster_partition(source.means(), count, seed=source.seed)
-    raise ConfigError(
-        f"{key}.PARTITION {settings.PARTITION!r} is unknown; known are cluster, random, coarse "
-        "and file"
-    )
-
-
-def hydra_settings(settings: CfgNode, key: str) -> HydraSettings:
-    """The settings of a Hydra.
-
-    Args:
-        settings: the node, with ``BRANCHES``.
-        key: where it stands in the config, for messages.
-
-    Raises:
-        ConfigError: there are no branches.
-    """
-    if settings.BRANCHES < 1:
-        raise ConfigError(f"{key}.BRANCHES must be at least 1, not {settings.BRANCHES}")
-    return HydraSettings(
-        top_k=settings.TOP_K,
-        threshold=settings.THRESHOLD,
-        train_threshold=settings.TRAIN_THRESHOLD,
-        ensemble_weight=settings.ENSEMBLE_WEIGHT,
-        gater_weight=settings.GATER_WEIGHT,
-        branch_weight=settings.BRANCH_WEIGHT,
-    )
+    if settings.partition == "file":
+        return load_partition(settings.partition_file, classes, count)
+    return cluster_partition(source.means(), count, seed=source.seed)

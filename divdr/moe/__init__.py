@@ -1,12 +1,14 @@
 """Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
 
-Parts: stems and branches (``resnet``, ``densenet``, ``named``), gates, class partitions, embedders,
-balanced assignment, dispatch by groups, CondConv and PWLU. Systems
-(``single.ClassificationSystem``): one network, a plain ensemble, ``Hydra``, ``Collaboration``,
-``PerExample`` routing.
+Parts: networks (``resnet``, ``named``, ``pwlu``), ``gates``, ``choice`` of experts, dispatch,
+``early_exit``, ``ensembling``, ``teaching`` and ``soft_targets``, partitions of classes, balanced
+assignment. What systems promise stands in ``system``; they are one network, a plain ensemble,
+``Hydra``, ``Collaboration`` and ``PerExample`` routing with its gates and ``balance``.
 """
 
+from ..settings import CollaborationSettings, HydraSettings, TeachingSettings
 from .balance import Balance, BalanceLosses, kth_excluding, load_probabilities, squared_variation
+from .choice import Choice, above, best, check_selection, one_hot_choice, top_k
 from .choice_blocks import BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
 from .class_partition import (
     cluster_partition,
@@ -16,9 +18,11 @@ from .class_partition import (
     random_partition,
     save_partition,
 )
-from .collaboration import Collaboration, CollaborationSettings, Delegation, Delegator
+from .collaboration import Collaboration, Delegation, Delegator
+from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
+    LibraryEmbedder,
     PixelEmbedder,
     check_labels,
     class_means,
@@ -27,26 +31,36 @@ from .embedding import (
     gather_rows,
     process_count,
 )
+from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import (
     Dispatch,
-    Gater,
     Group,
-    check_selection,
-    one_hot_choice,
+    overwrite,
     restrict,
     run_all,
     run_groups,
     scatter_sum,
-    select,
 )
+from .expert_files import base_hash, take_expert
 from .expert_ops import SqueezeExcite, build_expert, expert_names, group_norm
-from .hydra import Hydra, HydraSettings
-from .interpolation import CurvePoint, LinePoint, between, loss_between, threshold_curve
+from .gates import PooledGate
+from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
+from .interpolation import (
+    CurvePoint,
+    LinePoint,
+    at_thresholds,
+    between,
+    loss_between,
+    threshold_curve,
+)
+from .multiply_adds import call_macs, each_macs, part_macs, without_data
 from .named import (
+    NamedInput,
     NamedStem,
     is_named,
     last_linear,
     named_classifier,
+    named_input,
     named_stem,
     without_last_linear,
 )
@@ -57,18 +71,26 @@ from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
 from .routing_layer import Context, Router, RoutingLayer
-from .single import (
+from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
+from .single import Ensemble, StageClassifier
+from .single_gate import SingleGate
+from .single_gate_stages import stages_of
+from .soft_targets import Distillation, divergence
+from .split import split_at, take_common_weights, with_embedding
+from .system import (
     ClassificationSystem,
     Cost,
-    Ensemble,
     Prediction,
-    Progress,
-    StageClassifier,
+    Stage,
+    Staged,
+    Thresholds,
+    check_probability,
+    loaded_numbers,
     num_parameters,
-    part_macs,
+    stage_at,
 )
-from .teaching import Distillation, Lesson, TeachingSettings, teach, true_class_probability
-from .transport import balanced_capacities, exchange, vogel_assignment
+from .teaching import DelegatorFirst, Lesson, common_lesson, teach, true_class_probability
+from .transport import balanced_capacities, vogel_assignment
 
 __all__ = [
     "PWLU",
@@ -77,6 +99,7 @@ __all__ = [
     "BlockParts",
     "Body",
     "BodyCost",
+    "Choice",
     "ChoiceBlock",
     "ChoiceCell",
     "ClassificationSystem",
@@ -89,47 +112,73 @@ __all__ = [
     "Decision",
     "Delegation",
     "Delegator",
+    "DelegatorFirst",
     "DenseNetParts",
     "Dispatch",
     "Distillation",
     "Embedder",
     "Ensemble",
-    "Gater",
     "Gating",
     "Group",
     "Hydra",
     "HydraSettings",
     "Lesson",
+    "LibraryEmbedder",
     "LinePoint",
+    "NamedInput",
     "NamedStem",
+    "NeededGroups",
     "NoisyTopKGate",
     "OpGate",
     "OpGates",
     "Part",
     "PerExample",
     "PixelEmbedder",
+    "PooledGate",
     "Prediction",
-    "Progress",
     "ResNetParts",
+    "Reservoir",
     "RoutedCells",
     "RoutedLayers",
     "Router",
     "RoutingLayer",
+    "SampleGate",
+    "SingleGate",
     "SqueezeExcite",
+    "Stacking",
+    "Stage",
     "StageClassifier",
+    "Staged",
     "TeachingSettings",
+    "Thresholds",
+    "above",
     "align",
     "anneal_k",
+    "anytime",
+    "as_first_process",
+    "at_thresholds",
     "balanced_capacities",
+    "base_hash",
+    "best",
     "between",
     "build_expert",
+    "call_macs",
+    "check_gating",
     "check_labels",
+    "check_probability",
     "check_selection",
+    "choose_by",
+    "chosen_branches",
     "class_means",
     "class_sums",
     "cluster_partition",
     "common_divisors",
-    "exchange",
+    "common_lesson",
+    "confidence",
+    "confident",
+    "delegated",
+    "divergence",
+    "each_macs",
     "expert_names",
     "gather_rows",
     "given_partition",
@@ -140,12 +189,17 @@ __all__ = [
     "last_linear",
     "load_partition",
     "load_probabilities",
+    "loaded_numbers",
+    "log_mean_probability",
     "loss_between",
     "named_classifier",
+    "named_input",
     "named_stem",
     "num_parameters",
     "number_decisions",
     "one_hot_choice",
+    "overwrite",
+    "own_loss",
     "part_macs",
     "per_example_network",
     "process_count",
@@ -155,13 +209,22 @@ __all__ = [
     "run_groups",
     "save_partition",
     "scatter_sum",
-    "select",
+    "smoothed",
+    "split_at",
     "squared_variation",
+    "stage_at",
+    "stages_of",
+    "take_common_weights",
+    "take_expert",
     "teach",
     "threshold_curve",
+    "top_k",
     "true_class_probability",
     "vogel_assignment",
+    "weighted_mean",
     "with_condconv",
+    "with_embedding",
     "with_pwlu",
+    "without_data",
     "without_last_linear",
 ]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..routing.ops import NormFactory, conv_norm
+from .multiply_adds import part_macs
 from .noisy_top_k import Gating, anneal_k
 from .per_example import BodyCost, layer_cost
 from .routing_layer import Context, Router, RoutingLayer
-from .single import part_macs
 
 BLOCKS = 4
 """Choice blocks of a cell; with two decisions each, 6 cells make the paper's 48, 12 its 96."""

@@ -6,8 +6,7 @@ tensors (N, ...) of any kind that delegator and experts take.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,11 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..settings import mixtures
-from .embedding import check_labels, gather_rows, process_count
-from .expert_dispatch import Dispatch, Group, one_hot_choice, run_groups
-from .single import Cost, Prediction, part_macs
-from .teaching import Distillation, Lesson, TeachingSettings, teach_subtasks, true_class_probability
+from ..settings import CollaborationSettings
+from .class_partition import cluster_partition, given_partition, random_partition
+from .early_exit import confident, delegated
+from .embedding import check_labels, class_means, process_count
+from .expert_dispatch import Dispatch, Group, overwrite, run_groups
+from .multiply_adds import each_macs, part_macs
+from .soft_targets import Distillation
+from .system import Cost, Prediction, Stage, check_probability, loaded_numbers
+from .teaching import (
+    DelegatorFirst,
+    Lesson,
+    common_lesson,
+    common_portions,
+    true_class_probability,
+)
 
 
 class Delegation(NamedTuple):
@@ -34,10 +43,6 @@ class Delegation(NamedTuple):
     rough: Tensor
     selection: Tensor
     subtask: Tensor
-
-    def confident(self, threshold: float) -> Tensor:
-        """(N,) bool: the predicted class's probability is above τ, so that no expert has to run."""
-        return self.rough.float().softmax(1).amax(1) > threshold
 
     def subtasks(self) -> Tensor:
         """(N,) int64, the most probable subtask."""
@@ -114,24 +119,7 @@ class Delegator(nn.Module):
         return self.task_predictor(features), subtask
 
 
-@dataclass
-class CollaborationSettings:
-    """Thresholds and weights.
-
-    Attributes:
-        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
-        delegator_share: share of training that is the first stage.
-        selection_weight: η of Eq. 8.
-        teaching: LGM, WGM and SRM.
-    """
-
-    threshold: float = mixtures.CollaborationSettings.threshold
-    delegator_share: float = mixtures.CollaborationSettings.delegator_stage
-    selection_weight: float = mixtures.CollaborationSettings.selection_weight
-    teaching: TeachingSettings = field(default_factory=TeachingSettings)
-
-
-class Collaboration(nn.Module):
+class Collaboration(DelegatorFirst, nn.Module):
     """The delegator looks at every sample, and at most one expert at those it is not sure of.
 
     ``progress`` says how far training is, 0 to 1, and with it stage and α; whoever trains sets it.
@@ -140,14 +128,23 @@ class Collaboration(nn.Module):
         delegator: with as many outputs as there are experts.
         experts: E modules, samples to logits (N, C).
         num_classes: C.
-        settings: τ, stages, η and ablations.
+        settings: τ, η and ablations; how many experts there are, ``experts`` says.
         in_channels: of the images, for the cost.
+        delegator_share: share of training that is the first stage; None takes the settings'
+            ``delegator_stage``, which then has to be a share.
+
+    Attributes:
+        threshold: τ of early termination; it can be changed at any time. 1 never ends early.
 
     Raises:
         ConfigError: a setting is out of range.
     """
 
     has_delegator: Tensor
+    partition: Tensor
+    #: The delegator's answer can be final.
+    ends_early = True
+    settings: CollaborationSettings
 
     def __init__(
         self,
@@ -156,13 +153,14 @@ class Collaboration(nn.Module):
         num_classes: int,
         settings: CollaborationSettings,
         in_channels: int = 3,
+        delegator_share: float | None = None,
     ) -> None:
         super().__init__()
         self.check_threshold(settings.threshold)
-        if not 0 <= settings.delegator_share < 1:
+        share = settings.delegator_stage if delegator_share is None else delegator_share
+        if not 0 <= share < 1:
             raise ConfigError(
-                "the delegator's stage must end before the training, not after a share of "
-                f"{settings.delegator_share}"
+                f"the delegator's stage must end before the training, not after a share of {share}"
             )
         if len(experts) != delegator.expert_selector.out_features:
             raise ConfigError(
@@ -173,6 +171,8 @@ class Collaboration(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.num_classes = num_classes
         self.settings = settings
+        self.threshold = settings.threshold
+        self.delegator_share = share
         #: How experts run in evaluation.
         self.dispatch: Dispatch = run_groups
         self.in_channels = in_channels
@@ -181,6 +181,14 @@ class Collaboration(nn.Module):
         self.distillation: Distillation | None = None
         # Whether a trained delegator was taken over; checkpoints keep it.
         self.register_buffer("has_delegator", torch.tensor(False))
+        self._by_class = settings.selection in ("random", "category")
+        if settings.selection != "taught" and delegator.subtask_selector is not None:
+            raise ConfigError(
+                f'{settings.KEY}.SELECTION "{settings.selection}" knows no SUBTASKS; set them to 1'
+            )
+        if self._by_class:
+            # -1: no partition has been set yet.
+            self.register_buffer("partition", torch.full((num_classes,), -1, dtype=torch.int64))
 
     @staticmethod
     def check_threshold(threshold: float) -> None:
@@ -189,31 +197,59 @@ class Collaboration(nn.Module):
         Raises:
             ConfigError: it is not within 0 and 1.
         """
-        if not 0.0 <= threshold <= 1.0:
-            raise ConfigError(
-                f"the threshold τ of early termination must be between 0 and 1, not {threshold}"
-            )
+        check_probability(threshold, "the threshold τ of early termination")
 
-    @property
-    def trains_delegator(self) -> bool:
-        """Whether ``progress`` lies in the first stage."""
-        return self.progress < self.settings.delegator_share
+    @torch.no_grad()
+    def begin(self, stage: Stage, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+        """Before the experts train: where classes choose among them, say which chooses which.
 
-    @property
-    def alpha(self) -> float:
-        """α of Eq. 5, which grows linearly over the second stage."""
-        share = self.settings.delegator_share
-        return self.settings.teaching.alpha_at((self.progress - share) / (1 - share))
+        Args:
+            stage: that begins.
+            batches: makes (images, labels) of every training image once.
+
+        Raises:
+            ConfigError: there are more experts than classes.
+            DataError: a class has no image.
+        """
+        if stage.name != "experts" or not self._by_class or bool((self.partition >= 0).all()):
+            return
+        if self.settings.selection == "random":
+            self.set_partition(random_partition(self.num_classes, len(self.experts)))
+            return
+        extractor, training = self.delegator.extractor, self.delegator.training
+        means = class_means(extractor.eval(), batches(), self.num_classes)
+        extractor.train(training)
+        self.set_partition(cluster_partition(means, len(self.experts)))
+
+    def set_partition(self, partition: Tensor) -> None:
+        """Say which expert each class (C,) chooses, where classes do; checkpoints keep it.
+
+        Raises:
+            ConfigError: it does not suit the experts.
+        """
+        self.partition.copy_(given_partition(partition.tolist(), len(self.experts)))
+
+    def _selected(self, seen: Delegation) -> Tensor:
+        """(N,) int64, the expert of each sample."""
+        return self.partition[seen.rough.argmax(1)] if self._by_class else seen.experts()
 
     def forward(self, x: Tensor) -> Prediction:
         """(N, ...) to logits and the experts that ran, none where it ended early (Section 3.1)."""
         seen = self.delegator(x)
-        chosen = seen.experts().masked_fill(seen.confident(self.settings.threshold), -1)
-        ran = one_hot_choice(chosen, len(self.experts))
-        logits = seen.rough
-        for group in self.dispatch(self.experts, x, ran):
-            logits = logits.index_copy(0, group.rows, group.output.to(logits.dtype))
-        return Prediction(logits, ran)
+        ran = delegated(seen.rough, self._selected(seen), len(self.experts), self.threshold)
+        return Prediction(overwrite(seen.rough, self.dispatch(self.experts, x, ran)), ran)
+
+    def at_thresholds(self, x: Tensor, thresholds: Sequence[float]) -> list[Prediction]:
+        """What :meth:`forward` gives at every τ; delegator and experts run once for all of them."""
+        seen = self.delegator(x)
+        selected = self._selected(seen)
+        most = delegated(seen.rough, selected, len(self.experts), max(thresholds))
+        told = overwrite(seen.rough, self.dispatch(self.experts, x, most))
+        predictions = []
+        for threshold in thresholds:
+            ends = confident(seen.rough, threshold)[:, None]
+            predictions.append(Prediction(torch.where(ends, seen.rough, told), most & ~ends))
+        return predictions
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Section 3.5), weighted.
@@ -239,22 +275,52 @@ class Collaboration(nn.Module):
             return {"loss_rough": self._task_loss(rough, labels, targets).mean()}
         seen = self.delegator.fixed(x)
         groups = list(run_groups(self.experts, x, self._visible(seen)))
+        if self.settings.selection != "taught":
+            return {"loss_experts": self._compared_loss(seen, groups, labels, targets)}
         lesson = self._lesson(seen, groups, labels)
         # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
         scale = process_count()
         loss = F.cross_entropy(seen.visible().float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights * loss).sum()
-        experts = seen.selection[:0].float().sum()
+        experts = self._weighted(seen, groups, labels, targets, lesson.expert_weights)
+        return {
+            "loss_selection": scale * self.settings.selection_weight * selection,
+            "loss_experts": scale * experts,
+        }
+
+    def _compared_loss(
+        self, seen: Delegation, groups: Sequence[Group], labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        """The experts' loss in the comparisons of Table 3.
+
+        By classes, Eq. 5 and 6 take the rough prediction's expert for A. Of a selector that is
+        trained directly, its probabilities scale the losses of all experts, and their gradient is
+        what it learns from; the mean is over the samples.
+        """
+        if self._by_class:
+            selected = self._selected(seen)
+            weights = common_portions(selected, len(self.experts), self.alpha)
+            return process_count() * self._weighted(seen, groups, labels, targets, weights)
+        probabilities = seen.selection.float().softmax(1) / max(1, len(labels))
+        return self._weighted(seen, groups, labels, targets, probabilities)
+
+    def _weighted(
+        self,
+        seen: Delegation,
+        groups: Sequence[Group],
+        labels: Tensor,
+        targets: Tensor | None,
+        weights: Tensor,
+    ) -> Tensor:
+        """Sum of the experts' losses by weights (N, E / S)."""
+        total = seen.selection[:0].float().sum()
         for group in groups:
             rows = group.rows
             own = self._task_loss(
                 group.output, labels[rows], None if targets is None else targets[rows]
             )
-            experts = experts + (lesson.expert_weights[rows, self._place(group)] * own).sum()
-        return {
-            "loss_selection": scale * self.settings.selection_weight * selection,
-            "loss_experts": scale * experts,
-        }
+            total = total + (weights[rows, self._place(group)] * own).sum()
+        return total
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds of the delegator, which always runs, and of each expert."""
@@ -262,7 +328,11 @@ class Collaboration(nn.Module):
         extractor, _ = part_macs(self.delegator.extractor, shape)
         heads = [m for m in self.delegator.children() if isinstance(m, nn.Linear)]
         shared = extractor + sum(m.in_features * m.out_features for m in heads)
-        return Cost(shared, tuple(part_macs(expert, shape)[0] for expert in self.experts))
+        return Cost(shared, each_macs(self.experts, shape))
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for a sample: the delegator's, and its expert's."""
+        return loaded_numbers(self, list(self.experts), nn.Identity())
 
     def _task_loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if self.distillation is None or targets is None:
@@ -290,10 +360,4 @@ class Collaboration(nn.Module):
         for group in groups:
             found = true_class_probability(group.output, labels[group.rows])
             tcp[group.rows, self._place(group)] = found.to(tcp.dtype)
-        subtask = seen.subtasks().to(tcp.dtype)
-        together, own = gather_rows(torch.cat([tcp, probabilities, subtask[:, None]], dim=1))
-        tcp, probabilities, subtask = together.split([self._per_subtask, self._per_subtask, 1], 1)
-        lesson = teach_subtasks(
-            tcp, probabilities, subtask[:, 0], self.alpha, self.settings.teaching
-        )
-        return Lesson(*(part[own] for part in lesson))
+        return common_lesson(tcp, probabilities, self.alpha, self.settings, seen.subtasks())

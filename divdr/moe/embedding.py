@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..routing import process_count
+from .named import NamedInput
 
 
 class Embedder(nn.Module):
@@ -40,6 +42,60 @@ class Embedder(nn.Module):
         finally:
             handle.remove()
         return seen[-1].flatten(1)
+
+
+class LibraryEmbedder(nn.Module):
+    """An embedder that sees images as its library's weights expect them, whatever a model sees.
+
+    Args:
+        classifier: of three channels, red first, with its library's weights.
+        given: size, mean and deviation that they were trained on.
+        pixel_mean: of the images that come, a number a channel, to undo their normalisation.
+        pixel_std: likewise.
+        reverse: they come as blue, green, red.
+        at_once: images that it looks at in one go; those of a library can be large.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        given: NamedInput,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        *,
+        reverse: bool = False,
+        at_once: int = 16,
+    ) -> None:
+        super().__init__()
+        self.embed = Embedder(classifier)
+        self.size, self.reverse, self.at_once = given.size, reverse, at_once
+        for name, values in (
+            ("pixel_mean", pixel_mean),
+            ("pixel_std", pixel_std),
+            ("mean", given.mean),
+            ("std", given.std),
+        ):
+            self.register_buffer(name, torch.tensor(list(values))[:, None, None])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 1 or 3, H, W) to (N, D)."""
+        return torch.cat([self.embed(self.seen(part)) for part in images.split(self.at_once)])
+
+    def seen(self, images: Tensor) -> Tensor:
+        """(N, 3, H', W') the images as the classifier sees them; grey ones in three channels."""
+        pixels = (images * self.pixel_std + self.pixel_mean) / 255
+        if self.reverse:
+            pixels = pixels.flip(1)
+        pixels = F.interpolate(
+            pixels, self.size, mode="bilinear", align_corners=False, antialias=True
+        )
+        return (pixels.expand(-1, 3, -1, -1) - self.mean) / self.std
 
 
 class PixelEmbedder(nn.Module):

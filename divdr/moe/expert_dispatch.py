@@ -1,4 +1,4 @@
-"""Choosing experts by gates, and running the chosen ones alone: gather, run, scatter."""
+"""Running the chosen experts alone: gather, run, scatter."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from ..errors import ConfigError
+from torch import Tensor
 
 
 class Group(NamedTuple):
@@ -18,71 +16,88 @@ class Group(NamedTuple):
         expert: its number.
         rows: (R,) int64, places of the samples in the batch, ascending.
         output: (R, ...), the expert's output for them.
+        places: the rows on the host, so that nobody has to wait for a GPU to know them; None where
+            they are not known there.
     """
 
     expert: int
     rows: Tensor
     output: Tensor
+    places: Tensor | None = None
 
 
-Dispatch = Callable[[Iterable[nn.Module], Tensor, Tensor], Iterator[Group]]
+Experts = Iterable[Callable[[Tensor], Tensor]]
+Dispatch = Callable[[Experts, Tensor, Tensor], Iterator[Group]]
 """Runs experts on a batch as (N, E) says: :func:`run_groups`, or :func:`run_all` beside it."""
 
 
-def run_groups(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
+def run_groups(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
     """Run every expert once, on the samples that chose it; one that nobody chose does not run.
 
+    The host looks at ``chosen`` once, whatever the number of experts.
+
     Args:
-        experts: E modules.
+        experts: E modules, or functions.
         x: (N, ...) the batch.
         chosen: (N, E) bool; a sample can choose several experts, or none.
 
     Yields:
         The groups that are not empty, in the order of the experts.
     """
-    for number, expert in enumerate(experts):
-        rows = chosen[:, number].nonzero()[:, 0]
-        if len(rows):
+    for number, (expert, (rows, places)) in enumerate(zip(experts, _rows(chosen), strict=False)):
+        if len(places):
             # The whole batch needs no copy.
-            yield Group(number, rows, expert(x if len(rows) == len(x) else x[rows]))
+            part = x if len(places) == len(x) else x[rows]
+            yield Group(number, rows, expert(part), places)
 
 
-def run_all(experts: Iterable[nn.Module], x: Tensor, chosen: Tensor) -> Iterator[Group]:
+def run_all(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
     """What :func:`run_groups` yields, after every expert has run on the whole batch.
 
     This is what dispatch by groups is compared with.
     """
-    for number, expert in enumerate(experts):
+    for number, (expert, (rows, places)) in enumerate(zip(experts, _rows(chosen), strict=False)):
         output = expert(x)
-        rows = chosen[:, number].nonzero()[:, 0]
-        if len(rows):
-            yield Group(number, rows, output[rows])
+        if len(places):
+            yield Group(number, rows, output[rows], places)
+
+
+def _rows(chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of every expert the places (R,) that chose it, where ``chosen`` is and on the host."""
+    places = [column.nonzero()[:, 0] for column in chosen.cpu().unbind(1)]
+    if chosen.device.type == "cpu":
+        return [(each, each) for each in places]
+    sizes = [len(each) for each in places]
+    rows = torch.cat(places).to(chosen.device, non_blocking=True).split(sizes)
+    return list(zip(rows, places, strict=True))
 
 
 def scatter_sum(groups: Sequence[Group], count: int, weights: Tensor | None = None) -> Tensor:
     """(count, ...) sum, for every sample, of the outputs of the experts that it chose.
 
-    Samples without an expert get zeros. Gradients reach every output, and the weights.
+    Samples without an expert get zeros. Gradients reach every output.
 
     Args:
         groups: at least one.
         count: N, size of the batch.
-        weights: (N, E) by which outputs are multiplied; the sum has their precision where it is
-            the higher one. None: all are 1.
+        weights: (N, E) of the outputs; None: 1.
     """
-    first = _weighted(groups[0], weights)
+    first = groups[0].output
     total = first.new_zeros((count, *first.shape[1:]))
-    for number, group in enumerate(groups):
-        output = _weighted(group, weights) if number else first
+    for group in groups:
+        output = group.output
+        if weights is not None:
+            own = weights[group.rows, group.expert].to(output.dtype)
+            output = output * own.reshape(-1, *[1] * (output.dim() - 1))
         total = total.index_add(0, group.rows, output)
     return total
 
 
-def _weighted(group: Group, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return group.output
-    own = weights[group.rows, group.expert]
-    return group.output * own.reshape(-1, *[1] * (group.output.dim() - 1))
+def overwrite(answers: Tensor, groups: Iterable[Group]) -> Tensor:
+    """(N, ...) the answers, and in place of them, where an expert ran, what it says."""
+    for group in groups:
+        answers = answers.index_copy(0, group.rows, group.output.to(answers.dtype))
+    return answers
 
 
 def restrict(groups: Sequence[Group], wanted: Tensor) -> list[Group]:
@@ -91,69 +106,13 @@ def restrict(groups: Sequence[Group], wanted: Tensor) -> list[Group]:
     Groups without any are left out, so that not even a zero gradient reaches their experts.
     """
     parts = []
+    host = wanted.cpu()
     for group in groups:
-        keep = wanted[group.rows, group.expert]
-        if bool(keep.any()):
-            parts.append(Group(group.expert, group.rows[keep], group.output[keep]))
+        places = group.rows.cpu() if group.places is None else group.places
+        kept = host[places, group.expert].nonzero()[:, 0]
+        if len(kept) == len(places):
+            parts.append(group)
+        elif len(kept):
+            own = kept.to(group.rows.device, non_blocking=True)
+            parts.append(Group(group.expert, group.rows[own], group.output[own], places[kept]))
     return parts
-
-
-def one_hot_choice(expert: Tensor, experts: int) -> Tensor:
-    """(N, experts) bool from the number (N,) of each sample's expert; -1 chooses none."""
-    return expert[:, None] == torch.arange(experts, device=expert.device)
-
-
-class Gater(nn.Module):
-    """A trunk, global average pooling and a linear layer of one neuron an expert.
-
-    Args:
-        trunk: maps to maps; ``nn.Identity()`` for a gate that looks at the stem's.
-        channels: of the trunk's maps.
-        experts: number of experts.
-    """
-
-    def __init__(self, trunk: nn.Module, channels: int, experts: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.predict = nn.Linear(channels, experts)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) to logits (N, experts)."""
-        return self.predict(self.trunk(maps).mean(dim=(2, 3)))
-
-
-def select(probabilities: Tensor, top_k: int, threshold: float = 0.0) -> Tensor:
-    """Experts that run: the K most probable, without those below τ (DynK-Hydra, Algorithm 1).
-
-    Eq. 6 as printed compares the projection with τ; Algorithm 1 and the text compare the gater's
-    probability, as is done here. The most probable expert always runs: with τ above its
-    probability nothing would, and there would be no prediction.
-
-    Args:
-        probabilities: (N, E), the gater's softmax.
-        top_k: K.
-        threshold: τ; 0 is the fixed K of HydraRes.
-
-    Returns:
-        (N, E) bool.
-
-    Raises:
-        ConfigError: see :func:`check_selection`.
-    """
-    check_selection(top_k, threshold, probabilities.shape[1])
-    values, index = probabilities.detach().topk(top_k, dim=1)
-    keep = values >= threshold
-    keep[:, 0] = True
-    return torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, index, keep)
-
-
-def check_selection(top_k: int, threshold: float, experts: int) -> None:
-    """See that K and τ suit the number of experts.
-
-    Raises:
-        ConfigError: K is not within 1 and E, or τ not within 0 and 1.
-    """
-    if not 1 <= top_k <= experts:
-        raise ConfigError(f"TOP_K must be between 1 and the {experts} branches, not {top_k}")
-    if not 0.0 <= threshold <= 1.0:
-        raise ConfigError(f"the gater's threshold τ must be between 0 and 1, not {threshold}")

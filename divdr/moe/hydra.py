@@ -6,8 +6,8 @@ is the same with a fixed K (τ = 0) and without the branches' own loss (α3 = 0)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +15,94 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import BatchNorm
-from ..settings import mixtures
+from ..settings import GatingSettings, HydraSettings
+from .choice import above, check_selection, one_hot_choice
 from .class_partition import given_partition
 from .embedding import check_labels, common_divisors
-from .expert_dispatch import (
-    Dispatch,
-    Gater,
-    Group,
-    check_selection,
-    restrict,
-    run_groups,
-    scatter_sum,
-    select,
-)
+from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
+from .gates import PooledGate
+from .multiply_adds import each_macs, part_macs
 from .resnet import initialise
-from .single import Cost, Prediction, part_macs
+from .system import Cost, Prediction, loaded_numbers
 
 
-@dataclass
-class HydraSettings:
-    """K, τ and the weights of Eq. 7.
+def chosen_branches(
+    settings: GatingSettings, gate_logits: Tensor, threshold: float, *, training: bool
+) -> Tensor:
+    """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1).
+
+    Args:
+        settings: K, and τ of training.
+        gate_logits: (N, nb).
+        threshold: τ of evaluation.
+        training: which τ counts.
+    """
+    threshold = settings.train_threshold if training else threshold
+    return above(gate_logits.float().softmax(1), settings.top_k, threshold).chosen
+
+
+def check_gating(settings: GatingSettings, branches: int) -> None:
+    """See that K and both τ suit the number of branches.
+
+    Raises:
+        ConfigError: see :func:`check_selection`.
+    """
+    check_selection(settings.top_k, settings.threshold, branches)
+    check_selection(settings.top_k, settings.train_threshold, branches)
+
+
+class NeededGroups(NamedTuple):
+    """What branches made of the samples of a training batch that need them.
 
     Attributes:
-        top_k: K.
-        threshold: τ in evaluation; it can be changed at any time.
-        train_threshold: τ while training. With less than ``threshold`` the combiner learns sums of
-            more projections than it meets in evaluation, which costs accuracy.
-        ensemble_weight: α1.
-        gater_weight: α2.
-        branch_weight: α3; 0 makes no extra heads.
+        chosen: of the samples for which the gater chose them.
+        own: of the samples that they learn from for themselves.
     """
 
-    top_k: int = mixtures.HydraSettings.top_k
-    threshold: float = mixtures.HydraSettings.threshold
-    train_threshold: float = mixtures.HydraSettings.train_threshold
-    ensemble_weight: float = mixtures.HydraSettings.ensemble_weight
-    gater_weight: float = mixtures.HydraSettings.gater_weight
-    branch_weight: float = mixtures.HydraSettings.branch_weight
+    chosen: list[Group]
+    own: list[Group]
 
-    def chosen(self, gate_logits: Tensor, training: bool) -> Tensor:
-        """(N, nb) bool, the branches that run by the gater's logits (N, nb) (Algorithm 1)."""
-        threshold = self.train_threshold if training else self.threshold
-        return select(gate_logits.float().softmax(1), self.top_k, threshold)
+    @classmethod
+    def of(
+        cls, branches: Iterable[nn.Module], maps: Tensor, chosen: Tensor, own: Tensor | None
+    ) -> NeededGroups:
+        """Run every branch once, on the samples that need it for either.
+
+        Args:
+            branches: nb modules.
+            maps: (N, ...) of the stem.
+            chosen: (N, nb) bool, by the gater.
+            own: (N, nb) bool, each sample's own branch; None: branches have no loss of their own.
+        """
+        needed = chosen if own is None else chosen | own
+        groups = list(run_groups(branches, maps, needed))
+        if own is None:
+            return cls(groups, [])
+        return cls(restrict(groups, chosen), restrict(groups, own))
+
+
+def own_loss(
+    heads: nn.ModuleList, groups: Sequence[Group], labels: Tensor, own: Tensor, nothing: Tensor
+) -> Tensor:
+    """Eq. 5, summed over the branches: cross-entropy of each one's extra head over all classes.
+
+    The mean of a branch is over its samples in the batch of all processes together.
+
+    Args:
+        heads: nb extra heads, vectors to logits.
+        groups: of the samples ``own``; of maps the heads see the mean.
+        labels: (N,) int64.
+        own: (N, nb) bool.
+        nothing: 0 with a graph, where no branch has a sample.
+    """
+    divisors = common_divisors(own.sum(0))
+    total = nothing
+    for group in groups:
+        output = group.output.mean(dim=(2, 3)) if group.output.dim() == 4 else group.output
+        logits = heads[group.expert](output).float()
+        own_sum = F.cross_entropy(logits, labels[group.rows], reduction="sum")
+        total = total + own_sum / divisors[group.expert]
+    return total
 
 
 class Hydra(nn.Module):
@@ -68,8 +114,11 @@ class Hydra(nn.Module):
         gater: from the stem's maps to logits over the branches.
         channels: of the projections.
         num_classes: C.
-        settings: K, τ, loss weights.
+        settings: K, τ, loss weights; how many branches there are, ``branches`` says.
         in_channels: of the images.
+
+    Attributes:
+        threshold: τ in evaluation; it can be changed at any time.
 
     Raises:
         ConfigError: K or τ is out of range, or there are more branches than classes.
@@ -81,15 +130,14 @@ class Hydra(nn.Module):
         self,
         stem: nn.Module,
         branches: Sequence[nn.Module],
-        gater: Gater,
+        gater: PooledGate,
         channels: int,
         num_classes: int,
         settings: HydraSettings,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_selection(settings.top_k, settings.threshold, len(branches))
-        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        check_gating(settings, len(branches))
         if len(branches) > num_classes:
             raise ConfigError(
                 f"{len(branches)} branches cannot share {num_classes} classes; every branch needs "
@@ -109,6 +157,7 @@ class Hydra(nn.Module):
             nn.Linear(channels, num_classes) for _ in range(specialised)
         )
         self.settings = settings
+        self.threshold = settings.threshold
         #: How branches run in evaluation.
         self.dispatch: Dispatch = run_groups
         self.num_classes = num_classes
@@ -146,9 +195,18 @@ class Hydra(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """(N, C, H, W) to logits (Eq. 2) and the branches that ran."""
         maps = self.stem(images)
-        chosen = self._choose(self.gater(maps))
+        chosen = self._choose(self.gater(maps), self.threshold)
         groups = list(self.dispatch(self.branches, maps, chosen))
         return Prediction(self.combine(groups, len(images)), chosen)
+
+    def at_thresholds(self, images: Tensor, thresholds: Sequence[float]) -> list[Prediction]:
+        """What :meth:`forward` gives at every τ; stem, gater and each branch run once for all."""
+        maps = self.stem(images)
+        gate_logits = self.gater(maps)
+        chosen = [self._choose(gate_logits, threshold) for threshold in thresholds]
+        needed = torch.stack(chosen).any(0)
+        groups = list(self.dispatch(self.branches, maps, needed))
+        return [Prediction(self.combine(restrict(groups, own), len(images)), own) for own in chosen]
 
     def combine(self, groups: Sequence[Group], count: int) -> Tensor:
         """(count, C) logits from the branches' projections: sum, combiner, pooling, classifier."""
@@ -181,30 +239,27 @@ class Hydra(nn.Module):
         branch_of = self.partition[labels]
         maps = self.stem(images)
         gate_logits = self.gater(maps)
-        chosen = self._choose(gate_logits)
-        own = branch_of[:, None] == torch.arange(len(self.branches), device=labels.device)
-        needed = chosen | own if self.branch_heads else chosen
-        groups = list(run_groups(self.branches, maps, needed))
-        logits = self.combine(restrict(groups, chosen), len(images))
+        chosen = self._choose(gate_logits, self.threshold)
+        own = one_hot_choice(branch_of, len(self.branches))
+        groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
+        logits = self.combine(groups.chosen, len(images))
         ensemble = F.cross_entropy(logits.float(), labels)
         losses = {
             "loss_ensemble": settings.ensemble_weight * ensemble,
             "loss_gater": settings.gater_weight * F.cross_entropy(gate_logits.float(), branch_of),
         }
         if self.branch_heads:
-            divisors = common_divisors(own.sum(0))
-            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
-            losses["loss_branch"] = settings.branch_weight * torch.stack(terms).sum()
+            nothing = maps[:0].float().sum()
+            found = own_loss(self.branch_heads, groups.own, labels, own, nothing)
+            losses["loss_branch"] = settings.branch_weight * found
         return losses
 
-    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
-        """Eq. 5: cross-entropy over all classes, the mean over the images of the branch's own."""
-        logits = self.branch_heads[group.expert](group.output.mean(dim=(2, 3)))
-        total = F.cross_entropy(logits.float(), labels[group.rows], reduction="sum")
-        return total / divisors[group.expert]
+    def _choose(self, gate_logits: Tensor, threshold: float) -> Tensor:
+        return chosen_branches(self.settings, gate_logits, threshold, training=self.training)
 
-    def _choose(self, gate_logits: Tensor) -> Tensor:
-        return self.settings.chosen(gate_logits, self.training)
+    def loads(self) -> Cost:
+        """Numbers that are loaded for an image; the extra heads are not."""
+        return loaded_numbers(self, list(self.branches), self.branch_heads)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size: stem, gater, combiner and classifier, and each branch.
@@ -213,7 +268,7 @@ class Hydra(nn.Module):
         """
         stem, shape = part_macs(self.stem, (self.in_channels, height, width))
         gater, _ = part_macs(self.gater, shape)
-        branches = [part_macs(branch, shape) for branch in self.branches]
-        combiner, _ = part_macs(self.combiner, branches[0][1])
+        _, projection = part_macs(self.branches[0], shape)
+        combiner, _ = part_macs(self.combiner, projection)
         shared = stem + gater + combiner + self.classify.in_features * self.num_classes
-        return Cost(shared, tuple(macs for macs, _ in branches))
+        return Cost(shared, each_macs(self.branches, shape))

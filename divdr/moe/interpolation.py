@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from .collaboration import Collaboration
 from .expert_dispatch import run_groups
 from .hydra import Hydra
-from .single import Cost
+from .system import Cost, Prediction, Thresholds
 
 
 class LinePoint(NamedTuple):
@@ -113,62 +112,111 @@ class CurvePoint(NamedTuple):
         mean_branches: λ, mean number of branches or experts that ran.
         accuracy: top-1, in per cent.
         macs: mean multiply-adds per image.
+        loaded: mean numbers of parameters that an image's network consists of; None where the
+            system does not tell.
     """
 
     threshold: float
     mean_branches: float
     accuracy: float
     macs: float
+    loaded: float | None
 
 
 @torch.no_grad()
 def threshold_curve(
-    network: Hydra | Collaboration,
+    network: nn.Module,
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     thresholds: Sequence[float],
 ) -> list[CurvePoint]:
     """Evaluate at every τ, without training anew; the network's own τ and mode are restored.
 
+    All images are read once, whatever the number of thresholds.
+
     Args:
-        network: trained.
+        network: trained, a ``ClassificationSystem`` with a threshold.
         batches: makes (images, labels) of every image once.
         thresholds: values of τ.
 
     Raises:
-        ConfigError: a τ is not within 0 and 1.
+        ConfigError: it has no threshold, or a τ is not within 0 and 1.
         DataError: there are no images.
     """
-    settings, training = network.settings, network.training
-    before = settings.threshold
+    if not isinstance(network, Thresholds):
+        raise ConfigError(f"{type(network).__name__} has no threshold")
     for threshold in thresholds:
         network.check_threshold(threshold)
+    system: Any = network
+    training = network.training
     network.eval()
     try:
+        totals = [_Totals(threshold) for threshold in thresholds]
+        loads = system.loads() if hasattr(system, "loads") else None
         costs: dict[tuple[int, int], Cost] = {}
-        return [_curve_point(network, batches(), threshold, costs) for threshold in thresholds]
+        for inputs, labels in batches():
+            size = (inputs.shape[-2], inputs.shape[-1])
+            if size not in costs:
+                costs[size] = system.cost(*size)
+            predictions = at_thresholds(network, inputs, thresholds)
+            for total, prediction in zip(totals, predictions, strict=True):
+                total.add(prediction, labels, costs[size], loads)
+        return [total.point() for total in totals]
     finally:
-        settings.threshold = before
         network.train(training)
 
 
-def _curve_point(
-    network: Hydra | Collaboration,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    threshold: float,
-    costs: dict[tuple[int, int], Cost],
-) -> CurvePoint:
-    network.settings.threshold = threshold
-    images = right = branches = 0
-    macs = 0.0
-    for inputs, labels in batches:
-        prediction = network(inputs)
-        images += len(inputs)
-        right += int((prediction.logits.argmax(1) == labels).sum())
-        branches += int(prediction.ran.sum())
-        size = (inputs.shape[-2], inputs.shape[-1])
-        if size not in costs:
-            costs[size] = network.cost(*size)
-        macs += float(costs[size].of(prediction.ran).sum())
-    if not images:
-        raise DataError("there are no images to evaluate on")
-    return CurvePoint(threshold, branches / images, 100 * right / images, macs / images)
+def at_thresholds(
+    network: nn.Module, inputs: Tensor, thresholds: Sequence[float]
+) -> list[Prediction]:
+    """What a system says of a batch at every τ; its own τ is restored.
+
+    A system that has a method of this name runs what is common to them once.
+
+    Args:
+        network: a ``ClassificationSystem`` with a threshold, in evaluation.
+        inputs: the batch.
+        thresholds: values of τ.
+    """
+    system: Any = network
+    if hasattr(system, "at_thresholds"):
+        return system.at_thresholds(inputs, thresholds)
+    before, predictions = system.threshold, []
+    try:
+        for threshold in thresholds:
+            system.threshold = threshold
+            predictions.append(system(inputs))
+    finally:
+        system.threshold = before
+    return predictions
+
+
+class _Totals:
+    """Sums over the images at one threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.images = self.right = self.branches = 0
+        self.macs = self.loaded = 0.0
+        self.tells_loads = False
+
+    def add(self, prediction: Prediction, labels: Tensor, cost: Cost, loads: Cost | None) -> None:
+        self.images += len(labels)
+        self.right += int((prediction.logits.argmax(1) == labels).sum())
+        self.branches += int(prediction.ran.sum())
+        self.macs += float(cost.of(prediction.ran).sum())
+        if loads is not None:
+            self.tells_loads = True
+            self.loaded += float(loads.of(prediction.ran).sum())
+
+    def point(self) -> CurvePoint:
+        count = self.images
+        if not count:
+            raise DataError("there are no images to evaluate on")
+        loaded = self.loaded / count if self.tells_loads else None
+        return CurvePoint(
+            self.threshold,
+            self.branches / count,
+            100 * self.right / count,
+            self.macs / count,
+            loaded,
+        )

@@ -2,12 +2,15 @@
 
 "torchvision:resnet18" and "timm:tinynet_e" are whole classifiers, "torchvision:resnet18.layer2" and
 "timm:resnet18.2" what they compute up to a node (torchvision) or a level of features (timm).
+"torchvision:tiny_resnet18" is one for images of 32 × 32 pixels: its first convolution is 3 × 3 and
+has no stride, and it has no max pooling.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +80,7 @@ def named_stem(
         image_size: likewise.
 
     Raises:
-        ConfigError: there is no such classifier or node.
+        ConfigError: there is no such classifier or node, or its library is not installed.
     """
     library, _, rest = name.partition(":")
     model_name, _, cut = rest.partition(".")
@@ -99,8 +102,6 @@ def named_stem(
                 )
             )
         else:
-            from torchvision.models.feature_extraction import create_feature_extractor
-
             whole = named_classifier(
                 f"{library}:{model_name}",
                 None,
@@ -108,12 +109,52 @@ def named_stem(
                 pretrained=pretrained,
                 image_size=image_size,
             )
-            model = create_feature_extractor(whole, {cut: "maps"})
+            extraction = _library("torchvision", "models.feature_extraction")
+            model = extraction.create_feature_extractor(whole, {cut: "maps"})
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, IndexError, OSError) as error:
         raise ConfigError(f"stem {name!r} cannot be made ({error})") from None
     return NamedStem(model, in_channels, image_size or 64)
+
+
+class NamedInput(NamedTuple):
+    """Images as a library's weights expect them.
+
+    Attributes:
+        size: H and W.
+        mean: of red, green and blue, of values between 0 and 1.
+        std: likewise.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def named_input(name: str) -> NamedInput:
+    """What the default weights of a library's classifier were trained on.
+
+    Args:
+        name: "torchvision:NAME" or "timm:NAME".
+
+    Raises:
+        ConfigError: the library knows no such classifier or has no weights for it.
+    """
+    library, _, model_name = name.partition(":")
+    if library == "timm":
+        known = _library("timm").get_pretrained_cfg(model_name)
+        if known is None:
+            raise ConfigError(f"timm has no weights for classifier {name!r}")
+        return NamedInput(tuple(known.input_size[1:]), tuple(known.mean), tuple(known.std))
+    models = _library("torchvision", "models")
+
+    try:
+        preset = models.get_model_weights(model_name)["DEFAULT"].transforms()
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"torchvision has no weights for classifier {name!r} ({error})") from None
+    (side,) = preset.crop_size
+    return NamedInput((side, side), tuple(preset.mean), tuple(preset.std))
 
 
 def without_last_linear(classifier: nn.Module) -> tuple[nn.Module, int]:
@@ -171,14 +212,21 @@ class NamedStem(nn.Module):
 def _torchvision(
     name: str, num_classes: int | None, in_channels: int, pretrained: bool, image_size: int
 ) -> nn.Module:
-    from torchvision import models
-
+    models = _library("torchvision", "models")
     size: dict[str, Any] = {}
     if name.startswith("vit_"):
         size = {"image_size": _fixed(name, image_size)}
     elif name.startswith("maxvit_"):
         size = {"input_size": (_fixed(name, image_size),) * 2}
-    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
+    tiny = name.startswith("tiny_resnet")
+    if tiny and pretrained:
+        raise ValueError("a network for tiny images has no weights of the library's")
+    weights = "DEFAULT" if pretrained else None
+    model = models.get_model(name.removeprefix("tiny_") if tiny else name, weights=weights, **size)
+    if tiny:
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
     if num_classes is not None:
         _replace(
             model, _last(model, nn.Linear), lambda old: nn.Linear(old.in_features, num_classes)
@@ -253,16 +301,23 @@ class _Rest:
 def _timm(
     name: str, in_channels: int, pretrained: bool, image_size: int, **options: Any
 ) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            "a classifier of timm is named, but timm is not installed: pip install timm"
-        ) from None
+    timm = _library("timm")
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = _fixed(name, image_size)
     return timm.create_model(name, in_chans=in_channels, pretrained=pretrained, **options)
+
+
+def _library(name: str, part: str = "") -> Any:
+    """A library, or a module of it."""
+    try:
+        return import_module(f"{name}.{part}" if part else name)
+    except ImportError:
+        # Builds of torchvision belong to builds of torch, which pip chooses together.
+        names = "torch torchvision" if name == "torchvision" else name
+        raise ConfigError(
+            f"a classifier of {name} is named, but {name} is not installed: pip install {names}"
+        ) from None
 
 
 def _fixed(name: str, image_size: int) -> int:

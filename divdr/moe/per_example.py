@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from .balance import Balance
-from .expert_dispatch import Dispatch, one_hot_choice, run_groups
+from .choice import one_hot_choice
+from .expert_dispatch import Dispatch, run_groups
+from .multiply_adds import each_macs, part_macs
 from .noisy_top_k import Gating
 from .routing_layer import Context, RoutingLayer
-from .single import Cost, Prediction, part_macs
+from .system import Cost, Prediction, Stage
 
 
 class Decision(NamedTuple):
@@ -114,8 +116,7 @@ class RoutedLayers(nn.Module):
 def layer_cost(layer: RoutingLayer, shape: Sequence[int]) -> Cost:
     """Multiply-adds of a routing layer: its gate's without noise, and each expert's."""
     gate = layer.router.gate.score
-    experts = tuple(part_macs(expert, shape)[0] for expert in layer.experts)
-    return Cost(float(gate.in_features * gate.out_features), experts)
+    return Cost(float(gate.in_features * gate.out_features), each_macs(layer.experts, shape))
 
 
 class PerExample(nn.Module):
@@ -181,6 +182,11 @@ class PerExample(nn.Module):
 
     def _layers(self) -> list[RoutingLayer]:
         return [module for module in self.modules() if isinstance(module, RoutingLayer)]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """One: everything learns from start to end."""
+        return [Stage("routing", 0.0)]
 
     @property
     def tasks(self) -> int:

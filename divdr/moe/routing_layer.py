@@ -108,8 +108,9 @@ class RoutingLayer(nn.Module):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Gating]:
         """Maps (N, C, H, W) or vectors (N, C) to the same shape, and what was decided."""
         gating = self.router(x, context)
-        groups = list(self.dispatch(self.experts, x, gating.chosen))
-        if not groups:  # an empty batch
+        groups = self.dispatch(self.experts, x, gating.chosen)
+        # Autocast gives some experts' outputs in half precision.
+        alike = [group._replace(output=group.output.to(x.dtype)) for group in groups]
+        if not alike:  # an empty batch
             return self.after(x), gating
-        total = scatter_sum(groups, len(x), gating.weights)
-        return self.after(total.to(x.dtype)), gating
+        return self.after(scatter_sum(alike, len(x), gating.weights)), gating

@@ -1,107 +1,18 @@
-"""One network, and a plain ensemble of several, and what every system predicts."""
+"""One network, and a plain ensemble of several."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .embedding import check_labels
+from .ensembling import log_mean_probability
+from .multiply_adds import each_macs
 from .resnet import initialise
-
-
-class Prediction(NamedTuple):
-    """Of a batch.
-
-    Attributes:
-        logits: (N, C), of the classes.
-        ran: (N, E) bool, experts or branches that ran for each image; E is 1 for one network.
-    """
-
-    logits: Tensor
-    ran: Tensor
-
-
-class Cost(NamedTuple):
-    """Multiply-adds for one image.
-
-    Attributes:
-        shared: what always runs.
-        experts: of each expert, if it runs.
-    """
-
-    shared: float
-    experts: tuple[float, ...]
-
-    def of(self, ran: Tensor) -> Tensor:
-        """(N,) float64 multiply-adds of images for which the experts (N, E) ran."""
-        values = torch.tensor(self.experts, dtype=torch.float64, device=ran.device)
-        return self.shared + ran.double() @ values
-
-
-@runtime_checkable
-class ClassificationSystem(Protocol):
-    """A module (N, 3 or 1, H, W) → :class:`Prediction`, which in training gives losses.
-
-    A system that learns otherwise as training goes on has :class:`Progress` too. One of several
-    tasks has their number as ``tasks``, and takes the number (N,) of each image's as a last
-    argument of its call and its losses.
-    """
-
-    num_classes: int
-
-    def __call__(self, images: Tensor) -> Prediction:
-        """Predict."""
-        ...
-
-    def losses(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        """Weighted losses of a batch; ``labels`` (N,) int64."""
-        ...
-
-    def cost(self, height: int, width: int) -> Cost:
-        """Multiply-adds at an image size."""
-        ...
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Whatever wants to know how far training is.
-
-    Attributes:
-        progress: share of training that is done, 0 to 1; whoever trains sets it before each step.
-    """
-
-    progress: float
-
-
-def part_macs(module: nn.Module, shape: Sequence[int]) -> tuple[float, tuple[int, ...]]:
-    """Multiply-adds of a module in evaluation for one input, and the shape of its output.
-
-    It runs on a copy without data, so that any module that returns one tensor will do.
-
-    Args:
-        module: of any kind; it is not changed.
-        shape: of one input, without the batch.
-
-    Returns:
-        Multiply-adds, and the output's shape without the batch.
-    """
-    twin = copy.deepcopy(module).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        output = twin(torch.empty((1, *shape), device="meta"))
-    # PyTorch counts two operations a multiply-add.
-    return counter.get_total_flops() / 2, tuple(output.shape[1:])
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Numbers in a module's parameters."""
-    return sum(p.numel() for p in module.parameters())
+from .system import Cost, Prediction, loaded_numbers
 
 
 class StageClassifier(nn.Module):
@@ -135,6 +46,9 @@ class Ensemble(nn.Module):
         in_channels: of the images.
     """
 
+    #: All members learn from every batch.
+    leaves_parameters_out = False
+
     def __init__(
         self, members: Sequence[nn.Module], num_classes: int, in_channels: int = 3
     ) -> None:
@@ -145,9 +59,9 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Prediction:
         """(N, C, H, W) to logits: the logarithm of the mean probability."""
-        logs = torch.stack([F.log_softmax(member(images).float(), 1) for member in self.members])
+        answers = [member(images) for member in self.members]
         ran = torch.ones((len(images), len(self.members)), dtype=torch.bool, device=images.device)
-        return Prediction(logs.logsumexp(0) - torch.tensor(float(len(logs))).log(), ran)
+        return Prediction(log_mean_probability(answers), ran)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The sum of the members' cross-entropies.
@@ -162,4 +76,8 @@ class Ensemble(nn.Module):
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds at an image size; a single network's branch is all of it."""
         shape = (self.in_channels, height, width)
-        return Cost(0.0, tuple(part_macs(member, shape)[0] for member in self.members))
+        return Cost(0.0, each_macs(self.members, shape))
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for an image: those of all members."""
+        return loaded_numbers(self, list(self.members), nn.Identity())

@@ -7,56 +7,16 @@ that counts, and WGM how much each expert's loss on each sample counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import ConfigError
-from ..settings import mixtures
-from .expert_dispatch import one_hot_choice
+from ..settings import TeachingSettings
+from .choice import one_hot_choice
+from .embedding import gather_rows
+from .system import Stage
 from .transport import vogel_assignment
-
-WGM = mixtures.CollaborationSettings.choices("wgm")
-LGM = mixtures.CollaborationSettings.choices("lgm")
-
-
-@dataclass
-class TeachingSettings:
-    """The modules, whole or as the paper's Table 8 takes them apart.
-
-    Attributes:
-        wgm: where the experts' portions come from. "delegator": its probabilities, balanced and
-            smoothed; "labels": the selection labels (WGM*); "free": its probabilities without
-            balance, smoothing and normalisation (WGM°); "none": all samples count the same for
-            every expert (without WGM).
-        alpha: α at the start and at the end of the experts' training; 0.8 twice is WGM•.
-        lgm: "balanced": standardised, the same number of samples for every expert; "free": the
-            expert with the largest true class probability (LGM*).
-        srm: whether samples on which experts differ count more.
-
-    Raises:
-        ConfigError: a name is unknown, or α not within 0 and 1.
-    """
-
-    wgm: str = mixtures.CollaborationSettings.wgm
-    alpha: tuple[float, float] = mixtures.CollaborationSettings.alpha
-    lgm: str = mixtures.CollaborationSettings.lgm
-    srm: bool = mixtures.CollaborationSettings.srm
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("WGM", self.wgm, WGM), ("LGM", self.lgm, LGM)):
-            if value not in known:
-                raise ConfigError(f"{name} {value!r} is unknown; known are {', '.join(known)}")
-        if len(self.alpha) != 2 or not all(0 <= value <= 1 for value in self.alpha):
-            raise ConfigError(f"α must be two numbers between 0 and 1, not {list(self.alpha)}")
-
-    def alpha_at(self, done: float) -> float:
-        """α, linear over the experts' training, of which a share ``done`` is over."""
-        first, last = self.alpha
-        return first + (last - first) * min(1.0, max(0.0, done))
 
 
 class Lesson(NamedTuple):
@@ -141,6 +101,78 @@ def teach_subtasks(
     return whole
 
 
+def common_lesson(
+    tcp: Tensor,
+    probabilities: Tensor,
+    alpha: float,
+    settings: TeachingSettings,
+    subtask: Tensor | None = None,
+) -> Lesson:
+    """The lesson of this process's samples, from those of all processes; a collective call.
+
+    Args:
+        tcp: (M, n), see :func:`teach`.
+        probabilities: (M, n), likewise.
+        alpha: α of Eq. 5.
+        settings: which modules are on.
+        subtask: (M,) number of each sample's subtask, of which each teaches for itself; None: one.
+    """
+    experts = tcp.shape[1]
+    numbers = torch.zeros_like(tcp[:, 0]) if subtask is None else subtask.to(tcp.dtype)
+    together, own = gather_rows(torch.cat([tcp, probabilities, numbers[:, None]], dim=1))
+    tcp, probabilities, numbers = together.split([experts, experts, 1], dim=1)
+    if subtask is None:
+        lesson = teach(tcp, probabilities, alpha, settings)
+    else:
+        lesson = teach_subtasks(tcp, probabilities, numbers[:, 0], alpha, settings)
+    return Lesson(*(part[own] for part in lesson))
+
+
+def common_portions(expert: Tensor, experts: int, alpha: float) -> Tensor:
+    """(M, n) weights of the experts' losses where each sample has an expert; a collective call.
+
+    Eq. 5 and 6 over the samples of all processes, as the comparisons of Table 3 have them.
+
+    Args:
+        expert: (M,) int64 number of each sample's expert.
+        experts: n.
+        alpha: α of Eq. 5.
+    """
+    together, own = gather_rows(one_hot_choice(expert, experts).double())
+    return expert_weights(together, alpha)[own]
+
+
+class DelegatorFirst:
+    """Stages of a system whose delegator trains before the experts do (Section 3.5).
+
+    Attributes:
+        settings: α at the start and the end of the second stage.
+        delegator_share: share of training that is the first stage; 0: there is none.
+        progress: how far training is, 0 to 1.
+    """
+
+    settings: TeachingSettings
+    delegator_share: float
+    progress: float = 0.0
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Delegator, then experts; of a delegator that is trained already, experts alone."""
+        experts = Stage("experts", self.delegator_share)
+        return (Stage("delegator", 0.0), experts) if self.delegator_share else (experts,)
+
+    @property
+    def trains_delegator(self) -> bool:
+        """Whether training is in the first stage."""
+        return self.progress < self.delegator_share
+
+    @property
+    def alpha(self) -> float:
+        """α of Eq. 5, which grows linearly over the second stage and ends with the training."""
+        share = self.delegator_share
+        return self.settings.alpha_at((self.progress - share) / (1 - share))
+
+
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """(R,) float32 probability of the true class (Eq. 1), detached.
 
@@ -197,44 +229,3 @@ def expert_weights(assigned: Tensor, alpha: float) -> Tensor:
     smoothed = alpha * assigned + (1 - alpha) / assigned.shape[1]
     total = smoothed.sum(0)  # (E,)
     return smoothed / torch.where(total > 0, total, torch.ones_like(total))
-
-
-class Distillation:
-    """A teacher, which is no part of the model that it teaches: it is neither trained nor saved.
-
-    Args:
-        teacher: images to logits (N, C).
-        weight: share of the loss that is the teacher's.
-        temperature: T, divides the logits of both.
-
-    Raises:
-        ConfigError: the weight is not within 0 and 1, or the temperature not above 0.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        weight: float = mixtures.CollaborationSettings.distillation_weight,
-        temperature: float = mixtures.CollaborationSettings.temperature,
-    ) -> None:
-        if not 0 <= weight <= 1:
-            raise ConfigError(f"DISTILLATION_WEIGHT must be between 0 and 1, not {weight}")
-        if temperature <= 0:
-            raise ConfigError(f"TEMPERATURE must be above 0, not {temperature}")
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.weight = weight
-        self.temperature = temperature
-
-    @torch.no_grad()
-    def targets(self, images: Tensor) -> Tensor:
-        """(N, C) the teacher's probabilities at T."""
-        logits = self.teacher.to(images.device)(images).float()
-        return (logits / self.temperature).softmax(1)
-
-    def loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        """(N,) (1 − w) · cross-entropy + w · T² · KL(teacher ‖ student)."""
-        logits = logits.float()
-        student = (logits / self.temperature).log_softmax(1)
-        divergence = F.kl_div(student, targets, reduction="none").sum(1)
-        hard = F.cross_entropy(logits, labels, reduction="none")
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence

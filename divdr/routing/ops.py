@@ -259,6 +259,7 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
         x: (N, C, H, W).
         probability: in [0, 1).
     """
+    # torchvision has it as stochastic_depth, but this room works where torch alone is installed.
     if probability <= 0.0:
         return x
     survive = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= probability

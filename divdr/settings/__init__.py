@@ -12,7 +12,9 @@ from .mixtures import (
     BoxHydraSettings,
     ClassifierSettings,
     CollaborationSettings,
+    GatingSettings,
     HydraSettings,
+    TeachingSettings,
 )
 from .routed import MultiTaskSettings, PerExampleSettings, RoutedResNetSettings
 from .routing import (
@@ -21,6 +23,13 @@ from .routing import (
     KMeansSettings,
     OpGateSettings,
     RoutingSettings,
+)
+from .single_gated import (
+    BoxSingleGateSettings,
+    HeadMixtureSettings,
+    MixtureSettings,
+    SegmentationSingleGateSettings,
+    SingleGateSettings,
 )
 from .training import (
     ClassificationInputSettings,
@@ -42,6 +51,8 @@ GROUPS: tuple[type[Settings], ...] = (
     ClassifierSettings,
     BoxHydraSettings,
     BoxCollaborationSettings,
+    BoxSingleGateSettings,
+    SegmentationSingleGateSettings,
 )
 """All settings; further groups are within these."""
 
@@ -49,16 +60,20 @@ __all__ = [
     "GROUPS",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
+    "BoxSingleGateSettings",
     "BudgetSettings",
     "ClassificationInputSettings",
     "ClassifierSettings",
     "ClusteringSettings",
     "CollaborationSettings",
     "Entry",
+    "GatingSettings",
+    "HeadMixtureSettings",
     "HydraSettings",
     "InputSettings",
     "KMeansSettings",
     "LoaderSettings",
+    "MixtureSettings",
     "MultiTaskSettings",
     "OpGateSettings",
     "OptimizerSettings",
@@ -67,8 +82,11 @@ __all__ = [
     "Range",
     "RoutedResNetSettings",
     "RoutingSettings",
+    "SegmentationSingleGateSettings",
     "Settings",
+    "SingleGateSettings",
     "SolverSettings",
+    "TeachingSettings",
     "entries",
     "walk",
 ]

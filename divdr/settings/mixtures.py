@@ -6,19 +6,34 @@ Experts: Achieving 80% Top-1 Accuracy on ImageNet with 100M FLOPs".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import ConfigError
 from .field import Settings, setting
 from .routed import PerExampleSettings
 from .routing import WHEN
+from .single_gated import SingleGateSettings
 
+
+def check_alpha(key: str, alpha: tuple[float, ...]) -> None:
+    """See that α has a start and an end.
+
+    Raises:
+        ConfigError: it does not, or they are not within 0 and 1; the sentence names ``key``.
+    """
+    if len(alpha) != 2 or not all(0 <= value <= 1 for value in alpha):
+        raise ConfigError(f"{key}: α must be two numbers between 0 and 1, not {list(alpha)}")
+
+
+_SINGLE_GATE = SingleGateSettings()
+_PER_EXAMPLE = PerExampleSettings()
 _PARTITIONS = ("cluster", "random", "coarse", "file")
 _LAYERS_OF_EACH = "Layers of each {}: channels of 3 × 3 convolutions."
 
 
 @dataclass(frozen=True)
-class _GatingSettings(Settings):
+class GatingSettings(Settings):
     """What Hydras have as classifiers and as box heads."""
 
     branches: int = setting(20, "nb, number of branches.", low=1, source="DynK-Hydra")
@@ -73,7 +88,7 @@ class _GatingSettings(Settings):
 
 
 @dataclass(frozen=True)
-class HydraSettings(_GatingSettings):
+class HydraSettings(GatingSettings):
     """System "build_hydra_classifier": HydraRes and DynK-Hydra."""
 
     KEY: ClassVar[str] = "MODEL.CLASSIFIER.HYDRA"
@@ -81,13 +96,57 @@ class HydraSettings(_GatingSettings):
     embedder: str = setting(
         "pixels",
         'What "cluster" embeds images by: "pixels", "torchvision:NAME" or "timm:NAME" with that '
-        "library's weights. By a model of one's own: tools/partition_classes.py.",
+        "library's weights, which sees the images in the size and with the normalisation that its "
+        "weights were trained on. By a model of one's own: tools/partition_classes.py.",
         source="DynK-Hydra, Algorithm 2",
     )
 
 
 @dataclass(frozen=True)
-class CollaborationSettings(Settings):
+class TeachingSettings(Settings):
+    """What experts and selector learn from a batch: LGM, WGM and SRM, whole or as Table 8 has them.
+
+    "delegator": the experts' portions are its probabilities, balanced and smoothed; "labels": the
+    selection labels (WGM*); "free": its probabilities without balance, smoothing and normalisation
+    (WGM°); "none": all samples count the same for every expert.
+    """
+
+    KEY: ClassVar[str] = "MODEL.CLASSIFIER.COE"
+
+    alpha: tuple[float, float] = setting(
+        (0.2, 0.8),
+        "α at the start and the end of the second stage; two numbers between 0 and 1.",
+        source="CoE, Eq. 5",
+    )
+    wgm: str = setting(
+        "delegator",
+        'WGM: "delegator" (the paper\'s), "labels" (WGM\\*), "free" (WGM°) or "none" (without); '
+        "WGM• is ALPHA [0.8, 0.8].",
+        choices=("delegator", "labels", "free", "none"),
+        source="CoE, Table 8",
+    )
+    lgm: str = setting(
+        "balanced",
+        'LGM: "balanced" (the paper\'s) or "free" (LGM\\*).',
+        choices=("balanced", "free"),
+        source="CoE, Table 8",
+    )
+    srm: bool = setting(
+        True, "SRM: samples on which experts differ count more.", source="CoE, Table 8"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_alpha(f"{self.KEY}.ALPHA", self.alpha)
+
+    def alpha_at(self, done: float) -> float:
+        """α, linear over the experts' training, of which a share ``done`` is over."""
+        first, last = self.alpha
+        return first + (last - first) * min(1.0, max(0.0, done))
+
+
+@dataclass(frozen=True)
+class CollaborationSettings(TeachingSettings):
     """System "build_coe_classifier": Collaboration of Experts.
 
     Experts are whole networks by the keys of MODEL.CLASSIFIER; one value an expert here makes them
@@ -125,7 +184,7 @@ class CollaborationSettings(Settings):
     delegator: str = setting(
         "",
         "Checkpoint of a trained collaboration whose delegator is taken over; the first stage is "
-        "left out then, and SOLVER.RESTARTS should be empty.",
+        "left out then, and SOLVER.RESTARTS must be empty.",
     )
     subtasks: int = setting(
         1,
@@ -134,6 +193,15 @@ class CollaborationSettings(Settings):
         "expert selector of COE.DELEGATOR, which must have as many experts.",
         low=1,
         source="CoE, appendix A.2",
+    )
+    selection: str = setting(
+        "taught",
+        'How an expert is chosen: "taught" (the paper\'s: selector with LGM and SRM); its '
+        'comparisons: by the class that the delegator takes an image for, with classes "random" '
+        '(RP) or by clusters of their mean features ("category", CBP), or "direct", a selector '
+        "whose probabilities scale the experts' losses (DTS).",
+        choices=("taught", "random", "category", "direct"),
+        source="CoE, Table 3",
     )
     threshold: float = setting(
         0.95,
@@ -146,27 +214,6 @@ class CollaborationSettings(Settings):
     )
     selection_weight: float = setting(
         0.8, "η, weight of the expert selector's loss.", source="CoE, Eq. 8"
-    )
-    alpha: tuple[float, float] = setting(
-        (0.2, 0.8),
-        "α at the start and the end of the second stage; two numbers between 0 and 1.",
-        source="CoE, Eq. 5",
-    )
-    wgm: str = setting(
-        "delegator",
-        'WGM: "delegator" (the paper\'s), "labels" (WGM\\*), "free" (WGM°) or "none" (without); '
-        "WGM• is ALPHA [0.8, 0.8].",
-        choices=("delegator", "labels", "free", "none"),
-        source="CoE, Table 8",
-    )
-    lgm: str = setting(
-        "balanced",
-        'LGM: "balanced" (the paper\'s) or "free" (LGM\\*).',
-        choices=("balanced", "free"),
-        source="CoE, Table 8",
-    )
-    srm: bool = setting(
-        True, "SRM: samples on which experts differ count more.", source="CoE, Table 8"
     )
     teacher: str = setting(
         "",
@@ -213,8 +260,9 @@ class ClassifierSettings(Settings):
         "build_single_classifier",
         'The system: "build_single_classifier", "build_ensemble_classifier", '
         '"build_hydra_classifier" (HydraRes and DynK-Hydra), "build_coe_classifier" '
-        '(Collaboration of Experts) or "build_per_example_classifier" (per-example routing); more '
-        "by divdr.modeling.CLASSIFIER_REGISTRY.",
+        '(Collaboration of Experts), "build_single_gate_classifier" or '
+        '"build_per_example_classifier" (per-example routing); more by '
+        "divdr.modeling.CLASSIFIER_REGISTRY.",
     )
     num_classes: int = setting(10, "Classes of the data set.", low=1)
     architecture: str = setting(
@@ -276,11 +324,12 @@ class ClassifierSettings(Settings):
     members: int = setting(4, "Ensemble: number of networks, all of which run.", low=1)
     hydra: HydraSettings = HydraSettings()
     coe: CollaborationSettings = CollaborationSettings()
-    per_example: PerExampleSettings = field(default=PerExampleSettings())
+    single_gate: SingleGateSettings = _SINGLE_GATE
+    per_example: PerExampleSettings = _PER_EXAMPLE
 
 
 @dataclass(frozen=True)
-class BoxHydraSettings(_GatingSettings):
+class BoxHydraSettings(GatingSettings):
     """MODEL.ROI_BOX_HEAD.NAME "HydraBoxHead": DynK-Hydra, on a proposal's pooled features.
 
     With BoxCollaborationSettings: they take the place of MODEL.ROI_BOX_HEAD's NUM_CONV, CONV_DIM,
@@ -312,7 +361,7 @@ class BoxHydraSettings(_GatingSettings):
 
 
 @dataclass(frozen=True)
-class BoxCollaborationSettings(Settings):
+class BoxCollaborationSettings(TeachingSettings):
     """MODEL.ROI_BOX_HEAD.NAME "CoEBoxHead": Collaboration of Experts, likewise."""
 
     KEY: ClassVar[str] = "MODEL.ROI_BOX_HEAD.COE"
@@ -333,12 +382,6 @@ class BoxCollaborationSettings(Settings):
         "When the second stage begins, in which selector and experts train.",
         unit=WHEN,
         low=0,
-    )
-    alpha: tuple[float, float] = setting(
-        (0.2, 0.8),
-        "α of the experts' loss weights at the start of that stage and at its end; two numbers "
-        "between 0 and 1.",
-        source="CoE, Eq. 5",
     )
     selector_weight: float = setting(
         0.8, "η, weight of the expert selector's loss.", source="CoE, Eq. 8"

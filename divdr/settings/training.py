@@ -7,6 +7,9 @@ from typing import ClassVar
 
 from .field import Settings, setting
 
+# Pixels: where no memory holds them, the image at hand would be blamed.
+_LONGEST = 2**14
+
 
 @dataclass(frozen=True)
 class PrecisionSettings(Settings):
@@ -56,7 +59,8 @@ class SolverSettings(Settings):
     )
     restarts: tuple[float, ...] = setting(
         (),
-        'Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew.',
+        'Where LR_SCHEDULER_NAME "WarmupCosineRestartsLR" starts its cosine anew; empty: at the '
+        "starts of the model's stages, if it trains in stages.",
         unit="iterations, or shares of training if below 1",
         low=0,
     )
@@ -72,6 +76,7 @@ class OptimizerSettings(Settings):
         "SGD",
         '"SGD", "ADAM" (what Panoptic-DeepLab trains with, and its project\'s own default) or '
         '"ADAMW".',
+        choices=("SGD", "ADAM", "ADAMW"),
     )
 
 
@@ -101,6 +106,7 @@ class ClassificationInputSettings(Settings):
         "Images are made square and scaled to SIZE × SIZE; 0 leaves them as they are.",
         unit="pixels",
         low=0,
+        high=_LONGEST,
     )
     square: str = setting(
         "pad",
@@ -112,6 +118,7 @@ class ClassificationInputSettings(Settings):
         "Training: pad by so many pixels on every side and crop the old size anywhere; 0 is off.",
         unit="pixels",
         low=0,
+        high=_LONGEST,
     )
     cutout: int = setting(
         0,

@@ -1,4 +1,4 @@
-"""From a study to runs: each a resolved config, a data set, a seed, and what it forks from."""
+"""From a study to runs, each of a config, a data set, a seed and a trunk, and their processes."""
 
 from __future__ import annotations
 
@@ -193,9 +193,11 @@ def _suited(state: dict[str, Any], trunk: Run, run: Run) -> dict[str, Any]:
         after.NUM_EXPERTS,
         state["dim"],
         restarts=after.KMEANS.RESTARTS,
+        backend=after.KMEANS.BACKEND,
         seed=run.seed,
         partition=after.PARTITION,
         scaling=after.SCALING,
+        stability=after.STABILITY,
     )
     # A run that ended by itself and only measured has no bank to hand on.
     if before.GATES == after.GATES and state["bank"] is not None:

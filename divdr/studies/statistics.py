@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,15 @@ def paired_difference(
     n, mean = len(differences), float(differences.mean())
     if n == 1:
         return Difference(1, mean, math.nan, math.nan)
-    half = stats.sem(differences) * stats.t.ppf((1 + confidence) / 2, n - 1)
-    return Difference(n, mean, float(mean - half), float(mean + half))
+    with warnings.catch_warnings():
+        # Of differences that are all the same, whose interval is a point.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = stats.ttest_rel(b, a).confidence_interval(confidence)
+    return Difference(n, mean, float(interval.low), float(interval.high))
 
 
-EXPERTS = (2, 3, 4, 6)
+REFIT_EXPERTS = (2, 3, 4, 6)
+"""K of the K-means that :func:`spread` makes."""
 
 
 def spread(folder: Path) -> dict[str, float]:
@@ -105,7 +110,7 @@ def spread(folder: Path) -> dict[str, float]:
         return {}
     rows = torch.from_numpy(routes.activations)
     found = {}
-    for k in EXPERTS:
+    for k in REFIT_EXPERTS:
         if len(rows) < k:
             continue
         clusters = kmeans(rows, k, seed=0)

@@ -131,7 +131,7 @@ def table_markdown(study: Study, numbers: Numbers) -> str:
     """The same for people: mean ± standard deviation, rounded."""
     rows = []
     for variant, own in summaries(study, numbers).items():
-        cells = [spread(own.get(m.key), m.digits) for m in study.metrics]
+        cells = [_mean_and_std(own.get(m.key), m.digits) for m in study.metrics]
         rows.append([variant, len(numbers[variant]), *cells])
     heads = ["variant", "seeds", *(m.label for m in study.metrics)]
     table = tabulate(rows, heads, tablefmt="github", disable_numparse=True)
@@ -146,8 +146,8 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
             [
                 f"{b} − {a}",
                 metric.label,
-                signed(difference.mean, metric.digits),
-                interval(difference, metric.digits),
+                _signed(difference.mean, metric.digits),
+                _interval(difference, metric.digits),
                 difference.n,
             ]
         )
@@ -163,7 +163,7 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
     )
 
 
-def spread(summary: Summary | None, digits: int) -> str:
+def _mean_and_std(summary: Summary | None, digits: int) -> str:
     """``1.23 ± 0.04``; without spread for one value."""
     if summary is None:
         return _NOTHING
@@ -171,17 +171,17 @@ def spread(summary: Summary | None, digits: int) -> str:
     return mean if math.isnan(summary.std) else f"{mean} ± {summary.std:.{digits}f}"
 
 
-def signed(value: float, digits: int) -> str:
+def _signed(value: float, digits: int) -> str:
     """``+1.23``; no sign where rounding leaves zero."""
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
-def interval(difference: Difference, digits: int) -> str:
-    """``−0.1 to +0.3``; a dash for one pair."""
+def _interval(difference: Difference, digits: int) -> str:
+    """``-0.1 to +0.3``; a dash for one pair."""
     if math.isnan(difference.low):
         return _NOTHING
-    return f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
+    return f"{_signed(difference.low, digits)} to {_signed(difference.high, digits)}"
 
 
 def _number(value: float) -> str:

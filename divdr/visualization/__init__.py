@@ -9,6 +9,7 @@ from .report import write_report
 from .routes import open_transforms, reached_from_gates, route_figure, routes_figure
 from .run_data import RouteData, RunData
 from .scatter import embed, embedding_figure, joint_embedding_figure
+from .sheet import write_sheet
 from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "sweep_figure",
     "tradeoff_figure",
     "write_report",
+    "write_sheet",
 ]

@@ -169,6 +169,9 @@ def _present(maps: Sequence[np.ndarray | None], classes: int) -> list[int]:
 LARGEST = 1024 * 2048
 """Pixels of a picture, at most: drawing takes time and memory with every one of them."""
 
+CONFIDENCE = 0.5
+"""Least score of a detection that pictures show."""
+
 _SHOWN = 5
 _DPI = 100
 

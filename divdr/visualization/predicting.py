@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..engine import Predictor
 from ..errors import DataError, DivdrError
 from ..image_files import image_files, read_image
-from .overlay import best_classes, drawing_size, prediction_picture, reduced
+from .overlay import CONFIDENCE, best_classes, drawing_size, prediction_picture, reduced
 from .routes import route_figure
 
 
@@ -65,7 +65,7 @@ def predict_files(
     files: Sequence[Path],
     folder: str | Path,
     *,
-    confidence: float = 0.5,
+    confidence: float = CONFIDENCE,
     say: Callable[[str], Any] = print,
 ) -> list[str]:
     """Write ``NAME_prediction.png`` of every image, and ``NAME_route.png`` for a routed model.

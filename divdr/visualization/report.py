@@ -16,6 +16,7 @@ from ..engine import Predictor, load_config
 from ..errors import DataError
 from ..image_files import read_image, read_labels
 from .overlay import (
+    CONFIDENCE,
     Example,
     drawing_size,
     examples_section,
@@ -33,6 +34,7 @@ from .routes_section import (
     routes_section,
 )
 from .run_data import RunData
+from .sheet import write_sheet
 
 PICTURE_BYTES = 5_600_000
 _WORDS = (
@@ -143,9 +145,6 @@ def _empty(section: Section) -> bool:
     return not (section.sentences or section.tables or section.pictures)
 
 
-_CONFIDENCE = 0.5  # least score of a detection that is drawn
-
-
 def report_from_runs(
     path: str | Path,
     runs: Mapping[str, str | Path],
@@ -154,6 +153,7 @@ def report_from_runs(
     data_root: str | Path = "",
     examples: int = 8,
     notes: Sequence[str] = (),
+    sheet: str | Path = "",
 ) -> Path:
     """Write the report of runs on the same data set.
 
@@ -168,6 +168,7 @@ def report_from_runs(
         data_root: folder of drawn street scenes, whose characters the report tells; "" for none.
         examples: images shown in full.
         notes: sentences for the end of the page.
+        sheet: a picture to write beside it, see ``write_sheet``; "" is none.
 
     Raises:
         DataError: a folder holds no finished run.
@@ -179,16 +180,22 @@ def report_from_runs(
     metadata = first.metadata
     colours = class_colours(metadata)
     shown, reason = _examples(dataset, predictors, examples)
+    loaded = [RunData.load(folder, name) for name, folder in runs.items()]
+    about: dict[str, Any] = {
+        "dataset_name": dataset,
+        "examples": shown,
+        "characters": _characters(data_root) if data_root else None,
+        "palette": np.array(colours, dtype=np.uint8) if colours is not None else None,
+        "class_names": list(metadata.stuff_classes),
+    }
+    if sheet:
+        write_sheet(sheet, loaded, **about)
     return write_report(
         path,
-        [RunData.load(folder, name) for name, folder in runs.items()],
+        loaded,
         title=title,
-        dataset_name=dataset,
-        examples=shown,
-        characters=_characters(data_root) if data_root else None,
         notes=[*notes, *([f"No images are shown: {reason}."] if reason else [])],
-        palette=np.array(colours, dtype=np.uint8) if colours is not None else None,
-        class_names=list(metadata.stuff_classes),
+        **about,
     )
 
 
@@ -228,7 +235,7 @@ def _example(item: Mapping[str, Any], predictors: Mapping[str, Predictor]) -> Ex
             predictions[name] = semantic_labels(output).numpy()
         else:
             predictions[name] = prediction_picture(
-                small, output, predictor.metadata, confidence=_CONFIDENCE
+                small, output, predictor.metadata, confidence=CONFIDENCE
             )
     truth = item.get("sem_seg_file_name")
     return Example(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count as count_from
+from itertools import takewhile
 
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
@@ -180,10 +182,9 @@ def _sizes(run: RunData, dataset_name: str) -> list[int]:
     routes = run.routes_of(dataset_name)
     if routes is not None and len(routes.centres):
         return [int(n) for n in routes.images_per_expert()]
-    stored = run.result(dataset_name, "routing", "images_per_expert")
-    if not isinstance(stored, list) or not all(isinstance(n, (int, float)) for n in stored):
-        return []
-    return [int(n) for n in stored]
+    stored = run.result(dataset_name, "routing") or {}
+    keys = takewhile(stored.__contains__, (f"images_expert_{k}" for k in count_from(0)))
+    return [int(stored[key]) for key in keys]
 
 
 def characters_section(

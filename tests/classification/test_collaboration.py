@@ -14,8 +14,10 @@ from divdr.moe import (
     Delegator,
     Distillation,
     ResNetParts,
+    Stage,
     StageClassifier,
     TeachingSettings,
+    at_thresholds,
     named_classifier,
     num_parameters,
     teach,
@@ -33,14 +35,15 @@ def network(channels=4):
     return StageClassifier(stem, branch, branch.out_channels, CLASSES)
 
 
-def make(experts=3, subtasks=1, *, modules=None, progress=0.0, **settings):
+def make(experts=3, subtasks=1, *, progress=0.0, delegator_share=None, **settings):
     torch.manual_seed(0)
     extractor, width = without_last_linear(network(2))
     made = Collaboration(
         Delegator(extractor, width, CLASSES, experts, subtasks),
         [network(4 + k % 2) for k in range(experts)],
         CLASSES,
-        CollaborationSettings(teaching=TeachingSettings(**(modules or {})), **settings),
+        CollaborationSettings(**settings),
+        delegator_share=delegator_share,
     )
     made.progress = progress
     made.has_delegator.fill_(subtasks > 1)
@@ -88,12 +91,12 @@ def test_a_batch_gives_what_single_images_give():
     made = spread(make()).eval()
     x = images()
     sure = made.delegator(x).rough.softmax(1).amax(1)
-    made.settings.threshold = sure.median().item()  # ends early for half of them but one
+    made.threshold = sure.median().item()  # ends early for half of them but one
     prediction = made(x)
     for index, image in enumerate(x):
         seen = made.delegator(image[None])
         expected, ran = seen.rough, []
-        if not seen.rough.softmax(1).max() > made.settings.threshold:
+        if not seen.rough.softmax(1).max() > made.threshold:
             ran = [int(seen.selection.argmax())]
             expected = made.experts[ran[0]](image[None])
         assert prediction.ran[index].nonzero()[:, 0].tolist() == ran
@@ -108,13 +111,13 @@ def test_experts_that_nobody_needs_do_not_run():
     for number, expert in enumerate(made.experts):
         expert.register_forward_hook(lambda m, args, out, n=number: seen.append((n, len(args[0]))))
     x = images()
-    made.settings.threshold = 1.0
+    made.threshold = 1.0
     ran = made(x).ran
     assert ran.sum(1).tolist() == [1] * 8
     assert seen == [(n, c) for n, c in enumerate(ran.sum(0).tolist()) if c]
     assert len(seen) > 1
     seen.clear()
-    made.settings.threshold = 0.0
+    made.threshold = 0.0
     assert not made(x).ran.any()
     assert seen == []
     assert made(images(0)).logits.shape == (0, CLASSES)
@@ -168,9 +171,75 @@ def test_values_of_the_second_stage():
     assert losses["loss_experts"].item() == pytest.approx(experts.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("selection", ["random", "category"])
+def test_experts_by_the_class_that_the_delegator_sees(selection):
+    made = spread(make(selection=selection, delegator_share=0.5, progress=0.75)).train()
+    x, labels = images(40), torch.arange(40) % CLASSES
+    read = []
+    made.begin(Stage("delegator", 0.0), lambda: pytest.fail("nothing is chosen yet"))
+    for _ in range(2):  # once is enough
+        made.begin(Stage("experts", 0.5), lambda: read.append(1) or [(x, labels)])
+    assert len(read) == (selection == "category")
+    assert made.partition.bincount().tolist() == [2, 2, 1]
+    still(made)
+    x, labels = images(), LABELS
+    losses = made.losses(x, labels)
+    assert set(losses) == {"loss_experts"}
+    expected = 0.0
+    with torch.no_grad():
+        own = made.partition[made.delegator.eval()(x).rough.argmax(1)]
+        for k, expert in enumerate(made.experts):
+            # α 0.5 between 0.2 and 0.8.
+            bar = 0.5 / 3 + 0.5 * (own == k).float()
+            each = F.cross_entropy(expert(x), labels, reduction="none")
+            expected += (bar / bar.sum() * each).sum().item()
+    assert losses["loss_experts"].item() == pytest.approx(expected, rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {"experts.0", "experts.1", "experts.2"}
+    made.eval()
+    made.threshold = 1.0
+    assert made(x).ran.long().argmax(1).tolist() == own.tolist()
+    assert at_thresholds(made, x, [1.0])[0].ran.equal(made(x).ran)
+    assert "partition" in made.state_dict()
+    assert "partition" not in make().state_dict()
+
+
+def touched_with_values(made):
+    return {
+        ".".join(name.split(".")[:2])
+        for name, parameter in made.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+
+
+def test_a_selector_that_is_trained_directly_scales_the_losses():
+    made = still(spread(make(selection="direct", delegator_share=0.0, progress=0.5)).train())
+    x = images()
+    losses = made.losses(x, LABELS)
+    with torch.no_grad():
+        p = made.delegator.eval()(x).selection.softmax(1)
+        each = [F.cross_entropy(e(x), LABELS, reduction="none") for e in made.experts]
+        expected = sum((p[:, k] * each[k]).sum() for k in range(3)) / 8
+    assert losses["loss_experts"].item() == pytest.approx(expected.item(), rel=1e-4)
+    losses["loss_experts"].backward()
+    assert touched_with_values(made) == {
+        "delegator.expert_selector",
+        *(f"experts.{k}" for k in range(3)),
+    }
+    # A step moves it to experts that lose less.
+    before = (p * torch.stack(each, 1)).sum()
+    with torch.no_grad():
+        for parameter in made.delegator.expert_selector.parameters():
+            parameter -= 0.01 * parameter.grad
+        p = made.delegator(x).selection.softmax(1)
+    assert (p * torch.stack(each, 1)).sum() < before
+    with pytest.raises(ConfigError, match='SELECTION "direct" knows no SUBTASKS'):
+        make(4, 2, selection="direct")
+
+
 def test_an_expert_without_a_sample_leaves_training_whole():
     # With α 1 the second expert's loss has no weight anywhere: one sample less than experts.
-    made = make(2, modules={"alpha": (1.0, 1.0), "wgm": "free"}, progress=0.9).train()
+    made = make(2, alpha=(1.0, 1.0), wgm="free", progress=0.9).train()
     with torch.no_grad():
         made.delegator.expert_selector.bias.copy_(torch.tensor([50.0, -50.0]))
     sum(made.losses(images(), LABELS).values()).backward()
@@ -260,7 +329,7 @@ def test_a_subtask_with_one_image_trains_experts_of_a_library():
 def test_a_teacher_s_part_of_the_losses():
     teacher = network().train()
     told = copy.deepcopy(teacher).eval()  # by statistics that are its own, not the batch's
-    made = still(make(progress=0.9, modules={"wgm": "none"}).train())
+    made = still(make(progress=0.9, wgm="none").train())
     made.distillation = Distillation(teacher, weight=0.25, temperature=2.0)
     x = images()
     losses = made.losses(x, LABELS)
@@ -288,7 +357,7 @@ def test_a_teacher_s_part_of_the_losses():
 
 
 def test_a_teacher_s_part_with_subtasks():
-    made = still(spread(make(4, 2, delegator_share=0.0, modules={"wgm": "none"})).train())
+    made = still(spread(make(4, 2, delegator_share=0.0, wgm="none")).train())
     teacher = spread_classes(network())
     made.distillation = Distillation(teacher, weight=1.0)
     x = images()
@@ -330,14 +399,35 @@ def test_curve_over_thresholds():
     first, last = threshold_curve(made, lambda: [(x, labels)], [0.0, 1.0])
     assert [first.mean_branches, last.mean_branches] == [0.0, 1.0]
     assert first.macs == made.cost(16, 16).shared
+    first_network, expert = (num_parameters(m) for m in (made.delegator, made.experts[0]))
+    assert first.loaded == first_network
+    assert last.loaded > first_network + expert  # the second expert is larger
     right = made.delegator(x).rough.argmax(1) == labels
     assert first.accuracy == pytest.approx(100 * right.double().mean().item())
     with pytest.raises(ConfigError, match=r"early termination must be between 0 and 1, not 1\.5"):
         threshold_curve(made, list, [1.5])
 
 
+@torch.no_grad()
+def test_one_pass_gives_what_every_threshold_gives_alone():
+    made = spread(make()).eval()
+    x = images(20)
+    median = made.delegator(x).rough.softmax(1).amax(1).median().item()
+    seen = []
+    for expert in made.experts:
+        expert.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    together = at_thresholds(made, x, [median, 1.0, 0.0])
+    assert sum(seen) == 20  # τ 1 sends all on: each image to one expert, once
+    for tau, found in zip([median, 1.0, 0.0], together, strict=True):
+        made.threshold = tau
+        alone = made(x)
+        assert found.ran.equal(alone.ran)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+    assert together[0].ran.any(1).sum() == 10
+
+
 def test_settings_and_data_that_cannot_be():
-    with pytest.raises(ConfigError, match=r"early termination must be between 0 and 1, not -0\.1"):
+    with pytest.raises(ConfigError, match=r"COE\.THRESHOLD must be between 0 and 1, not -0\.1"):
         make(threshold=-0.1)
     with pytest.raises(ConfigError, match="5 experts do not divide among 2 subtasks"):
         make(5, 2)

@@ -13,7 +13,7 @@ def make():
     torch.manual_seed(0)
     delegator = Delegator(nn.Linear(4, 6), 6, 3, 4, 2)
     experts = [nn.Linear(4, 3) for _ in range(4)]
-    made = Collaboration(delegator, experts, 3, CollaborationSettings(delegator_share=0.0))
+    made = Collaboration(delegator, experts, 3, CollaborationSettings(delegator_stage=0.0))
     made.progress = 0.5
     made.has_delegator.fill_(True)
     return made

@@ -7,14 +7,18 @@ from torch import nn
 
 from divdr.errors import ConfigError, DataError
 from divdr.moe import (
+    Cost,
     DenseNetParts,
-    Gater,
     Hydra,
     HydraSettings,
+    PooledGate,
+    Prediction,
     ResNetParts,
+    above,
+    at_thresholds,
     between,
     loss_between,
-    select,
+    num_parameters,
     threshold_curve,
 )
 
@@ -30,7 +34,7 @@ def make(**settings):
     network = Hydra(
         stem,
         branches,
-        Gater(trunk, trunk.out_channels, BRANCHES),
+        PooledGate(trunk, trunk.out_channels, BRANCHES),
         branches[0].out_channels,
         CLASSES,
         HydraSettings(**{"top_k": 2, "train_threshold": 0.0, **settings}),
@@ -86,7 +90,7 @@ def algorithm_1(network, image):
     maps = network.stem(image[None])
     weights = network.gater(maps).softmax(1)[0]
     best = sorted(range(BRANCHES), key=lambda i: -weights[i].item())[: network.settings.top_k]
-    chosen = [i for i in best if weights[i] >= network.settings.threshold] or best[:1]
+    chosen = [i for i in best if weights[i] >= network.threshold] or best[:1]
     total = sum(network.branches[i](maps) for i in chosen)
     return network.classify(network.combiner(total).mean((2, 3)))[0], sorted(chosen)
 
@@ -96,7 +100,7 @@ def algorithm_1(network, image):
 def test_a_batch_gives_what_algorithm_1_gives_for_every_image(threshold):
     network = spread(make()).eval()
     x = images()
-    network.settings.threshold = middle(network, x) if threshold is None else threshold
+    network.threshold = middle(network, x) if threshold is None else threshold
     logits, ran = network(x)
     for index, image in enumerate(x):
         expected, chosen = algorithm_1(network, image)
@@ -118,10 +122,10 @@ def test_a_branch_that_nobody_chose_does_not_run():
 
 def test_selection_by_hand():
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.34, 0.33, 0.33], [0.05, 0.9, 0.05]])
-    assert select(probabilities, 2).long().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 0]]
-    assert select(probabilities, 3, 0.2).long().tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0]]
+    assert above(probabilities, 2, 0.0).chosen.long().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert above(probabilities, 3, 0.2).chosen.long().tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0]]
     # Nothing reaches 0.95; the most probable one runs all the same.
-    assert select(probabilities, 2, 0.95).long().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert above(probabilities, 2, 0.95).chosen.long().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
 
 
 def test_the_ensemble_s_loss_reaches_stem_and_chosen_branches_but_not_the_gater():
@@ -168,7 +172,7 @@ def test_a_branch_with_one_image_whose_map_is_one_pixel_trains(parts):
     width = branches[0].out_channels
     settings = HydraSettings(top_k=1, train_threshold=0.0)
     network = Hydra(
-        stem, branches, Gater(trunk, trunk.out_channels, BRANCHES), width, CLASSES, settings
+        stem, branches, PooledGate(trunk, trunk.out_channels, BRANCHES), width, CLASSES, settings
     ).train()
     network.set_partition(PARTITION)
     force(network, 0)
@@ -238,16 +242,79 @@ def test_curve_over_thresholds():
     for point in points:
         expected = cost.shared + point.mean_branches * cost.experts[0]
         assert point.macs == pytest.approx(expected)
-    assert network.settings.threshold == 0.3
+    assert network.threshold == 0.3
     assert network.training
-    network.settings.threshold = tau
+    network.threshold = tau
     with torch.no_grad():
         right = network.eval()(x).logits.argmax(1) == labels
     assert points[1].accuracy == pytest.approx(100 * right.double().mean().item())
+    # The image's network is all but the branches that did not run and the extra heads.
+    branch = num_parameters(network.branches[0])
+    fixed = num_parameters(network) - 3 * branch - num_parameters(network.branch_heads)
+    for point in points:
+        assert point.loaded == pytest.approx(fixed + point.mean_branches * branch)
     with pytest.raises(ConfigError, match=r"τ must be between 0 and 1, not 1\.5"):
         threshold_curve(network, list, [1.5])
     with pytest.raises(DataError, match="no images"):
         threshold_curve(network, list, [0.5])
+
+
+@torch.no_grad()
+def test_one_pass_gives_what_every_threshold_gives_alone():
+    network = spread(make(top_k=3)).eval()
+    x = images(20)
+    taus = [0.0, middle(network, x), 1.0]
+    seen = []
+    for branch in network.branches:
+        branch.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    together = at_thresholds(network, x, taus)
+    assert seen == [20, 20, 20]  # τ 0 needs everything: each branch once
+    for tau, found in zip(taus, together, strict=True):
+        network.threshold = tau
+        alone = network(x)
+        assert found.ran.equal(alone.ran)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
+class Plain:
+    """Any system with a threshold: it answers 1 above τ, and an expert runs for the others."""
+
+    training = False
+    threshold = 0.4
+
+    def check_threshold(self, threshold):
+        assert threshold <= 1
+
+    def eval(self):
+        return self
+
+    def train(self, mode=True):
+        return self
+
+    def cost(self, height, width):
+        return Cost(height * width, (1.0,))
+
+    def __call__(self, x):
+        sure = x.flatten(1).mean(1) > self.threshold
+        return Prediction(torch.stack([0.5 * torch.ones(len(x)), sure.float()], 1), ~sure[:, None])
+
+
+def test_a_curve_of_any_system_reads_the_images_once():
+    x = torch.tensor([0.1, 0.3, 0.5, 0.9]).reshape(4, 1, 1, 1).expand(4, 1, 2, 3)
+    reads = []
+
+    def batches():
+        reads.append(1)
+        return [(x, torch.ones(4, dtype=torch.int64))]
+
+    system = Plain()
+    points = threshold_curve(system, batches, [0.0, 0.4, 1.0])
+    assert reads == [1]
+    assert [p.mean_branches for p in points] == [0.0, 0.5, 1.0]
+    assert [p.accuracy for p in points] == [100.0, 50.0, 0.0]
+    assert [p.macs for p in points] == [6.0, 6.5, 7.0]
+    assert [p.loaded for p in points] == [None] * 3
+    assert system.threshold == 0.4
 
 
 @torch.no_grad()
@@ -259,7 +326,7 @@ def test_line_between_two_branches():
     theirs = (PARTITION[labels] == 0) | (PARTITION[labels] == 2)
     for point, branch in ((points[0], 0), (points[2], 2)):
         force(network, branch)
-        network.settings.top_k = 1
+        network.settings = HydraSettings(top_k=1)
         logits = network(x[theirs]).logits
         assert point.loss == pytest.approx(F.cross_entropy(logits, labels[theirs]).item(), rel=1e-4)
     half = between(network.branches[0], network.branches[2], 0.5).state_dict()

@@ -132,9 +132,11 @@ def test_alpha_grows_linearly_and_stays_within_its_ends(done, first, last):
 
 
 def test_modules_that_do_not_exist():
-    with pytest.raises(ConfigError, match="WGM 'best' is unknown; known are delegator, labels"):
+    with pytest.raises(
+        ConfigError, match="WGM must be one of delegator, labels, free, none, not 'best'"
+    ):
         TeachingSettings(wgm="best")
-    with pytest.raises(ConfigError, match="LGM 'best' is unknown"):
+    with pytest.raises(ConfigError, match="LGM must be one of balanced, free, not 'best'"):
         TeachingSettings(lgm="best")
     with pytest.raises(ConfigError, match=r"α must be two numbers between 0 and 1, not \[0\.2\]"):
         TeachingSettings(alpha=(0.2,))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from divdr.errors import ConfigError
-from divdr.moe import balanced_capacities, exchange, vogel_assignment
+from divdr.moe import balanced_capacities, vogel_assignment
 
 
 def one_by_one(costs, capacities):
@@ -65,31 +65,18 @@ def test_never_infeasible_also_with_ties_and_unequal_capacities(seed, rows, colu
     assigned = vogel_assignment(costs, capacities)
     assert bool((assigned >= 0).all())
     assert bool((assigned.bincount(minlength=columns) <= capacities).all())
-    again = exchange(costs, assigned)
-    assert again.bincount(minlength=columns).equal(assigned.bincount(minlength=columns))
-    assert total(costs, again) <= total(costs, assigned)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 4), (200, 8), (320, 16)])
 def test_cost_within_two_per_cent_of_the_optimum(rows, columns):
-    excess = {"vogel": [], "exchanged": []}
+    excess = []
     for seed in range(8):
         # Standardised values, as the paper's costs are (Eq. 2).
         costs = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-        best = optimum(costs)
-        assigned = vogel_assignment(costs)
-        excess["vogel"].append((total(costs, assigned) - best) / abs(best))
-        exchanged = exchange(costs, assigned)
-        excess["exchanged"].append((total(costs, exchanged) - best) / abs(best))
-    assert np.mean(excess["vogel"]) < 0.02
-    assert max(excess["exchanged"]) < 0.02
-    assert min(excess["exchanged"]) > -1e-5
-
-
-def test_exchanges_bring_two_columns_to_the_optimum():
-    costs = torch.rand(60, 2, generator=torch.Generator().manual_seed(1))
-    worst = torch.arange(60) % 2
-    assert total(costs, exchange(costs, worst)) == pytest.approx(optimum(costs), rel=1e-5)
+        lowest = optimum(costs)
+        excess.append((total(costs, vogel_assignment(costs)) - lowest) / abs(lowest))
+    assert np.mean(excess) < 0.02
+    assert min(excess) > -1e-5
 
 
 def test_columns_that_cannot_take_all_rows():

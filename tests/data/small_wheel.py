@@ -8,9 +8,9 @@ import zipfile
 
 import numpy as np
 from PIL import Image
-from prepared.neon_trees import SPLITS, prepare_neon_trees, wheel
+from prepared.neon_trees import NEON_SPLITS, prepare_neon_trees, wheel
 
-TRAIN, TEST = SPLITS["train"][0], SPLITS["test"][0]
+TRAIN, TEST = NEON_SPLITS["train"][0], NEON_SPLITS["test"][0]
 #: Size (width, height) and boxes of the stand-ins for the photographs.
 PHOTOGRAPHS = {
     TRAIN: ((100, 80), [("Tree", 5, 5, 15, 15), ("Tree", 25, 2, 45, 12), ("Tree", 35, 64, 50, 74)]),

@@ -327,6 +327,10 @@ def test_evaluation_wants_more_of_a_file(data):
     data.write()
     with pytest.raises(DataError, match="which is no mask"):
         check_data(cfg, training=False)
+    data.annotations[1] = data.annotation(2, keypoints=[1, 2])  # beside a mask that is one
+    data.write()
+    with pytest.raises(DataError, match=r"keypoints \[1, 2\], which must be three numbers"):
+        check_data(cfg, training=False)
     check_data(evaluated(), training=False)
     seven = evaluated(**{"MODEL.ROI_HEADS.NUM_CLASSES": 7})
     with pytest.raises(DataError, match=r"NUM_CLASSES is 7, but data set 'bad_data_a' has 2"):

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_classification import draw_published, write_cifar100, write_fashion_mnist
+from drawn_classification import (
+    draw_published,
+    write_cifar100,
+    write_cub200,
+    write_fashion_mnist,
+    write_food101,
+    write_imagenet32,
+    write_tiny_imagenet,
+)
 from PIL import Image
 from prepared.fashion_mnist import FILES, prepare_fashion_mnist
 from sklearn.datasets import load_digits
@@ -25,7 +33,8 @@ from divdr.data import (
     register_class_folders,
 )
 from divdr.data.classification import register_published
-from divdr.data.classification.formats import read_cifar, read_fashion_mnist
+from divdr.data.classification.formats import read_cifar, read_fashion_mnist, read_imagenet32
+from divdr.data.classification.published_lists import read_cub200, read_food101, read_tiny_imagenet
 from divdr.errors import ConfigError, DataError
 
 
@@ -107,6 +116,77 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"is no batch of CIFAR-100 \(it holds posix\.mkdir\)"):
         read_cifar(folder, "train", 100)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_imagenet32_in_the_order_of_its_batches_with_labels_from_0(tmp_path, packed):
+    write_imagenet32(tmp_path, np.random.default_rng(4), packed=packed, count=1005)
+    found = read_imagenet32(tmp_path, "train")
+    assert found.pixels.shape == (1005, 32, 32, 3)
+    assert found.labels.tolist() == [*range(1000), *range(5)]
+    row = np.random.default_rng(4).integers(0, 256, (101, 3072), dtype=np.uint8)[7]
+    assert found.pixels[7, 5, 9].tolist() == [row[5 * 32 + 9 + 1024 * c] for c in range(3)]
+    assert len(read_imagenet32(tmp_path, "test").labels) == 1005
+    broken = next(tmp_path.glob("Imagenet32_val*/val_data*"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"val_data.* is no batch of ImageNet32"):
+        read_imagenet32(tmp_path, "test")
+    broken.unlink()
+    with pytest.raises(DataError, match="val_data cannot be read"):
+        read_imagenet32(tmp_path, "test")
+
+
+def test_batches_of_imagenet32_that_would_run_code_are_refused(tmp_path):
+    for folder, name in (("Imagenet32_val", "val_data"), ("Imagenet32_val_npz", "val_data.npz")):
+        place = tmp_path / name / folder
+        place.mkdir(parents=True)
+        batch = {"data": np.zeros((1, 3072), np.uint8), "labels": np.array([os.getcwd], object)}
+        if name.endswith("npz"):
+            np.savez(place / name, **batch)
+        else:
+            (place / name).write_bytes(pickle.dumps({**batch, "labels": os.getcwd}, protocol=2))
+        with pytest.raises(DataError, match="is no batch of ImageNet32"):
+            read_imagenet32(tmp_path / name, "test")
+
+
+def test_food_101_and_cub_200_by_their_published_lists(tmp_path, names_under):
+    write_food101(tmp_path / "food-101", np.random.default_rng(0))
+    write_cub200(tmp_path / "CUB_200_2011", np.random.default_rng(0))
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        dish = DatasetCatalog.get("food101_test")[100]
+        assert dish["file_name"] == str(tmp_path / "food-101/images/dish_100/10001.jpg")
+        assert (dish["label"], len(DatasetCatalog.get("food101_train"))) == (100, 101)
+        birds = {split: DatasetCatalog.get(f"cub200_{split}") for split in ("train", "test")}
+    # The list has 1 for what is to train on: every class's second image.
+    assert [bird["label"] for bird in birds["train"]] == list(range(200))
+    assert birds["train"][4]["image_id"] == "cub200_train/005.Bird/Bird_1"
+    assert birds["test"][4]["file_name"].endswith("images/005.Bird/Bird_0.jpg")
+    (tmp_path / "CUB_200_2011/image_class_labels.txt").write_text("1 1\n")
+    with pytest.raises(DataError, match=r"image 2 of images\.txt is not in the other lists"):
+        read_cub200(tmp_path / "CUB_200_2011", "train")
+    (tmp_path / "CUB_200_2011/images.txt").write_text("1\n")
+    with pytest.raises(DataError, match="a number and a value in every line"):
+        read_cub200(tmp_path / "CUB_200_2011", "train")
+    (tmp_path / "food-101/meta/test.txt").write_text("soup/1\n")
+    with pytest.raises(DataError, match=r"names 'soup/1', whose class is not in meta/classes\.txt"):
+        read_food101(tmp_path / "food-101", "test")
+
+
+def test_tiny_imagenet_by_its_folders_and_list(tmp_path, names_under):
+    folder = tmp_path / "tiny-imagenet-200"
+    write_tiny_imagenet(folder, np.random.default_rng(0))
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        training = DatasetCatalog.get("tiny_imagenet_train")
+        tests = DatasetCatalog.get("tiny_imagenet_test")
+    assert [image["label"] for image in training] == list(range(200))
+    assert training[7]["file_name"].endswith("train/n00000007/images/n00000007_0.JPEG")
+    assert [image["label"] for image in tests] == list(range(19, -1, -1))
+    assert tests[0]["file_name"] == str(folder / "val/images/val_19.JPEG")
+    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\tnobody\n")
+    with pytest.raises(DataError, match=r"names .*nobody', whose class is not in wnids\.txt"):
+        read_tiny_imagenet(folder, "test")
 
 
 def test_fashion_mnist_and_files_of_it_that_cannot_be(published):

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from prepared.neon_trees import SPLITS, wheel
+from prepared.neon_trees import NEON_SPLITS, wheel
 from small_wheel import PHOTOGRAPHS, TEST, make_wheel, pixels, prepare
 
 import divdr.data
@@ -98,7 +98,7 @@ def test_boxes_of_tiles_are_those_of_the_photograph(root):
 
 
 def test_tiles_show_what_they_are_recorded_to_show(root):
-    for split in SPLITS:
+    for split in NEON_SPLITS:
         content = annotations(root, split)
         for image in content["images"]:
             tile = np.asarray(Image.open(root / "neon_trees" / split / image["file_name"]))
@@ -111,7 +111,7 @@ def test_tiles_show_what_they_are_recorded_to_show(root):
 
 
 def test_no_photograph_is_in_two_splits(root):
-    seen = [{image["photograph"] for image in annotations(root, s)["images"]} for s in SPLITS]
+    seen = [{image["photograph"] for image in annotations(root, s)["images"]} for s in NEON_SPLITS]
     assert [len(names) for names in seen] == [1, 1, 2]
     assert len(set.union(*seen)) == 4
 
@@ -173,7 +173,7 @@ def test_settings_out_of_range_are_refused(tmp_path, small, changes):
 
 
 def test_loads_through_the_catalog(registered):
-    names = [f"neon_trees_{split}" for split in SPLITS]
+    names = [f"neon_trees_{split}" for split in NEON_SPLITS]
     check_datasets(names)
     loaded = [DatasetCatalog.get(name) for name in names]
     assert [len(images) for images in loaded] == [9, 4, 2]

@@ -413,3 +413,54 @@ def test_data_sets_are_read_once(tmp_path):
     assert len(count) == 1
     assert training_dicts(cfg) == first
     assert len(count) == 2
+
+
+class Asked(dict):
+    """An annotation that counts how often somebody looks at its box."""
+
+    times = 0
+
+    def get(self, key, default=None):
+        Asked.times += key == "bbox"
+        return super().get(key, default)
+
+
+def test_annotations_are_checked_once_for_a_model(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        boxes(tmp_path, part, "cat", "dog")
+    for name in NAMES:
+        load = DatasetCatalog[name]
+        DatasetCatalog[name] = lambda load=load: [
+            {**d, "annotations": [Asked(a) for a in d["annotations"]]} for d in load()
+        ]
+    monkeypatch.setattr(Asked, "times", 0)
+    cfg = config("GeneralizedRCNN", 2)
+
+    def looks(function):
+        before = Asked.times
+        function(cfg)
+        return Asked.times - before
+
+    alone = looks(training_dicts)
+    assert alone > 0
+    with read_once(NAMES):
+        assert looks(check_data) == 2 * alone  # data sets of the same size
+        assert looks(training_dicts) == 0
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1  # another model; what is wrong is told each time
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"has category 1 \('dog'\)"):
+                training_dicts(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    assert looks(training_dicts) == alone
+    DatasetCatalog[NAMES[0]] = lambda: [{**load()[0], "annotations": [{"category_id": 0}]}]
+    with read_once(NAMES[:1]), pytest.raises(DataError, match="has no 'bbox'"):
+        training_dicts(cfg)
+
+
+def test_a_file_is_parsed_once_to_be_checked(tmp_path, monkeypatch):
+    boxes(tmp_path, "val", "cat", "dog")
+    parsed = []
+    parse = json.load
+    monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or parse(file))
+    check_data(config("GeneralizedRCNN", 2), training=False)
+    assert len(parsed) == 2  # and once by pycocotools

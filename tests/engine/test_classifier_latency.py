@@ -8,9 +8,14 @@ import torch
 from classifier_runs import CONFIGS, options
 
 from divdr.engine import launch, load_config
-from divdr.engine.classifier_analysis import latency_table, measure_latency
+from divdr.engine.classifier_analysis import (
+    latency_table,
+    measure_latency,
+    selection_shares,
+    selection_table,
+)
 from divdr.errors import ConfigError, DataError
-from divdr.moe import run_all, run_groups
+from divdr.moe import Prediction, run_all, run_groups
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +117,31 @@ def test_the_table_has_a_row_a_size(few_digits, tmp_path, saved):
     alone = latency_table(config("single", few_digits, tmp_path, saved), [8], 1, 1)
     assert "groups" not in alone
     assert [row.split()[:3] for row in alone.splitlines()[2:]] == [["8", "8", "1.000"]]
+
+
+def test_which_expert_runs_for_which_class(few_digits, tmp_path, saved):
+    table = selection_table(config("dynk", few_digits, tmp_path, saved))
+    head, _, *rows = table.splitlines()
+    assert head.split() == ["class", *(w for n in range(5) for w in ("expert", str(n))), "none"]
+    assert [row.split()[0] for row in rows] == [str(n) for n in range(10)]
+    shares = [list(map(float, row.split()[1:])) for row in rows]
+    assert all(100 <= sum(row) <= 200.3 for row in shares)  # one or two branches an image
+
+    modes = []
+
+    def system(x):
+        ran = torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]]).bool()
+        return Prediction(torch.zeros(4, 3), ran)
+
+    system.training, system.eval, system.train = True, lambda: None, modes.append
+    batches = [(None, torch.tensor([0, 0, 2, 2]))]
+    found = selection_shares(system, batches, 3)
+    assert found[0].tolist() == [50.0, 0.0, 50.0]
+    assert found[1].isnan().all()
+    assert found[2].tolist() == [50.0, 100.0, 0.0]
+    assert modes == [True]
+    with pytest.raises(DataError, match="no images"):
+        selection_shares(system, [], 3)
 
 
 def test_numbers_that_cannot_be(few_digits, tmp_path, saved):

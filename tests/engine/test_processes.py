@@ -210,7 +210,7 @@ def test_processes_talk_by_what_the_model_runs_on(monkeypatch, tmp_path, device,
         dist, "init_process_group", lambda backend, **options: asked.append(backend)
     )
     monkeypatch.setattr(launch, "_make_local_groups", lambda size: None)
-    monkeypatch.setattr(launch, "main", lambda args: None)
+    monkeypatch.setattr(launch, "main", lambda *args: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda rank: None)

@@ -3,8 +3,9 @@ import logging
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import default_argument_parser
 
-from divdr.engine import Trainer, check_config, load_config, report_errors
+from divdr.engine import Trainer, check_config, launch, load_config, report_errors
 from divdr.engine.setup import make_output_folder, on_available_device
 from divdr.errors import ConfigError, DataError
 
@@ -251,3 +252,16 @@ def test_interrupted_tools_say_one_line_and_exit_with_130(capsys):
         tool()
     assert exit_info.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("start", [launch.run, launch.main])
+def test_a_run_reads_its_config_once(monkeypatch, tmp_path, start):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which a run on the CPU sets
+    read, ran = [], []
+    monkeypatch.setattr(launch, "load_config", lambda *a: read.append(a) or load_config(*a))
+    monkeypatch.setattr(launch, "_evaluate", ran.append)
+    words = ["--eval-only", "--config-file", "configs/demo/divdr.yaml"]
+    start(default_argument_parser().parse_args([*words, "OUTPUT_DIR", str(tmp_path), "SEED", "7"]))
+    assert len(read) == len(ran) == 1
+    assert (str(tmp_path), 7, 6) == (ran[0].OUTPUT_DIR, ran[0].SEED, ran[0].MODEL.ROUTING.LAYERS)
+    assert ran[0].is_frozen()

@@ -1,10 +1,17 @@
 """Image classification through tools/train_net.py's own program, from the configs."""
 
+import numpy as np
 import pytest
 import torch
 from classifier_runs import CONFIGS, learning_rates, options, refused, results, run
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_classification import draw_published
+from drawn_classification import (
+    draw_published,
+    write_cifar100,
+    write_cub200,
+    write_food101,
+    write_imagenet32,
+)
 
 from divdr.config import get_divdr_config
 from divdr.data import ClassificationMapper
@@ -174,6 +181,34 @@ def test_one_step_on_cifar_100_at_the_paper_s_scale(tmp_path, names_under):
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     assert saved["system.partition"].tolist() == coarse
     assert len({key.split(".")[2] for key in saved if key.startswith("system.branches.")}) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "write", "data", "images"),
+    [
+        ("cifar100_densenet_dynk", "cifar-100-python", write_cifar100, "cifar100", 200),
+        ("food101_dynk", "food-101", write_food101, "food101", 101),
+        ("cub200_dynk", "CUB_200_2011", write_cub200, "cub200", 200),
+        ("imagenet32_dynk", "imagenet32", write_imagenet32, "imagenet32", 1000),
+    ],
+)
+def test_one_step_of_the_paper_s_other_recipes(
+    name, folder, write, data, images, tmp_path, names_under
+):
+    more = {
+        "cifar100": {"coarse_of": np.arange(100) % 20, "binary": False},
+        "imagenet32": {"packed": True},
+    }
+    write(tmp_path / folder, generator=np.random.default_rng(0), **more.get(data, {}))
+    keys = ("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0")
+    keys += ("MODEL.CLASSIFIER.HYDRA.PARTITION", "random", "MODEL.CLASSIFIER.DEPTH", "1")
+    keys += ("OUTPUT_DIR", str(tmp_path / "out"))
+    with names_under(tmp_path):
+        register_published(tmp_path)
+        run(f"{name}.yaml", list(keys))
+        found = results(tmp_path / "out", f"{data}_test")
+    assert found["classification"]["images"] == images
+    assert 1 <= found["cost"]["mean_branches"] <= (5 if data == "imagenet32" else 4)
 
 
 @pytest.mark.parametrize("name", ["single", "ensemble", "hydra", "dynk", "coe"])

@@ -9,9 +9,9 @@ from drawn_classification import draw_published
 
 from divdr.config import get_divdr_config
 from divdr.data.classification import register_published
-from divdr.engine import ProgressHook, launch, load_config
+from divdr.engine import launch, load_config
 from divdr.engine.classifier_analysis import curve_table
-from divdr.engine.partition_hook import CollaborationHook
+from divdr.engine.stage_hook import StageHook
 from divdr.errors import ConfigError
 from divdr.moe import PWLU, CondConv2d
 from divdr.moe.resnet import DenseLayer
@@ -38,7 +38,7 @@ def trained(tmp_path_factory, repository, few_digits):
     folder = tmp_path_factory.mktemp("coe")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository)
-        more = ("SOLVER.MAX_ITER", 45, COE + "DELEGATOR_STAGE", "20.0", "SOLVER.RESTARTS", "[20]")
+        more = ("SOLVER.MAX_ITER", 45, COE + "DELEGATOR_STAGE", "20.0")
         more += ("SOLVER.BASE_LR", 0.01, COE + "THRESHOLD", 0.3)
         run("digits_coe.yaml", options(folder, few_digits, *more))
     return folder
@@ -89,9 +89,23 @@ def test_sixteen_experts_start_from_the_delegator_of_four(trained, tmp_path, few
     assert results(tmp_path, few_digits[1])["cost"] == found
 
 
+def test_classes_that_choose_experts_are_shared_out_as_these_begin(tmp_path, few_digits):
+    keys = ("SOLVER.MAX_ITER", 6, COE + "DELEGATOR_STAGE", "2.0", COE + "SELECTION", "category")
+    keys += ("SOLVER.CHECKPOINT_PERIOD", 2)
+    run("digits_coe.yaml", options(tmp_path, few_digits, *keys))
+    before = weights(tmp_path, "model_0000001.pth")["system.partition"]
+    assert before.tolist() == [-1] * 10
+    whole = weights(tmp_path)
+    assert sorted(whole["system.partition"].bincount().tolist()) == [2, 2, 3, 3]
+    # A run that goes on inside the stage keeps them.
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    run("digits_coe.yaml", options(tmp_path, few_digits, *keys), resume=True)
+    assert all(v.equal(whole[k]) for k, v in weights(tmp_path).items())
+
+
 def test_a_resumed_run_goes_on_in_its_stage(tmp_path, few_digits):
     # The first stage ends at 2 and PWLUs are placed at 4; the run is cut off at 3.
-    keys = ("SOLVER.MAX_ITER", 6, "SOLVER.RESTARTS", "[2]", COE + "DELEGATOR_STAGE", "2.0")
+    keys = ("SOLVER.MAX_ITER", 6, COE + "DELEGATOR_STAGE", "2.0")
     keys += (COE + "CONDCONV", 2, COE + "PWLU", 4, COE + "PWLU_STATISTICS", "2.0")
     keys += (COE + "EXPERTS", 2, "MODEL.CLASSIFIER.DEPTH", 1, "SOLVER.IMS_PER_BATCH", 8)
     keys += ("SOLVER.CHECKPOINT_PERIOD", 3)
@@ -136,7 +150,7 @@ def test_experts_of_different_architectures():
     model = launch.Trainer.build_model(cfg).eval()
     kinds = [type(expert).__name__ for expert in model.system.experts]
     assert kinds == ["StageClassifier", "StageClassifier", "MobileNetV3"]
-    model.system.settings.threshold = 1.0
+    model.system.threshold = 1.0
     with torch.no_grad():
         outputs = model([{"image": torch.rand(1, 28, 28) * 255} for _ in range(4)])
     costs = model.system.cost(28, 28)
@@ -182,7 +196,7 @@ def test_residual_networks_have_the_channels_of_their_own_keys():
 
 def test_one_step_on_cifar_100(tmp_path, names_under):
     draw_published(tmp_path / "data")
-    keys = ("SOLVER.MAX_ITER", "2", "SOLVER.RESTARTS", "[1]", COE + "DELEGATOR_STAGE", "1.0")
+    keys = ("SOLVER.MAX_ITER", "2", COE + "DELEGATOR_STAGE", "1.0")
     keys += ("SOLVER.IMS_PER_BATCH", "8", "DATALOADER.NUM_WORKERS", "0")
     keys += (COE + "CONDCONV", "4", "OUTPUT_DIR", str(tmp_path / "out"))
     with names_under(tmp_path / "data"):
@@ -213,8 +227,14 @@ def test_one_step_on_cifar_100(tmp_path, names_under):
     ],
 )
 def test_settings_that_cannot_be(key, value, told, capsys, tmp_path, few_digits):
-    keys = ("SOLVER.RESTARTS", "[]", key, value)
-    assert told in refused(capsys, tmp_path, few_digits, *keys, config="digits_coe.yaml")
+    assert told in refused(capsys, tmp_path, few_digits, key, value, config="digits_coe.yaml")
+
+
+def test_a_delegator_that_is_trained_leaves_nothing_to_start_anew(tmp_path, few_digits, capsys):
+    keys = (COE + "DELEGATOR", "no.pth", "SOLVER.RESTARTS", "[0.4]")
+    told = refused(capsys, tmp_path, few_digits, *keys, config="digits_coe.yaml")
+    assert "leaves the first stage out" in told
+    assert told.endswith("leave RESTARTS empty")
 
 
 def test_delegators_that_do_not_fit(trained, tmp_path, few_digits, capsys):
@@ -254,12 +274,11 @@ def test_pwlus_are_placed_after_a_share_of_the_second_stage():
     keys += ["SOLVER.MAX_ITER", "40", "MODEL.DEVICE", "cpu"]
     cfg = load_config(CONFIGS + "digits_coe.yaml", keys)
     model = launch.Trainer.build_model(cfg)
-    hooks = [ProgressHook(model, 40), CollaborationHook(cfg, model)]
+    hook = StageHook(cfg, model)
     placed, stages = [], []
     for step in range(40):
-        for hook in hooks:
-            hook.trainer = SimpleNamespace(iter=step)
-            hook.before_step()
+        hook.trainer = SimpleNamespace(iter=step, start_iter=0)
+        hook.before_step()
         stages.append(model.system.trains_delegator)
         functions = [m for m in model.modules() if isinstance(m, PWLU)]
         placed.append(all(bool(f.aligned) for f in functions))

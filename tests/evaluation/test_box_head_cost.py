@@ -64,7 +64,7 @@ def test_a_plain_head_costs_the_same_for_every_proposal():
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_a_mixture_costs_what_ran(threshold):
     model = build("MixtureROIHeads", "CoEBoxHead")
-    model.roi_heads.box_head.settings.threshold = threshold
+    model.roi_heads.box_head.threshold = threshold
     figures = evaluate(model)
     macs = PLAIN + 5 * 2  # the selector
     if threshold == 1.0:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from host_waits import HostWaits
 from sklearn.metrics import top_k_accuracy_score
 
 from divdr.errors import DataError
@@ -48,6 +49,25 @@ def test_equal_scores_give_no_credit_that_argmax_would_not():
     assert figures["classification"]["top1"] == 50.0
 
 
+def test_a_batch_counts_as_its_images_do_and_lets_the_host_wait_once():
+    generator = torch.Generator().manual_seed(1)
+    scores = (4 * torch.rand(40, 6, generator=generator)).round()  # many ties
+    labels = torch.randint(6, (40,), generator=generator).tolist()
+    scores[3, 2] = float("nan")
+    alone = evaluate(ClassificationEvaluator("abcdef"), labels, scores)
+    together = ClassificationEvaluator("abcdef")
+    inputs = [{"label": label} for label in labels]
+    with HostWaits() as device:
+        together.process(inputs[:30], [{"scores": row} for row in scores[:30]])
+        assert device.waits.count("cpu") == len(device.waits) == 1
+    together.process(inputs[30:], [{"scores": row} for row in scores[30:]])
+    assert together.evaluate() == alone
+    # Classes behind the true one with an equal score count against nobody.
+    right = sum(int(row.argmax()) == label for row, label in zip(scores, labels, strict=True))
+    right -= int(scores[3].argmax()) == labels[3]
+    assert alone["classification"]["top1"] == pytest.approx(100 * right / 40)
+
+
 def test_a_label_that_is_no_class():
     with pytest.raises(DataError, match="has label 3; classes are 0 to 1"):
         evaluate(ClassificationEvaluator("ab"), [3], [[0.5, 0.5]])
@@ -68,6 +88,11 @@ def test_mean_of_what_ran():
     }
     evaluator.reset()
     assert evaluator.evaluate() == {}
+    told = [
+        {**output, "loaded": numbers} for output, numbers in zip(outputs, (100, 400), strict=True)
+    ]
+    evaluator.process([{}, {}], told)
+    assert evaluator.evaluate()["cost"]["loaded"] == 250.0
 
 
 def test_images_that_no_expert_saw():

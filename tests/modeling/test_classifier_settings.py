@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from divdr.config import get_divdr_config
-from divdr.modeling.classifiers import build_classifier
+from divdr.errors import ConfigError
+from divdr.modeling.classifiers import build_classifier, image_classifier
 from divdr.modeling.classifiers.builders import network, network_parts, network_stem
 from divdr.modeling.classifiers.coe_classifier import build_teacher
 from divdr.moe import (
@@ -15,8 +16,8 @@ from divdr.moe import (
     Part,
     ResNetParts,
     RoutingLayer,
-    TeachingSettings,
     named_classifier,
+    named_input,
 )
 from divdr.moe.resnet import BasicBlock
 
@@ -63,7 +64,8 @@ def test_hydra():
     keys = {"TOP_K": 3, "THRESHOLD": 0.3, "TRAIN_THRESHOLD": 0.1}
     keys |= {"ENSEMBLE_WEIGHT": 2.0, "GATER_WEIGHT": 0.7, "BRANCH_WEIGHT": 0.2}
     made = build_classifier(config("hydra", hydra=keys, CHANNELS=2))
-    assert made.settings == HydraSettings(3, 0.3, 0.1, 2.0, 0.7, 0.2)
+    assert made.settings == HydraSettings(4, 3, 0.3, 0.1, 2.0, 0.7, 0.2)
+    assert made.threshold == 0.3
     assert len(made.branches) == 4
 
 
@@ -72,8 +74,20 @@ def test_collaboration():
     keys |= {"WGM": "labels", "ALPHA": [0.1, 0.5], "LGM": "free", "SRM": False}
     keys |= {"DEPTHS": [1, 2, 3], "DELEGATOR_DEPTH": 4}
     made = build_classifier(config("coe", coe=keys, CHANNELS=2))
-    teaching = TeachingSettings(wgm="labels", alpha=(0.1, 0.5), lgm="free", srm=False)
-    assert made.settings == CollaborationSettings(0.6, 20 / 50, 0.3, teaching)
+    expected = CollaborationSettings(
+        (0.1, 0.5),
+        "labels",
+        "free",
+        False,
+        experts=3,
+        depths=(1, 2, 3),
+        delegator_depth=4,
+        delegator_stage=20.0,
+        threshold=0.6,
+        selection_weight=0.3,
+    )
+    assert made.settings == expected
+    assert (made.threshold, made.delegator_share) == (0.6, 20 / 50)
     depths = [
         sum(isinstance(m, BasicBlock) for m in part.modules()) // 3
         for part in (made.delegator.extractor, *made.experts)
@@ -144,3 +158,46 @@ def test_a_teacher(tmp_path):
     with torch.no_grad():
         expected = (trained.eval()(x) / 3).softmax(1)
     torch.testing.assert_close(made.targets(x), expected)
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:resnet18"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_embedder_sees_images_as_its_library_s_weights_expect_them(name, channels, monkeypatch):
+    modes = []
+
+    def untrained(name, classes, *, pretrained, image_size):
+        assert (pretrained, image_size) == (True, 224)
+        made = named_classifier(name, classes)
+        made.register_forward_hook(lambda module, args, out: modes.append(module.training))
+        return made
+
+    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.named_classifier", untrained)
+    cfg = config("hydra", hydra={"EMBEDDER": name, "BRANCHES": 2})
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [100.0, 90.0, 80.0], [60.0, 50.0, 40.0]
+    cfg.INPUT.FORMAT = "BGR"
+    if channels == 1:
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = [100.0], [60.0], "L"
+    pixels = torch.randint(256, (3, channels, 32, 32)).float()
+    embedder = image_classifier._embedder(cfg)
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    )
+    found = embedder.seen((pixels - mean) / std)
+    colours = pixels.flip(1) if channels == 3 else pixels.expand(3, 3, 32, 32)  # red first
+    large = torch.nn.functional.interpolate(colours / 255, (224, 224), mode="bilinear")
+    imagenet = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (large - imagenet[0][:, None, None]) / imagenet[1][:, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # A whole partition by it, in evaluation.
+    labels = torch.arange(8)
+    batches = [((pixels[:1].repeat(8, 1, 1, 1) - mean) / std, labels)]
+    partition = image_classifier.choose_partition(cfg, list("abcdefgh"), None, lambda: batches)
+    assert partition.bincount().tolist() == [4, 4]
+    assert modes == [False]
+
+
+def test_weights_that_a_library_does_not_have():
+    for name in ("torchvision:resnot", "timm:resnot"):
+        with pytest.raises(ConfigError, match="has no weights for classifier"):
+            named_input(name)

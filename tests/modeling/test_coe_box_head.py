@@ -21,7 +21,7 @@ from torch import nn
 
 from divdr.errors import ConfigError
 
-SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 20
+SECOND = 10  # START 0.5 of 21 iterations (10.5, to the even number); α is 0.2 there, 0.8 at 21
 
 
 def build(**keys):
@@ -53,7 +53,7 @@ def test_losses_against_a_loop_over_proposals_and_experts(agnostic):
         _CLS_AGNOSTIC_BBOX_REG=agnostic, _BBOX_REG_LOSS_WEIGHT=2.0, SELECTOR_WEIGHT=0.6
     )
     found = losses(head.train(), predictor, iteration=SECOND + 5)
-    alpha = 0.2 + 0.6 * 5 / 10
+    alpha = 0.2 + 0.6 * 5 / 11
     x, labels = pooled(), flat()
     rough = head.delegator(x)
     scores, deltas = predictor(rough)
@@ -148,11 +148,11 @@ def test_only_doubted_proposals_reach_an_expert():
     rough = head.delegator(x)
     scores, deltas = predictor(rough)
     certainty = scores.softmax(1).amax(1)
-    head.settings.threshold = float(certainty.median())
+    head.threshold = float(certainty.median())
     wanted = head.selector(rough).argmax(1)
     seen = count_rows(head.experts)
     found = head.predict(x, predictor)
-    sent = certainty <= head.settings.threshold
+    sent = certainty <= head.threshold
     assert sent.sum() == 30
     assert dict(seen) == {k: int((wanted[sent] == k).sum()) for k in set(wanted[sent].tolist())}
     assert found.ran.sum(1).tolist() == sent.long().tolist()
@@ -174,7 +174,7 @@ def test_a_higher_threshold_never_costs_less(thresholds):
     cost = head.eval().cost(predictor)
     totals = []
     for threshold in sorted([*thresholds, 0.0, 1.0]):
-        head.settings.threshold = threshold
+        head.threshold = threshold
         totals.append(float(cost.of(head.predict(pooled(30), predictor).ran).sum()))
     assert totals == sorted(totals)
     assert totals[0] == 30 * cost.shared  # 0 sends nothing, 1 sends everything
@@ -270,10 +270,10 @@ def test_a_frozen_delegator_keeps_its_batch_norm():
     ("keys", "reported"),
     [
         ({"EXPERTS": 0}, "EXPERTS must be at least 1, not 0"),
-        ({"THRESHOLD": -0.5}, "τ must be between 0 and 1, not -0.5"),
+        ({"THRESHOLD": -0.5}, "COE.THRESHOLD must be between 0 and 1, not -0.5"),
         ({"ALPHA": [0.2, 1.2]}, "α must be two numbers between 0 and 1"),
         ({"ALPHA": [0.2]}, "α must be two numbers"),
-        ({"START": -1}, "cannot be negative"),
+        ({"START": -1}, "START must be at least 0, not -1"),
         ({"EXPERT_FC_DIMS": []}, "EXPERT_FC_DIMS must name at least one linear layer"),
         ({"_USE_SIGMOID_CE": True}, "which USE_SIGMOID_CE does not give"),
     ],

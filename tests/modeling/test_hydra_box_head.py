@@ -227,7 +227,7 @@ def test_a_higher_threshold_never_costs_more(thresholds):
     cost = head.cost(predictor)
     totals = []
     for threshold in sorted(thresholds):
-        head.settings.threshold = threshold
+        head.threshold = threshold
         totals.append(float(cost.of(head.predict(pooled(30), predictor).ran).sum()))
     assert totals == sorted(totals, reverse=True)
 
@@ -285,8 +285,8 @@ def test_partitions_that_cannot_be():
         ({"BRANCHES": CLASSES + 1}, "7 branches cannot share 6 classes"),
         ({"BRANCHES": 0}, "BRANCHES must be at least 1, not 0"),
         ({"TOP_K": 4}, "TOP_K must be between 1 and the 3 branches, not 4"),
-        ({"THRESHOLD": 1.5}, "τ must be between 0 and 1, not 1.5"),
-        ({"TRAIN_THRESHOLD": -0.1}, "τ must be between 0 and 1, not -0.1"),
+        ({"THRESHOLD": 1.5}, "HYDRA.THRESHOLD must be between 0 and 1, not 1.5"),
+        ({"TRAIN_THRESHOLD": -0.1}, "TRAIN_THRESHOLD must be between 0 and 1, not -0.1"),
         ({"BRANCH_FC_DIMS": []}, "BRANCH_FC_DIMS must name at least one linear layer"),
     ],
 )

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from two_processes import in_two_processes
 
-from divdr.moe import Gater, Hydra, HydraSettings, ResNetParts
+from divdr.moe import Hydra, HydraSettings, PooledGate, ResNetParts
 
 # Branch 0 has images in both halves, but not as many; branch 1 and 2 in one alone.
 LABELS = [[0, 1, 2, 0], [4, 5, 5, 1]]
@@ -20,7 +20,7 @@ def hydra():
     stem, trunk = parts.stem(), parts.gater_trunk(8)
     branches = [parts.branch(stem.out_channels) for _ in range(3)]
     settings = HydraSettings(top_k=2, train_threshold=0.0, branch_weight=0.5)
-    made = Hydra(stem, branches, Gater(trunk, 16, 3), 16, 6, settings)
+    made = Hydra(stem, branches, PooledGate(trunk, 16, 3), 16, 6, settings)
     made.set_partition(torch.arange(6) // 2)
     return made
 

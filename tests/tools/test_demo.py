@@ -47,6 +47,8 @@ def test_demo_ends_with_a_report_of_both_runs(demo):
         assert f"{mode['milliseconds']:.1f}" in text
     assert text.count("data:image/png;base64") >= 8
     assert 'src="http' not in text
+    with Image.open(folder / "out" / "demo.jpg") as sheet:
+        assert sheet.width == 1000
 
 
 def test_second_run_trains_nothing(demo):

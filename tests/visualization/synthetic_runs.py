@@ -97,7 +97,7 @@ def write_run(
         "inter_refit": 3.21 - noise,
         "intra_pairs_refit": 1.5 * noise + 0.1,
         "intra_centre_refit": noise + 0.05,
-        "images_per_expert": np.bincount(expert).tolist(),
+        **{f"images_expert_{k}": float(n) for k, n in enumerate(np.bincount(expert))},
         "something_new": {"deep": [1]},
     }
     results = {dataset: {"sem_seg": {"mIoU": 51.234 + seed, "fwIoU": 80.0}, "routing": routing}}

@@ -173,7 +173,12 @@ def test_missing_parts(tmp_path):
     (tmp_path / "training").mkdir()
     write_metrics(tmp_path / "training")
     (tmp_path / "results" / "inference").mkdir(parents=True)
-    stored = {"toy_val": {"sem_seg": {"IoU": 40.5}, "routing": {"images_per_expert": [3, 1]}}}
+    stored = {
+        "toy_val": {
+            "sem_seg": {"IoU": 40.5},
+            "routing": {"images_expert_0": 3.0, "images_expert_1": 1},
+        }
+    }
     (tmp_path / "results" / "inference" / "results.json").write_text(json.dumps(stored))
     runs = [RunData.load(tmp_path / name) for name in ("training", "results")]
     path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from divdr.data.catalog import FOLDER, SPLITS
+from divdr.data.catalog import NEON_FOLDER, NEON_SPLITS
 from divdr.errors import ConfigError, DataError
 
 from .credits import credits_text
@@ -55,7 +55,7 @@ def prepare_neon_trees(
         raise ConfigError(f"tile must be at least 32 pixels, not {tile}")
     if not 0 <= overlap < tile:
         raise ConfigError(f"overlap must be from 0 to less than tile ({tile}), not {overlap}")
-    folder = Path(root) / FOLDER
+    folder = Path(root) / NEON_FOLDER
     settings = {"version": VERSION, "wheel": sha256, "tile": tile, "overlap": overlap}
     if _is_made(folder, settings):
         logger.info("%s is complete already", folder)
@@ -64,11 +64,11 @@ def prepare_neon_trees(
     path = Path(wheel) if wheel else download_wheel(Path(root) / ".cache")
     check_wheel(path, sha256)
     Path(root).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{FOLDER}_") as temporary:
-        growing = Path(temporary) / FOLDER
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{NEON_FOLDER}_") as temporary:
+        growing = Path(temporary) / NEON_FOLDER
         (growing / "annotations").mkdir(parents=True)
-        for split in SPLITS:
-            photographs = (read_photograph(path, name) for name in SPLITS[split])
+        for split in NEON_SPLITS:
+            photographs = (read_photograph(path, name) for name in NEON_SPLITS[split])
             _write_split(growing, split, photographs, tile, overlap)
         (growing / "CREDITS.txt").write_text(credits_text(path), encoding="utf-8")
         record = {"settings": settings, "files": sorted([RECORD, *_files(growing)])}

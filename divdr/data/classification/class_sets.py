@@ -20,7 +20,8 @@ from ...errors import ConfigError, DataError
 from ...image_files import read_image
 from ...settings import ClassificationInputSettings
 from ..folders import register_anew
-from .formats import Images, read_cifar, read_digits, read_fashion_mnist
+from .formats import Images, read_cifar, read_digits, read_fashion_mnist, read_imagenet32
+from .published_lists import Listed, read_cub200, read_food101, read_tiny_imagenet, records_of
 
 _MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
 
@@ -60,9 +61,10 @@ class ClassificationMapper:
     ) -> None:
         if image_format not in _MODES:
             raise ConfigError(f"INPUT.FORMAT must be L, RGB or BGR, not {image_format!r}")
-        if square not in ("pad", "crop"):
+        known = ClassificationInputSettings.choices("square")
+        if square not in known:
             raise ConfigError(
-                f'INPUT.CLASSIFICATION.SQUARE must be "pad" or "crop", not {square!r}'
+                f"INPUT.CLASSIFICATION.SQUARE must be one of {', '.join(known)}, not {square!r}"
             )
         channels = 1 if image_format == "L" else 3
         if len(fill) != channels:
@@ -117,14 +119,21 @@ class ClassificationMapper:
                     f"{item['task_name']!r}, for which the model has no readout"
                 )
             item["task"] = self.tasks[item["task_name"]]
-        picture = self._squared(self._picture(dataset_dict))
-        pixels = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        image = torch.from_numpy(self._pixels(dataset_dict).transpose(2, 0, 1).astype(np.float32))
         if self.image_format == "BGR":
             image = image.flip(0)
         item["image"] = self._augmented(image)
         item["height"], item["width"] = image.shape[1:]
         return item
+
+    def _pixels(self, record: dict[str, Any]) -> np.ndarray:
+        """(H, W, C) uint8, squared and scaled."""
+        pixels = record.get("pixels")
+        dimensions = 2 if self.image_format == "L" else 3
+        if not self.size and pixels is not None and pixels.ndim == dimensions:
+            return pixels.reshape(*pixels.shape[:2], -1)  # there is nothing that PIL would do
+        picture = self._squared(self._picture(record))
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
     def _picture(self, record: dict[str, Any]) -> Image.Image:
         mode = _MODES[self.image_format]
@@ -189,29 +198,44 @@ class Description(NamedTuple):
 
 
 def register_published(root: str | os.PathLike[str]) -> None:
-    """Register ``digits_*``, ``fashion_mnist_*``, ``cifar10_*`` and ``cifar100_*``.
+    """Register ``digits_*``, ``fashion_mnist_*``, ``cifar10_*``, ``cifar100_*``, ``imagenet32_*``,
+    ``food101_*``, ``cub200_*`` and ``tiny_imagenet_*``.
 
     Each has "train" and "test". Nothing is read until they are used, and names that exist already
     are given the new folder.
 
     Args:
-        root: the folder that holds "fashion_mnist", "cifar-10-batches-py" or "-bin", and
-            "cifar-100-python" or "-binary".
+        root: the folder that holds "fashion_mnist", "cifar-10-batches-py" or "-bin",
+            "cifar-100-python" or "-binary", "imagenet32", "food-101", "CUB_200_2011" and
+            "tiny-imagenet-200".
     """
     base = Path(root)
     cifar10 = _first(base / "cifar-10-batches-py", base / "cifar-10-batches-bin")
     cifar100 = _first(base / "cifar-100-python", base / "cifar-100-binary")
     fashion = base / "fashion_mnist"
-    numbers = [str(i) for i in range(100)]
+    imagenet32 = base / "imagenet32"
+    numbers = [str(i) for i in range(1000)]
     for split in ("train", "test"):
         for name, classes, folder, read in (
             ("digits", numbers[:10], None, partial(read_digits, split)),
             ("fashion_mnist", _FASHION, fashion, partial(read_fashion_mnist, fashion, split)),
             ("cifar10", _CIFAR10, cifar10, partial(read_cifar, cifar10, split, 10)),
             # The names of its classes are in a file of their own; numbers tell them apart as well.
-            ("cifar100", numbers, cifar100, partial(read_cifar, cifar100, split, 100)),
+            ("cifar100", numbers[:100], cifar100, partial(read_cifar, cifar100, split, 100)),
+            ("imagenet32", numbers, imagenet32, partial(read_imagenet32, imagenet32, split)),
         ):
             _register(f"{name}_{split}", classes, folder, read)
+        food, birds = base / "food-101", base / "CUB_200_2011"
+        _register_listed(
+            f"food101_{split}", numbers[:101], food, partial(read_food101, food, split)
+        )
+        _register_listed(
+            f"cub200_{split}", numbers[:200], birds, partial(read_cub200, birds, split)
+        )
+        tiny = base / "tiny-imagenet-200"
+        _register_listed(
+            f"tiny_imagenet_{split}", numbers[:200], tiny, partial(read_tiny_imagenet, tiny, split)
+        )
 
 
 def describe(names: Sequence[str]) -> Description:
@@ -300,6 +324,13 @@ def _register(
     if folder is not None:
         metadata["image_root"] = str(folder)
     register_anew(name, load, **metadata)
+
+
+def _register_listed(
+    name: str, classes: Sequence[str], folder: Path, read: Callable[[], Listed]
+) -> None:
+    metadata = {"classes": list(classes), "evaluator_type": "classification"}
+    register_anew(name, lambda: records_of(name, read()), image_root=str(folder), **metadata)
 
 
 def _first(*folders: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Reading the published files of CIFAR-10, CIFAR-100 and Fashion-MNIST, and scikit-learn's digits.
+"""Reading the published files of CIFAR, ImageNet32 and Fashion-MNIST, and scikit-learn's digits.
 
 Each reader returns images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) int64.
 """
@@ -64,6 +64,48 @@ def read_cifar(folder: Path, split: str, classes: int) -> Images:
     pixels, labels, coarse = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return _checked(folder, Images(images, labels, _super_classes(labels, coarse, classes)))
+
+
+def read_imagenet32(folder: Path, split: str) -> Images:
+    """ImageNet32 in its pickled batches or as npz: labels are 1 to 1000 there, from 0 here.
+
+    Args:
+        folder: holds ``train_data_batch_1`` to ``_10`` and ``val_data``, each as it is or with
+            ".npz" behind; in folders of their own too (``Imagenet32_train``, ``Imagenet32_val``,
+            the same with ``_npz``), as they are packed.
+        split: "train", or "test" for the validation images.
+
+    Raises:
+        DataError: a file is missing or not as it must be.
+    """
+    if split == "train":
+        names = [f"train_data_batch_{number}" for number in range(1, 11)]
+    else:
+        names = ["val_data"]
+    own = f"Imagenet32_{'train' if split == 'train' else 'val'}"
+    parts = [_read_imagenet32(_existing(folder, own, name)) for name in names]
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _checked(folder, Images(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels - 1))
+
+
+def _existing(folder: Path, own: str, name: str) -> Path:
+    places = [(folder, name), (folder / own, name)]
+    places += [(folder, f"{name}.npz"), (folder / f"{own}_npz", f"{name}.npz")]
+    paths = [place / file for place, file in places]
+    return next((path for path in paths if path.is_file()), paths[1])
+
+
+def _read_imagenet32(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    content = io.BytesIO(_bytes(path))
+    try:
+        if path.suffix == ".npz":
+            batch = np.load(content, allow_pickle=False)
+        else:
+            batch = _Arrays(content, encoding="latin1").load()
+        pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3072)
+        return pixels, np.asarray(batch["labels"], np.int64)
+    except Exception as error:  # a damaged file can raise anything
+        raise DataError(f"{path} is no batch of ImageNet32 ({error})") from None
 
 
 def read_digits(split: str) -> Images:

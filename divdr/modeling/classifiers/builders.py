@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
@@ -10,17 +12,17 @@ from ...errors import ConfigError
 from ...moe import (
     DenseNetParts,
     Ensemble,
-    Gater,
     Hydra,
     NamedStem,
     Part,
+    PooledGate,
     ResNetParts,
     StageClassifier,
     is_named,
     named_classifier,
     named_stem,
 )
-from ..partition_source import hydra_settings
+from ...settings import ClassifierSettings
 
 
 def network(cfg: CfgNode) -> nn.Module:
@@ -29,30 +31,30 @@ def network(cfg: CfgNode) -> nn.Module:
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    settings = cfg.MODEL.CLASSIFIER
-    if is_named(settings.ARCHITECTURE):
+    settings = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    if is_named(settings.architecture):
         return named_classifier(
-            settings.ARCHITECTURE,
-            settings.NUM_CLASSES,
+            settings.architecture,
+            settings.num_classes,
             in_channels=image_channels(cfg),
-            pretrained=settings.PRETRAINED,
+            pretrained=settings.pretrained,
             image_size=cfg.INPUT.CLASSIFICATION.SIZE,
         )
     parts = network_parts(cfg)
     stem = network_stem(cfg, parts)
     branch = parts.branch(stem.out_channels)
-    return StageClassifier(stem, branch, branch.out_channels, settings.NUM_CLASSES)
+    return StageClassifier(stem, branch, branch.out_channels, settings.num_classes)
 
 
 def network_stem(cfg: CfgNode, parts: ResNetParts | DenseNetParts) -> Part | NamedStem:
     """The architecture's own stem, or the named one of ``STEM``."""
-    settings = cfg.MODEL.CLASSIFIER
-    if not settings.STEM:
+    settings = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    if not settings.stem:
         return parts.stem()
     return named_stem(
-        settings.STEM,
+        settings.stem,
         in_channels=image_channels(cfg),
-        pretrained=settings.PRETRAINED,
+        pretrained=settings.pretrained,
         image_size=cfg.INPUT.CLASSIFICATION.SIZE,
     )
 
@@ -63,31 +65,25 @@ def network_parts(cfg: CfgNode) -> ResNetParts | DenseNetParts:
     Raises:
         ConfigError: it has no parts, or a setting is out of range.
     """
-    settings = cfg.MODEL.CLASSIFIER
-    if settings.DEPTH < 1:
-        raise ConfigError(f"MODEL.CLASSIFIER.DEPTH must be at least 1, not {settings.DEPTH}")
-    common = {
-        "depth": settings.DEPTH,
+    settings = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    common: dict[str, Any] = {
+        "depth": settings.depth,
         "in_channels": image_channels(cfg),
-        "stem_width": settings.STEM_WIDTH,
-        "branch_width": settings.BRANCH_WIDTH,
-        "gater_width": settings.GATER_WIDTH,
-        "separable": settings.SEPARABLE,
+        "stem_width": settings.stem_width,
+        "branch_width": settings.branch_width,
+        "gater_width": settings.gater_width,
+        "separable": settings.separable,
     }
-    if settings.ARCHITECTURE == "densenet":
-        if len(settings.DENSE_LAYERS) != 3:
+    if settings.architecture == "densenet":
+        if len(settings.dense_layers) != 3:
             raise ConfigError("MODEL.CLASSIFIER.DENSE_LAYERS must be three numbers")
-        return DenseNetParts(growth=settings.GROWTH, layers=tuple(settings.DENSE_LAYERS), **common)
-    if settings.ARCHITECTURE != "resnet":
+        return DenseNetParts(growth=settings.growth, layers=tuple(settings.dense_layers), **common)
+    if settings.architecture != "resnet":
         raise ConfigError(
-            f"MODEL.CLASSIFIER.ARCHITECTURE {settings.ARCHITECTURE!r} has no parts; known are "
+            f"MODEL.CLASSIFIER.ARCHITECTURE {settings.architecture!r} has no parts; known are "
             '"resnet" and "densenet" (those of a library suit single network, ensemble and experts)'
         )
-    if settings.ENTRY not in ("small", "large"):
-        raise ConfigError(
-            f'MODEL.CLASSIFIER.ENTRY must be "small" or "large", not {settings.ENTRY!r}'
-        )
-    return ResNetParts(channels=settings.CHANNELS, entry=settings.ENTRY, **common)
+    return ResNetParts(channels=settings.channels, entry=settings.entry, **common)
 
 
 def image_channels(cfg: CfgNode) -> int:
@@ -120,33 +116,27 @@ def build_single_classifier(cfg: CfgNode) -> Ensemble:
 
 @CLASSIFIER_REGISTRY.register()
 def build_ensemble_classifier(cfg: CfgNode) -> Ensemble:
-    """``MEMBERS`` networks, all of which run.
-
-    Raises:
-        ConfigError: fewer than one.
-    """
-    settings = cfg.MODEL.CLASSIFIER
-    if settings.MEMBERS < 1:
-        raise ConfigError(f"MODEL.CLASSIFIER.MEMBERS must be at least 1, not {settings.MEMBERS}")
-    members = [network(cfg) for _ in range(settings.MEMBERS)]
-    return Ensemble(members, settings.NUM_CLASSES, image_channels(cfg))
+    """``MEMBERS`` networks, all of which run."""
+    settings = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    members = [network(cfg) for _ in range(settings.members)]
+    return Ensemble(members, settings.num_classes, image_channels(cfg))
 
 
 @CLASSIFIER_REGISTRY.register()
 def build_hydra_classifier(cfg: CfgNode) -> Hydra:
     """HydraRes or DynK-Hydra, by τ and the branches' loss weight."""
-    classifier, hydra = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.HYDRA
-    settings = hydra_settings(hydra, "MODEL.CLASSIFIER.HYDRA")
+    classifier = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    hydra = classifier.hydra
     parts = network_parts(cfg)
     stem = network_stem(cfg, parts)
-    branches = [parts.branch(stem.out_channels) for _ in range(hydra.BRANCHES)]
+    branches = [parts.branch(stem.out_channels) for _ in range(hydra.branches)]
     trunk = parts.gater_trunk(stem.out_channels)
     return Hydra(
         stem,
         branches,
-        Gater(trunk, trunk.out_channels, hydra.BRANCHES),
+        PooledGate(trunk, trunk.out_channels, hydra.branches),
         branches[0].out_channels,
-        classifier.NUM_CLASSES,
-        settings,
+        classifier.num_classes,
+        hydra,
         in_channels=image_channels(cfg),
     )

@@ -12,10 +12,8 @@ from ...checkpoint import find_weights, read_weights
 from ...errors import CheckpointError, ConfigError
 from ...moe import (
     Collaboration,
-    CollaborationSettings,
     Delegator,
     Distillation,
-    TeachingSettings,
     is_named,
     last_linear,
     named_classifier,
@@ -24,6 +22,7 @@ from ...moe import (
     without_last_linear,
 )
 from ...routing import to_iterations
+from ...settings import ClassifierSettings, CollaborationSettings
 from .builders import CLASSIFIER_REGISTRY, image_channels, network
 from .image_classifier import ImageClassifier
 
@@ -37,28 +36,29 @@ def build_teacher(cfg: CfgNode) -> Distillation:
         ConfigError: there is no such classifier, or its classes are not the model's.
         CheckpointError: ``TEACHER_WEIGHTS`` cannot be used.
     """
-    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
-    if not is_named(coe.TEACHER):
+    classifier = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    coe = classifier.coe
+    if not is_named(coe.teacher):
         raise ConfigError(
-            f"MODEL.CLASSIFIER.COE.TEACHER {coe.TEACHER!r} is unknown; write torchvision:NAME or "
+            f"MODEL.CLASSIFIER.COE.TEACHER {coe.teacher!r} is unknown; write torchvision:NAME or "
             "timm:NAME"
         )
     images = {"in_channels": image_channels(cfg), "image_size": cfg.INPUT.CLASSIFICATION.SIZE}
-    if coe.TEACHER_WEIGHTS:
-        teacher = named_classifier(coe.TEACHER, classifier.NUM_CLASSES, **images)
-        _load(teacher, coe.TEACHER_WEIGHTS)
+    if coe.teacher_weights:
+        teacher = named_classifier(coe.teacher, classifier.num_classes, **images)
+        _load(teacher, coe.teacher_weights)
     else:
         # Without weights first: nothing is downloaded that cannot be used.
-        plain = named_classifier(coe.TEACHER, None, **images)
+        plain = named_classifier(coe.teacher, None, **images)
         classes = plain.get_submodule(last_linear(plain)).out_features
-        if classes != classifier.NUM_CLASSES:
+        if classes != classifier.num_classes:
             raise ConfigError(
-                f"teacher {coe.TEACHER!r} knows {classes} classes and the model "
-                f"{classifier.NUM_CLASSES}: train it on these, and name the file by "
+                f"teacher {coe.teacher!r} knows {classes} classes and the model "
+                f"{classifier.num_classes}: train it on these, and name the file by "
                 "MODEL.CLASSIFIER.COE.TEACHER_WEIGHTS"
             )
-        teacher = named_classifier(coe.TEACHER, None, pretrained=True, **images)
-    return Distillation(teacher, coe.DISTILLATION_WEIGHT, coe.TEMPERATURE)
+        teacher = named_classifier(coe.teacher, None, pretrained=True, **images)
+    return Distillation(teacher, coe.distillation_weight, coe.temperature)
 
 
 def _load(teacher: nn.Module, path: str) -> None:
@@ -134,45 +134,38 @@ def build_coe_classifier(cfg: CfgNode) -> Collaboration:
     Raises:
         ConfigError: a setting is out of range.
     """
-    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
-    if coe.EXPERTS < 1:
-        raise ConfigError(f"MODEL.CLASSIFIER.COE.EXPERTS must be at least 1, not {coe.EXPERTS}")
-    if coe.SUBTASKS > 1 and not coe.DELEGATOR:
+    classifier = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    coe = classifier.coe
+    if coe.subtasks > 1 and not coe.delegator:
         raise ConfigError(
             "MODEL.CLASSIFIER.COE.SUBTASKS: their delegator comes from a collaboration trained "
             "without subtasks; name its checkpoint by COE.DELEGATOR"
         )
     first = _variant(
         cfg,
-        ARCHITECTURE=coe.DELEGATOR_ARCHITECTURE,
-        DEPTH=coe.DELEGATOR_DEPTH,
-        CHANNELS=coe.DELEGATOR_CHANNELS,
-        GROWTH=coe.DELEGATOR_CHANNELS,
+        ARCHITECTURE=coe.delegator_architecture,
+        DEPTH=coe.delegator_depth,
+        CHANNELS=coe.delegator_channels,
+        GROWTH=coe.delegator_channels,
         STEM="",
     )
     extractor, width = without_last_linear(network(first))
     return Collaboration(
-        Delegator(extractor, width, classifier.NUM_CLASSES, coe.EXPERTS, coe.SUBTASKS),
-        [_expert(cfg, number) for number in range(coe.EXPERTS)],
-        classifier.NUM_CLASSES,
-        CollaborationSettings(
-            threshold=coe.THRESHOLD,
-            delegator_share=first_stage(cfg) / cfg.SOLVER.MAX_ITER,
-            selection_weight=coe.SELECTION_WEIGHT,
-            teaching=TeachingSettings(
-                wgm=coe.WGM, alpha=tuple(coe.ALPHA), lgm=coe.LGM, srm=coe.SRM
-            ),
-        ),
+        Delegator(extractor, width, classifier.num_classes, coe.experts, coe.subtasks),
+        [_expert(cfg, number) for number in range(coe.experts)],
+        classifier.num_classes,
+        coe,
         in_channels=image_channels(cfg),
+        delegator_share=first_stage(cfg) / cfg.SOLVER.MAX_ITER,
     )
 
 
 def first_stage(cfg: CfgNode) -> int:
     """Iterations that train the delegator; none where a trained one is taken over."""
-    coe = cfg.MODEL.CLASSIFIER.COE
-    if coe.DELEGATOR:
+    coe = CollaborationSettings.of(cfg.MODEL.CLASSIFIER.COE)
+    if coe.delegator:
         return 0
-    return to_iterations(coe.DELEGATOR_STAGE, cfg.SOLVER.MAX_ITER)
+    return to_iterations(coe.delegator_stage, cfg.SOLVER.MAX_ITER)
 
 
 def collaboration_of(model: nn.Module) -> Collaboration | None:
@@ -189,47 +182,53 @@ def prepare_collaboration(cfg: CfgNode, system: Collaboration) -> None:
         ConfigError: a setting is unknown, or a batch has fewer images than experts.
         CheckpointError: the delegator's or the teacher's file cannot be used.
     """
-    coe = cfg.MODEL.CLASSIFIER.COE
-    each = coe.EXPERTS // coe.SUBTASKS
+    coe = CollaborationSettings.of(cfg.MODEL.CLASSIFIER.COE)
+    if coe.delegator and len(cfg.SOLVER.RESTARTS):
+        raise ConfigError(
+            "MODEL.CLASSIFIER.COE.DELEGATOR leaves the first stage out, and SOLVER.RESTARTS "
+            f"{list(cfg.SOLVER.RESTARTS)} would start the learning rate anew: leave RESTARTS empty"
+        )
+    each = coe.experts // coe.subtasks
     if each > cfg.SOLVER.IMS_PER_BATCH:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: {each} experts cannot share fewer "
             "images than they are"
         )
-    if coe.DELEGATOR and not bool(system.has_delegator):
-        read_delegator(coe.DELEGATOR, system)
-    if coe.TEACHER:
+    if coe.delegator and not bool(system.has_delegator):
+        read_delegator(coe.delegator, system)
+    if coe.teacher:
         system.distillation = build_teacher(cfg)
 
 
 def _expert(cfg: CfgNode, number: int) -> nn.Module:
-    classifier, coe = cfg.MODEL.CLASSIFIER, cfg.MODEL.CLASSIFIER.COE
-    channels = _of(coe, "CHANNELS", number, None)
+    classifier = ClassifierSettings.of(cfg.MODEL.CLASSIFIER)
+    coe = classifier.coe
+    channels = _of(coe, "channels", number, None)
     expert = network(
         _variant(
             cfg,
-            ARCHITECTURE=_of(coe, "ARCHITECTURES", number, classifier.ARCHITECTURE),
-            DEPTH=_of(coe, "DEPTHS", number, classifier.DEPTH),
-            CHANNELS=channels or classifier.CHANNELS,
-            GROWTH=channels or classifier.GROWTH,
+            ARCHITECTURE=_of(coe, "architectures", number, classifier.architecture),
+            DEPTH=_of(coe, "depths", number, classifier.depth),
+            CHANNELS=channels or classifier.channels,
+            GROWTH=channels or classifier.growth,
         )
     )
-    if coe.CONDCONV:
-        expert = with_condconv(expert, coe.CONDCONV)
-    if coe.PWLU:
+    if coe.condconv:
+        expert = with_condconv(expert, coe.condconv)
+    if coe.pwlu:
         size = cfg.INPUT.CLASSIFICATION.SIZE or 32
-        expert = with_pwlu(expert, coe.PWLU, (image_channels(cfg), size, size))
+        expert = with_pwlu(expert, coe.pwlu, (image_channels(cfg), size, size))
     return expert
 
 
-def _of(coe: CfgNode, key: str, number: int, default: Any) -> Any:
+def _of(coe: CollaborationSettings, key: str, number: int, default: Any) -> Any:
     """An expert's own value of a list, or the default where the list is empty."""
-    values = coe[key]
+    values = getattr(coe, key)
     if not len(values):
         return default
-    if len(values) != coe.EXPERTS:
+    if len(values) != coe.experts:
         raise ConfigError(
-            f"MODEL.CLASSIFIER.COE.{key} has {len(values)} values for {coe.EXPERTS} experts"
+            f"{coe.KEY}.{key.upper()} has {len(values)} values for {coe.experts} experts"
         )
     return values[number]
 

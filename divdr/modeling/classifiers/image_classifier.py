@@ -14,15 +14,17 @@ from ...errors import ConfigError, DataError
 from ...moe import (
     ClassificationSystem,
     Cost,
-    Embedder,
     Hydra,
+    LibraryEmbedder,
     PixelEmbedder,
     class_means,
     is_named,
     named_classifier,
+    named_input,
 )
+from ...settings import HydraSettings
 from ..partition_source import PartitionSource, partition_as_set
-from .builders import build_classifier, image_channels
+from .builders import build_classifier
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,9 +32,10 @@ class ImageClassifier(nn.Module):
     """Any classification system behind Detectron2's lists of dicts.
 
     In training, dicts with "image" (C, H, W) and "label" give the system's losses. In evaluation
-    each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; and "macs",
-    the multiply-adds that ran for it. Of a system of several tasks, dicts have "task", the number
-    of the image's, in both; one batch may mix them.
+    each image gets a dict of "scores" (classes,), probabilities; "ran" (experts,) bool; "macs", the
+    multiply-adds that ran for it; and, of a system that tells them, "loaded", the numbers of
+    parameters that did. All but the scores are on the host. Of a system of several tasks, dicts
+    have "task", the number of the image's, in both; one batch may mix them.
 
     Args:
         system: what classifies.
@@ -42,8 +45,6 @@ class ImageClassifier(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    #: Experts that no image of a batch chose get no gradient: DDP has to look for them.
-    leaves_parameters_out = True
 
     @configurable
     def __init__(
@@ -52,8 +53,12 @@ class ImageClassifier(nn.Module):
         super().__init__()
         assert isinstance(system, ClassificationSystem)
         self.system = system
+        #: Experts that no image of a batch chose get no gradient: DDP has to look for them.
+        self.leaves_parameters_out = getattr(system, "leaves_parameters_out", True)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], False)
+        loads = getattr(system, "loads", None)
+        self._loads: Cost | None = loads() if callable(loads) else None
         self._costs: dict[tuple[int, int], Cost] = {}
 
     @classmethod
@@ -83,13 +88,21 @@ class ImageClassifier(nn.Module):
         images, tasks = self.batch(inputs), self.tasks(inputs)
         if self.training:
             return dict(self.system.losses(images, self.labels(inputs), *tasks))
-        logits, ran = self.system(images, *tasks)
+        # The oracle of a single-gated mixture chooses by the true class.
+        known = [self.labels(inputs)] if getattr(self.system, "needs_labels", False) else tasks
+        logits, ran = self.system(images, *known)
         scores = logits.float().softmax(1)
-        macs = self._cost(images).of(ran).tolist()
-        return [
+        ran = ran.cpu()
+        outputs = [
             {"scores": row, "ran": which, "macs": cost}
-            for row, which, cost in zip(scores, ran, macs, strict=True)
+            for row, which, cost in zip(
+                scores, ran, self._cost(images).of(ran).tolist(), strict=True
+            )
         ]
+        if self._loads is not None:
+            for output, numbers in zip(outputs, self._loads.of(ran).tolist(), strict=True):
+                output["loaded"] = numbers
+        return outputs
 
     def batch(self, inputs: list[dict]) -> Tensor:
         """(N, C, H, W) normalised images.
@@ -165,14 +178,14 @@ def choose_partition(
         ConfigError: a setting is unknown, out of range or does not suit the data set.
         DataError: the partition's file does not, or a class has no image.
     """
-    settings = cfg.MODEL.CLASSIFIER.HYDRA
+    settings = HydraSettings.of(cfg.MODEL.CLASSIFIER.HYDRA)
 
     def means() -> Tensor:
         embedder = _embedder(cfg).to(cfg.MODEL.DEVICE)
         return class_means(embedder.eval(), batches(), len(classes))
 
     source = PartitionSource(classes, lambda: coarse, means, seed=max(0, cfg.SEED))
-    return partition_as_set(settings, "MODEL.CLASSIFIER.HYDRA", source)
+    return partition_as_set(settings, source)
 
 
 def _embedder(cfg: CfgNode) -> nn.Module:
@@ -180,12 +193,11 @@ def _embedder(cfg: CfgNode) -> nn.Module:
     if name == "pixels":
         return PixelEmbedder()
     if is_named(name):
-        size = cfg.INPUT.CLASSIFICATION.SIZE
-        return Embedder(
-            named_classifier(
-                name, None, in_channels=image_channels(cfg), pretrained=True, image_size=size
-            )
-        )
+        given = named_input(name)
+        classifier = named_classifier(name, None, pretrained=True, image_size=given.size[0])
+        means, deviations = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+        reverse = cfg.INPUT.FORMAT == "BGR"
+        return LibraryEmbedder(classifier, given, means, deviations, reverse=reverse)
     raise ConfigError(
         f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
         "timm:NAME"

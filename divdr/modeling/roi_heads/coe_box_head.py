@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +20,15 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...moe import (
     Cost,
+    DelegatorFirst,
     Lesson,
-    TeachingSettings,
-    gather_rows,
-    one_hot_choice,
+    check_probability,
+    common_lesson,
+    delegated,
+    each_macs,
+    overwrite,
     process_count,
     run_groups,
-    teach,
 )
 from ...routing import to_iterations
 from ...settings import BoxCollaborationSettings
@@ -37,44 +38,8 @@ from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
 
 
-@dataclass
-class CoEBoxSettings:
-    """When experts train and when they run.
-
-    Attributes:
-        threshold: τ; a proposal whose delegated scores reach no higher maximum class probability
-            goes on to an expert. 1 sends all, 0 none. It can be changed at any time.
-        start: iteration of the second stage, from which on selector and experts train.
-        max_iter: iterations of the whole training.
-        teaching: LGM, WGM and SRM.
-        selector_weight: η (Eq. 8).
-        freeze_delegator: the paper's second stage, in which the delegator learns no more.
-
-    Raises:
-        ConfigError: τ is not within 0 and 1.
-    """
-
-    threshold: float = BoxCollaborationSettings.threshold
-    start: int = 0
-    max_iter: int = 1
-    teaching: TeachingSettings = field(default_factory=TeachingSettings)
-    selector_weight: float = BoxCollaborationSettings.selector_weight
-    freeze_delegator: bool = BoxCollaborationSettings.freeze_delegator
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ConfigError(
-                f"the delegator's threshold τ must be between 0 and 1, not {self.threshold}"
-            )
-
-    def alpha_at(self, iteration: int) -> float:
-        """α of Eq. 5, linear over the second stage."""
-        length = max(1, self.max_iter - 1 - self.start)
-        return self.teaching.alpha_at((iteration - self.start) / length)
-
-
 @ROI_BOX_HEAD_REGISTRY.register()
-class CoEBoxHead(BoxMixture):
+class CoEBoxHead(DelegatorFirst, BoxMixture):
     """The delegator classifies every proposal; those that it doubts go on to one expert each.
 
     Delegator: layers, the ROI heads' own box predictor (its task predictor, of classes and boxes)
@@ -83,12 +48,21 @@ class CoEBoxHead(BoxMixture):
     Args:
         delegator: pooled features to a vector.
         experts: E whole box heads, equal or not.
-        settings: see there.
+        settings: τ, η and ablations; how many experts there are, ``experts`` says.
         in_shape: of the pooled features.
+        delegator_share: share of training that is the first stage; from then on selector and
+            experts train.
+        max_iter: iterations of the whole training, for trainers that do not say how far it is.
+
+    Attributes:
+        threshold: τ; a proposal whose delegated scores reach no higher maximum class probability
+            goes on to an expert. 1 sends all, 0 none. It can be changed at any time.
 
     Raises:
-        ConfigError: there are no experts.
+        ConfigError: there are no experts, or τ is not within 0 and 1.
     """
+
+    settings: BoxCollaborationSettings
 
     @configurable
     def __init__(
@@ -96,15 +70,27 @@ class CoEBoxHead(BoxMixture):
         *,
         delegator: BoxLayers,
         experts: Sequence[BoxExpert],
-        settings: CoEBoxSettings,
+        settings: BoxCollaborationSettings,
         in_shape: ShapeSpec,
+        delegator_share: float = 0.0,
+        max_iter: int = 1,
     ) -> None:
         super().__init__()
+        self.check_threshold(settings.threshold)
         if not experts:
             raise ConfigError("MODEL.ROI_BOX_HEAD.COE.EXPERTS must be at least 1, not 0")
         self.in_shape = in_shape
         self.output_shape = delegator.output_shape
         self.settings = settings
+        self.threshold = settings.threshold
+        if not 0 <= delegator_share < 1:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.COE.START must lie before the end of the training, not at a "
+                f"share of {delegator_share}"
+            )
+        self.delegator_share = delegator_share
+        self.max_iter = max_iter
+        self._progress: float | None = None
         self.delegator = delegator
         self.selector = nn.Linear(self.output_shape.channels, len(experts))
         self.experts = nn.ModuleList(experts)
@@ -116,52 +102,66 @@ class CoEBoxHead(BoxMixture):
         Raises:
             ConfigError: a setting is out of its range, or scores are not a softmax.
         """
-        coe, norm = cfg.MODEL.ROI_BOX_HEAD.COE, cfg.MODEL.ROI_BOX_HEAD.NORM
+        settings = BoxCollaborationSettings.of(cfg.MODEL.ROI_BOX_HEAD.COE)
+        norm = cfg.MODEL.ROI_BOX_HEAD.NORM
         if cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE"):  # Detectron2 0.6 has no such key
             raise ConfigError(
                 "CoEBoxHead compares class probabilities, which USE_SIGMOID_CE does not give"
             )
-        for key in ("DELEGATOR_FC_DIMS", "EXPERT_FC_DIMS"):
-            if not coe[key]:
-                raise ConfigError(
-                    f"MODEL.ROI_BOX_HEAD.COE.{key} must name at least one linear layer"
-                )
+        if not (settings.delegator_fc_dims and settings.expert_fc_dims):
+            missing = "EXPERT" if settings.delegator_fc_dims else "DELEGATOR"
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.COE.{missing}_FC_DIMS must name at least one linear layer"
+            )
 
         def expert() -> BoxExpert:
-            layers = BoxLayers(input_shape, coe.EXPERT_CONV_DIMS, coe.EXPERT_FC_DIMS, norm=norm)
+            dims = settings.expert_conv_dims, settings.expert_fc_dims
+            layers = BoxLayers(input_shape, *dims, norm=norm)
             return BoxExpert(layers, FastRCNNOutputLayers(cfg, layers.output_shape))
 
         max_iter = cfg.SOLVER.MAX_ITER
         return {
             "delegator": BoxLayers(
                 input_shape,
-                coe.DELEGATOR_CONV_DIMS,
-                coe.DELEGATOR_FC_DIMS,
-                kernel=coe.DELEGATOR_KERNEL,
+                settings.delegator_conv_dims,
+                settings.delegator_fc_dims,
+                kernel=settings.delegator_kernel,
                 norm=norm,
             ),
-            "experts": [expert() for _ in range(coe.EXPERTS)],
-            "settings": CoEBoxSettings(
-                threshold=coe.THRESHOLD,
-                start=to_iterations(coe.START, max_iter),
-                max_iter=max_iter,
-                teaching=TeachingSettings(alpha=tuple(coe.ALPHA)),
-                selector_weight=coe.SELECTOR_WEIGHT,
-                freeze_delegator=coe.FREEZE_DELEGATOR,
-            ),
+            "experts": [expert() for _ in range(settings.experts)],
+            "settings": settings,
             "in_shape": input_shape,
+            "delegator_share": to_iterations(settings.start, max_iter) / max_iter,
+            "max_iter": max_iter,
         }
+
+    @property
+    def progress(self) -> float:
+        """How far training is, 0 to 1; if no hook says it, by the iteration of Detectron2's log."""
+        if self._progress is None:
+            return get_event_storage().iter / self.max_iter
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
+
+    def check_threshold(self, threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_probability(threshold, "the delegator's threshold τ")
 
     def predict(self, pooled: Tensor, predictor: FastRCNNOutputLayers) -> BoxPrediction:
         """Section 3.1: early termination, then each expert on the proposals that it got."""
         rough = self.delegator(pooled)
         scores, deltas = predictor(rough)
-        certain = scores.float().softmax(1).amax(1) > self.settings.threshold
-        chosen = self.selector(rough).argmax(1).masked_fill(certain, -1)
-        ran = one_hot_choice(chosen, len(self.experts))
+        best = self.selector(rough).argmax(1)
+        ran = delegated(scores, best, len(self.experts), self.threshold)
         both = torch.cat([scores, deltas], dim=1)
-        for group in run_groups(self.experts, pooled, ran):
-            both = both.index_copy(0, group.rows, group.output.to(both.dtype))
+        both = overwrite(both, run_groups(self.experts, pooled, ran))
         scores, deltas = both.split([scores.shape[1], deltas.shape[1]], dim=1)
         return BoxPrediction(scores, deltas, ran)
 
@@ -178,10 +178,8 @@ class CoEBoxHead(BoxMixture):
         Returns:
             What the delegator predicts, and the losses.
         """
-        settings = self.settings
-        iteration = get_event_storage().iter
-        second = iteration >= settings.start
-        frozen = second and settings.freeze_delegator
+        second = not self.trains_delegator
+        frozen = second and self.settings.freeze_delegator
         if frozen:
             self.delegator.eval()  # BatchNorm's statistics as well
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -195,11 +193,11 @@ class CoEBoxHead(BoxMixture):
         if second:
             logits = self.selector(rough.detach())
             targets = BoxTargets.of(proposals)
-            losses |= self._second_stage(logits, pooled, targets, settings.alpha_at(iteration))
+            losses |= self._second_stage(logits, pooled, targets)
         return prediction, losses
 
     def _second_stage(
-        self, logits: Tensor, pooled: Tensor, targets: BoxTargets, alpha: float
+        self, logits: Tensor, pooled: Tensor, targets: BoxTargets
     ) -> dict[str, Tensor]:
         shared = pooled.view_as(pooled)
         if shared.requires_grad:
@@ -208,7 +206,7 @@ class CoEBoxHead(BoxMixture):
             shared.register_hook(lambda gradient: gradient / len(self.experts))
         passes = [ExpertPass.of(expert, shared, targets) for expert in self.experts]
         true_class = torch.stack([each.true_class for each in passes], dim=1)
-        lesson = self._lesson(true_class, logits.detach().float().softmax(1), alpha)
+        lesson = self._lesson(true_class, logits.detach().float().softmax(1))
         each = F.cross_entropy(logits.float(), lesson.labels, reduction="none")
         selection = (lesson.selection_weights.float() * each).sum()
         losses = {
@@ -218,12 +216,9 @@ class CoEBoxHead(BoxMixture):
         # DDP averages gradients over the processes; the sums of Eq. 9 and 10 go over all of them.
         return {name: process_count() * loss for name, loss in losses.items()}
 
-    def _lesson(self, true_class: Tensor, probabilities: Tensor, alpha: float) -> Lesson:
+    def _lesson(self, true_class: Tensor, probabilities: Tensor) -> Lesson:
         """The lesson of this process's proposals, from those of all; (M, E) both."""
-        together, own = gather_rows(torch.cat([true_class, probabilities], dim=1))
-        true_class, probabilities = together.chunk(2, dim=1)
-        lesson = teach(true_class, probabilities, alpha, self.settings.teaching)
-        return Lesson(*(part[own] for part in lesson))
+        return common_lesson(true_class, probabilities, self.alpha, self.settings)
 
     def embed(self, pooled: Tensor) -> Tensor:
         """(N, D) the delegator's features."""
@@ -235,4 +230,4 @@ class CoEBoxHead(BoxMixture):
         width = (self.output_shape.channels,)
         shared = module_macs(self.delegator, shape)
         shared += module_macs(predictor, width) + module_macs(self.selector, width)
-        return Cost(shared, tuple(module_macs(expert, shape) for expert in self.experts))
+        return Cost(shared, each_macs(self.experts, shape, "all"))

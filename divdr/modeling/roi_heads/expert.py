@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...moe import true_class_probability
-from .layers import BoxLayers
 
 
 class BoxTargets(NamedTuple):
@@ -51,7 +53,7 @@ class BoxExpert(nn.Module):
         predictor: from that to scores and deltas.
     """
 
-    def __init__(self, layers: BoxLayers, predictor: FastRCNNOutputLayers) -> None:
+    def __init__(self, layers: nn.Module, predictor: FastRCNNOutputLayers) -> None:
         super().__init__()
         self.layers = layers
         self.predictor: FastRCNNOutputLayers = predictor
@@ -65,10 +67,45 @@ class BoxExpert(nn.Module):
         classes = self.predictor.num_classes + 1
         return outputs[:, :classes].float(), outputs[:, classes:].float()
 
+    def box_losses(self, deltas: Tensor, targets: BoxTargets) -> Tensor:
+        """(M,) loss of each proposal's box, weighted as Detectron2 does; 0 for background.
+
+        Raises:
+            ConfigError: ``BBOX_REG_LOSS_TYPE`` is none of Detectron2's.
+        """
+        predictor = self.predictor
+        losses = deltas.new_zeros(len(deltas))
+        objects = ((targets.labels >= 0) & (targets.labels < predictor.num_classes)).nonzero()[:, 0]
+        own = targets.at(objects)
+        moved = deltas[objects]
+        if deltas.shape[1] > self._box_dim:  # one box a class
+            moved = moved.unflatten(1, (-1, self._box_dim))
+            moved = moved[torch.arange(len(objects), device=deltas.device), own.labels]
+        found = _box_losses(predictor, moved, own)
+        weight = predictor.loss_weight.get("loss_box_reg", 1.0)
+        return losses.index_add(0, objects, weight * found)
+
+    @property
+    def _box_dim(self) -> int:
+        return len(self.predictor.box2box_transform.weights)
+
     def box_loss_sum(self, deltas: Tensor, targets: BoxTargets) -> Tensor:
         """Detectron2's loss of the boxes, whichever is set, weighted and summed over the rows."""
         mean = self.predictor.box_reg_loss(targets.proposals, targets.boxes, deltas, targets.labels)
         return mean * len(targets.labels) * self.predictor.loss_weight.get("loss_box_reg", 1.0)
+
+
+def _box_losses(predictor: FastRCNNOutputLayers, deltas: Tensor, targets: BoxTargets) -> Tensor:
+    """(R,) unweighted loss of objects' deltas (R, 4), by ``BBOX_REG_LOSS_TYPE``."""
+    kind = predictor.box_reg_loss_type
+    if kind == "smooth_l1":
+        true = predictor.box2box_transform.get_deltas(targets.proposals, targets.boxes)
+        return smooth_l1_loss(deltas, true, predictor.smooth_l1_beta, reduction="none").sum(1)
+    overlaps = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+    if kind not in overlaps:
+        raise ConfigError(f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE {kind!r} is unknown")
+    boxes = predictor.box2box_transform.apply_deltas(deltas, targets.proposals)
+    return overlaps[kind](boxes, targets.boxes, reduction="none")
 
 
 class ExpertPass(NamedTuple):

@@ -21,23 +21,24 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...moe import (
     Cost,
-    Gater,
     Group,
-    HydraSettings,
+    NeededGroups,
+    PooledGate,
+    check_gating,
     check_selection,
-    common_divisors,
-    restrict,
+    chosen_branches,
+    each_macs,
+    own_loss,
     run_groups,
     scatter_sum,
 )
+from ...settings import BoxHydraSettings
 from ..attach import unwrap
 from ..neck_cost import module_macs
-from ..partition_source import PartitionSource, hydra_settings, partition_as_set
+from ..partition_source import PartitionSource, partition_as_set
 from .class_branches import BranchClasses
 from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
-
-KEY = "MODEL.ROI_BOX_HEAD.HYDRA"
 
 
 def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -46,20 +47,21 @@ def hydra_arguments(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     Raises:
         ConfigError: no branches, or branches without a linear layer.
     """
-    hydra, norm = cfg.MODEL.ROI_BOX_HEAD.HYDRA, cfg.MODEL.ROI_BOX_HEAD.NORM
-    if not hydra.BRANCH_FC_DIMS:
-        raise ConfigError(f"{KEY}.BRANCH_FC_DIMS must name at least one linear layer")
-    stem = BoxLayers(input_shape, hydra.STEM_CONV_DIMS, kernel=hydra.STEM_KERNEL, norm=norm)
-    maps = stem.output_shape
+    hydra = BoxHydraSettings.of(cfg.MODEL.ROI_BOX_HEAD.HYDRA)
+    norm = cfg.MODEL.ROI_BOX_HEAD.NORM
+    if not hydra.branch_fc_dims:
+        raise ConfigError(f"{hydra.KEY}.BRANCH_FC_DIMS must name at least one linear layer")
+    stem = BoxLayers(input_shape, hydra.stem_conv_dims, kernel=hydra.stem_kernel, norm=norm)
+    maps, width = stem.output_shape, hydra.gater_dim
     return {
         "stem": stem,
         "branches": [
-            BoxLayers(maps, hydra.BRANCH_CONV_DIMS, hydra.BRANCH_FC_DIMS, norm=norm)
-            for _ in range(hydra.BRANCHES)
+            BoxLayers(maps, hydra.branch_conv_dims, hydra.branch_fc_dims, norm=norm)
+            for _ in range(hydra.branches)
         ],
-        "gater": Gater(_trunk(maps.channels, hydra.GATER_DIM), hydra.GATER_DIM, hydra.BRANCHES),
+        "gater": PooledGate(_trunk(maps.channels, width), width, hydra.branches),
         "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "settings": hydra_settings(hydra, KEY),
+        "settings": hydra,
         "in_shape": input_shape,
     }
 
@@ -86,8 +88,11 @@ class HydraBoxHead(BoxMixture):
         branches: nb modules from maps to vectors of one length.
         gater: from maps to logits over the branches.
         num_classes: C, without background.
-        settings: K, τ, loss weights; τ can be changed at any time.
+        settings: K, τ, loss weights; how many branches there are, ``branches`` says.
         in_shape: of the pooled features.
+
+    Attributes:
+        threshold: τ in evaluation; it can be changed at any time.
 
     Raises:
         ConfigError: K or τ is out of range, or there are more branches than classes.
@@ -99,19 +104,19 @@ class HydraBoxHead(BoxMixture):
         *,
         stem: BoxLayers,
         branches: Sequence[BoxLayers],
-        gater: Gater,
+        gater: PooledGate,
         num_classes: int,
-        settings: HydraSettings,
+        settings: BoxHydraSettings,
         in_shape: ShapeSpec,
     ) -> None:
         super().__init__()
-        check_selection(settings.top_k, settings.threshold, len(branches))
-        check_selection(settings.top_k, settings.train_threshold, len(branches))
+        check_gating(settings, len(branches))
         self.in_shape = in_shape
         self.output_shape = branches[0].output_shape
         #: Which branch is for which classes; checkpoints keep it.
         self.classes = BranchClasses(num_classes, len(branches))
         self.settings = settings
+        self.threshold = settings.threshold
         self.stem = stem
         self.branches = nn.ModuleList(branches)
         self.gater = gater
@@ -162,17 +167,15 @@ class HydraBoxHead(BoxMixture):
         gate_logits = self.gater(maps)
         chosen = self._choose(gate_logits)
         own = self.classes.owners(labels, chosen)
-        needed = chosen | own if self.branch_heads else chosen
-        groups = list(run_groups(self.branches, maps, needed))
-        scores, deltas = predictor(self._combine(restrict(groups, chosen), len(pooled)))
+        groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
+        scores, deltas = predictor(self._combine(groups.chosen, len(pooled)))
         losses = predictor.losses((scores, deltas), proposals)
         losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
         losses["loss_gater"] = settings.gater_weight * self._gater_loss(gate_logits, labels)
         if self.branch_heads:
-            divisors = common_divisors(own.sum(0))
-            terms = [self._branch_loss(part, labels, divisors) for part in restrict(groups, own)]
-            total = torch.stack(terms).sum() if terms else gate_logits[:0].float().sum()
-            losses["loss_branch"] = settings.branch_weight * total
+            nothing = maps[:0].float().sum()
+            found = own_loss(self.branch_heads, groups.own, labels, own, nothing)
+            losses["loss_branch"] = settings.branch_weight * found
         return BoxPrediction(scores, deltas, chosen), losses
 
     def embed(self, pooled: Tensor) -> Tensor:
@@ -189,10 +192,18 @@ class HydraBoxHead(BoxMixture):
         width = (self.output_shape.channels,)
         shared = module_macs(self.stem, pooled) + module_macs(self.gater, maps)
         shared += module_macs(self.combiner, width) + module_macs(predictor, width)
-        return Cost(shared, tuple(module_macs(branch, maps) for branch in self.branches))
+        return Cost(shared, each_macs(self.branches, maps, "all"))
+
+    def check_threshold(self, threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_selection(self.settings.top_k, threshold, len(self.branches))
 
     def _choose(self, gate_logits: Tensor) -> Tensor:
-        return self.settings.chosen(gate_logits, self.training)
+        return chosen_branches(self.settings, gate_logits, self.threshold, training=self.training)
 
     def _combine(self, groups: Sequence[Group], count: int) -> Tensor:
         if not groups:  # no proposal
@@ -212,12 +223,6 @@ class HydraBoxHead(BoxMixture):
         total = F.cross_entropy(gate_logits[objects].float(), branches, reduction="sum")
         return total / max(1, len(labels))
 
-    def _branch_loss(self, group: Group, labels: Tensor, divisors: Tensor) -> Tensor:
-        """Eq. 5, over all classes and background; the mean over proposals of all processes."""
-        logits = self.branch_heads[group.expert](group.output).float()
-        total = F.cross_entropy(logits, labels[group.rows], reduction="sum")
-        return total / divisors[group.expert]
-
 
 def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:
     return shape.channels, shape.height, shape.width
@@ -235,7 +240,7 @@ def choose_box_partition(cfg: CfgNode, source: PartitionSource) -> Tensor:
     Raises:
         DivdrError: the partition cannot be made; the message says why.
     """
-    return partition_as_set(cfg.MODEL.ROI_BOX_HEAD.HYDRA, KEY, source)
+    return partition_as_set(BoxHydraSettings.of(cfg.MODEL.ROI_BOX_HEAD.HYDRA), source)
 
 
 @torch.no_grad()

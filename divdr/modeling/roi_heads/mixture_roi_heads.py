@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...moe import Cost
+from ..single_gate_head import SingleGateHead
 
 
 class BoxPrediction(NamedTuple):
@@ -100,8 +101,8 @@ class MixtureROIHeads(StandardROIHeads):
         super().__init__(**arguments)
         if not isinstance(self.box_head, BoxMixture):
             raise ConfigError(
-                "MODEL.ROI_HEADS.NAME MixtureROIHeads needs MODEL.ROI_BOX_HEAD.NAME HydraBoxHead "
-                f"or CoEBoxHead, not {type(self.box_head).__name__}"
+                "MODEL.ROI_HEADS.NAME MixtureROIHeads needs MODEL.ROI_BOX_HEAD.NAME HydraBoxHead, "
+                f"CoEBoxHead or SingleGateBoxHead, not {type(self.box_head).__name__}"
             )
         self.ran: Tensor | None = None
 
@@ -120,6 +121,22 @@ class MixtureROIHeads(StandardROIHeads):
         self.ran = prediction.ran
         pair = (prediction.scores, prediction.deltas)
         return self.box_predictor.inference(pair, proposals)[0]
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Detectron2's; nothing while a mixture is made of a finished detector."""
+        if self.training and isinstance(self.box_head, SingleGateHead):
+            return {}
+        return super()._forward_mask(features, instances)
+
+    def _forward_keypoint(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Detectron2's; nothing while a mixture is made of a finished detector."""
+        if self.training and isinstance(self.box_head, SingleGateHead):
+            return {}
+        return super()._forward_keypoint(features, instances)
 
     @torch.no_grad()
     def _replace_boxes(self, prediction: BoxPrediction, proposals: list[Instances]) -> None:

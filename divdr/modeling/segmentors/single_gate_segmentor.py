@@ -1,0 +1,276 @@
+"""A single-gated mixture as a segmentation head, made from the head of a finished model.
+
+"Revisiting single-gated Mixtures of Experts" (Royer et al.): the base looks at every image. An
+image, or a window of it, that it is not sure of goes to the expert that the gate names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...moe import (
+    Cost,
+    call_macs,
+    choose_by,
+    log_mean_probability,
+    run_groups,
+    scatter_sum,
+    smoothed,
+    weighted_mean,
+    without_data,
+)
+from ...settings import SegmentationSingleGateSettings
+from ..attach import unwrap
+from ..single_gate_head import SingleGateHead
+from .windows import Windows
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SingleGateSegmentor(SingleGateHead):
+    """The finished head, then for images or windows that it doubts copies of it.
+
+    A row of the mixture is an image or a window. Its embedding is the mean, over the row, of the
+    map that the base's ``predictor`` sees; its confidence the mean over the pixels of the largest
+    probability. Probabilities of base and expert are averaged; where no expert runs, logits are
+    exactly the base's.
+
+    Args:
+        base: the finished head, from features by name to logits (N, C, H, W) in evaluation, with a
+            convolution called ``predictor``.
+        strides: of the features that it takes, by name.
+        experts: K.
+        settings: see there.
+        ignore_value: label that is left out of the loss.
+        max_iter: iterations of the whole training.
+        seed: of K-means.
+
+    Attributes:
+        ran: (N, K) of the last evaluated batch, the share of each image's rows that ran.
+        macs: (N,) multiply-adds of base, gate and experts for each of its images.
+
+    Raises:
+        ConfigError: the base has no ``predictor``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        base: nn.Module,
+        strides: Mapping[str, int],
+        experts: int,
+        settings: SegmentationSingleGateSettings,
+        ignore_value: int = 255,
+        max_iter: int = 1,
+        seed: int = 0,
+    ) -> None:
+        predictor = getattr(base, "predictor", None)
+        if not isinstance(predictor, nn.Conv2d):
+            raise ConfigError(
+                f"the segmentation head {type(base).__name__} has no convolution called predictor, "
+                "whose input rows are clustered by"
+            )
+        super().__init__(predictor.in_channels, experts, settings, max_iter, seed)
+        self.base = base
+        self.experts = nn.ModuleList(copy.deepcopy(base) for _ in range(experts))
+        self.num_classes = predictor.out_channels
+        self.strides = dict(strides)
+        self.ignore_value = ignore_value
+        self.ran: Tensor | None = None
+        self.macs: Tensor | None = None
+        self._costs: dict[tuple[int, ...], Cost] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments from ``cfg.MODEL.SEM_SEG_HEAD``, whose other keys describe the base."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        settings = SegmentationSingleGateSettings.of(head.SINGLE_GATE)
+        names = [name for name in input_shape if name in head.IN_FEATURES]
+        return {
+            "base": SEM_SEG_HEADS_REGISTRY.get(settings.base_head)(cfg, input_shape),
+            "strides": {name: input_shape[name].stride or 1 for name in names},
+            "experts": settings.experts,
+            "settings": settings,
+            "ignore_value": head.IGNORE_VALUE,
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "seed": max(0, cfg.SEED),
+        }
+
+    def own_parts(self) -> Iterator[nn.Module]:
+        """Gate and experts."""
+        yield self.gate
+        yield self.experts
+
+    def copy_base(self) -> None:
+        """Start every expert from the base's weights."""
+        for expert in self.experts:
+            expert.load_state_dict(self.base.state_dict())
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Training: (None, losses); evaluation: (logits (N, C, H, W), {}).
+
+        Losses are ``loss_gate``, then ``loss_experts``: each expert's mean over the rows of all
+        processes of their mean cross-entropy, weighted by clip(g₀, γ, 1); the sum over experts.
+
+        Args:
+            features: maps of the backbone by name.
+            targets: (N, H, W) labels, in training.
+
+        Raises:
+            ConfigError: in training, no clusters were made, see ``begin``.
+        """
+        assert isinstance(self.settings, SegmentationSingleGateSettings)
+        rows = Windows.over(features, self.strides, self.settings.window, self.settings.halo)
+        logits, seen = self._base(features)
+        z = rows.means(seen.float(), self._seen_stride(features, seen))
+        if not self.training:
+            return self._evaluate(features, logits, z, rows), {}
+        assert targets is not None, "training a segmentation head needs labels"
+        return None, self._losses(features, z, targets, rows)
+
+    @torch.no_grad()
+    def _base(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The base's logits (N, C, H, W), and what its predictor saw."""
+        seen: list[Tensor] = []
+        predictor = self.base.get_submodule("predictor")
+        hook = predictor.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        try:
+            logits, _ = self.base.eval()(features)
+        finally:
+            hook.remove()
+        return logits, seen[-1]
+
+    def _seen_stride(self, features: Mapping[str, Tensor], seen: Tensor) -> int:
+        """Cells of the predictor's map per cell of the coarsest."""
+        coarsest = max(self.strides, key=lambda name: self.strides[name])
+        return max(1, round(seen.shape[-1] / features[coarsest].shape[-1]))
+
+    def _pixels(self, features: Mapping[str, Tensor], logits: Tensor) -> int:
+        return self._seen_stride(features, logits)
+
+    def _expert(
+        self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
+    ) -> Tensor:
+        """An expert's logits (R, C, h, w) for the rows ``own`` (R,), without their halo."""
+        parts = rows.cut(features, own)
+        # Heads return losses where they train; its layers keep their mode.
+        training, expert.training = expert.training, False
+        try:
+            logits, _ = expert(parts)
+        finally:
+            expert.training = training
+        return rows.inner(logits, self._pixels(parts, logits))
+
+    def _losses(
+        self, features: dict[str, Tensor], z: Tensor, targets: Tensor, rows: Windows
+    ) -> dict[str, Tensor]:
+        if self.collects(z):
+            return {}
+        gates = self.gate.initial(z)
+        if self.stage == "gate":
+            return {"loss_gate": self.gate.loss(z, gates)}
+        every = torch.arange(len(z), device=z.device)
+        features = {name: features[name].detach() for name in self.strides}
+        terms = []
+        for number, expert in enumerate(self.experts):
+            logits = self._expert(expert, features, rows, every).float()
+            each, labelled = self._row_losses(logits, targets, rows)
+            weights = smoothed(gates[:, number], self.settings.floor) * labelled
+            terms.append(weighted_mean(each, weights))
+        return {"loss_experts": torch.stack(terms).sum()}
+
+    def _row_losses(self, logits: Tensor, targets: Tensor, rows: Windows) -> tuple[Tensor, Tensor]:
+        """(R,) mean cross-entropy of each row, and the share of its pixels that are labelled."""
+        # One more, so that what lies beyond the image is 0.
+        labels = targets[:, None].long() + 1
+        labels = rows.of(labels, logits.shape[-1] // max(1, rows.cells))[:, 0] - 1
+        labels = labels[:, : logits.shape[-2], : logits.shape[-1]]
+        labels = labels.masked_fill((labels < 0) | (labels == self.ignore_value), -1)
+        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").flatten(1)
+        known = (labels >= 0).flatten(1).sum(1)
+        return each.sum(1) / known.clamp(min=1), known / labels[0].numel()
+
+    def _evaluate(
+        self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows
+    ) -> Tensor:
+        height, width = logits.shape[-2:]
+        stride = self._pixels(features, logits)
+        chosen = torch.zeros((len(z), len(self.experts)), dtype=torch.bool, device=z.device)
+        if bool(self.gate.fitted):
+            largest = logits.float().softmax(1).amax(1, keepdim=True)
+            sure = rows.means(largest, stride)[:, 0]
+            gate = self.gate(z).float().softmax(1)
+            choice = choose_by(self.settings, gate, sure, self.threshold)
+            chosen = choice.chosen
+            every = torch.arange(len(z), device=z.device)
+            runs = [partial(self._expert, expert, features, rows) for expert in self.experts]
+            groups = list(run_groups(runs, every, chosen))
+            if groups:
+                parts = rows.of(logits.float(), stride)
+                groups = [
+                    group._replace(output=self._joined(group.output, parts[group.rows]))
+                    for group in groups
+                ]
+                found = scatter_sum(groups, len(z), choice.weights).clamp_min(1e-37).log()
+                own = chosen.any(1)[:, None, None, None]
+                joined = rows.together(found.where(own, parts), height, width)
+                logits = joined.to(logits.dtype)
+        self._note(features, chosen, rows)
+        return logits
+
+    def _joined(self, expert: Tensor, base: Tensor) -> Tensor:
+        """(R, C, h, w) probabilities, of rows that may reach beyond the expert's answer."""
+        expert = expert.float()
+        missing = base.shape[-2] - expert.shape[-2], base.shape[-1] - expert.shape[-1]
+        if any(missing):
+            expert = F.pad(expert, (0, missing[1], 0, missing[0]))
+        if self.settings.ensembler == "bagging":
+            expert = log_mean_probability([expert, base])
+        return expert.softmax(1)
+
+    def _note(self, features: Mapping[str, Tensor], chosen: Tensor, rows: Windows) -> None:
+        """Keep what ran, and its cost, for whoever evaluates."""
+        cost = self.cost({name: tuple(features[name].shape[1:]) for name in self.strides})
+        counts = chosen.unflatten(0, (-1, rows.each)).sum(1).double()
+        self.ran = counts / rows.each
+        self.macs = cost.shared + counts @ counts.new_tensor(cost.experts)
+
+    def cost(self, shapes: Mapping[str, tuple[int, ...]]) -> Cost:
+        """Multiply-adds for an image: base and gate, and of each expert for one row.
+
+        Args:
+            shapes: (C, H, W) of the features by name.
+        """
+        assert isinstance(self.settings, SegmentationSingleGateSettings)
+        key = tuple(number for shape in shapes.values() for number in shape)
+        if key not in self._costs:
+            features = {name: torch.empty((1, *s), device="meta") for name, s in shapes.items()}
+            window, halo = self.settings.window, self.settings.halo
+            rows = Windows.over(features, self.strides, window, halo)
+            parts = rows.cut(features, torch.zeros(1, dtype=torch.int64, device="meta"))
+            gate = rows.each * self.gate.linear.weight.numel()
+            base = without_data(self.base)
+            each, _ = call_macs(base, parts, "all")
+            self._costs[key] = Cost(
+                call_macs(base, features, "all")[0] + gate, (each,) * len(self.experts)
+            )
+        return self._costs[key]
+
+
+def segmentation_mixture_of(model: nn.Module) -> SingleGateSegmentor | None:
+    """The mixture in a segmentation model's head; None for other heads and models."""
+    head = getattr(unwrap(model), "sem_seg_head", None)
+    return head if isinstance(head, SingleGateSegmentor) else None

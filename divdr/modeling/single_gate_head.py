@@ -1,0 +1,150 @@
+"""What single-gated box heads and segmentation heads share, made from a model that stays.
+
+"Revisiting single-gated Mixtures of Experts" (Royer et al.). The base is a head that is trained
+already; gate and experts learn beside it, and nothing below or beside them moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..moe import (
+    Reservoir,
+    SampleGate,
+    Stage,
+    check_probability,
+    gather_rows,
+    process_count,
+    stage_at,
+)
+from ..routing import to_iterations
+from ..settings import HeadMixtureSettings
+
+Passes = Callable[[], Iterable[object]]
+"""Runs the model on training batches, one after the other, without learning from them."""
+
+
+class SingleGateHead(nn.Module):
+    """Gate, stages and clusters of a head whose rows are proposals, images or windows.
+
+    Args:
+        width: D, numbers of a row's embedding.
+        experts: K.
+        settings: see there.
+        max_iter: iterations of the whole training.
+        seed: of K-means.
+
+    Attributes:
+        threshold: τ of the early exit; it can be changed at any time, without training.
+        progress: how far training is, 0 to 1; whoever trains sets it.
+        stages: "gate", then "experts".
+    """
+
+    leaves_parameters_out = True
+
+    def __init__(
+        self, width: int, experts: int, settings: HeadMixtureSettings, max_iter: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.check_threshold(settings.threshold)
+        self.gate = SampleGate(width, experts, similarity=settings.similarity)
+        self.settings: HeadMixtureSettings = settings
+        self.threshold = settings.threshold
+        self.progress = 0.0
+        gate = min(to_iterations(settings.gate_stage, max_iter), max_iter - 1)
+        self.stages = (Stage("gate", 0.0), Stage("experts", gate / max_iter))
+        self.seed = seed
+        self._reservoir: Reservoir | None = None
+
+    @staticmethod
+    def check_threshold(threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_probability(threshold, "the threshold τ of the early exit")
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that training is in."""
+        return stage_at(self.stages, self.progress).name
+
+    @torch.no_grad()
+    def begin(self, stage: Stage, passes: Passes) -> None:
+        """Cluster embeddings of training rows before the gate learns, unless a checkpoint has them.
+
+        Args:
+            stage: one of ``stages``.
+            passes: runs the model on training batches in training mode, each process on its own.
+
+        Raises:
+            ConfigError: there are fewer rows than experts.
+        """
+        if stage.name != "gate" or bool(self.gate.fitted):
+            return
+        settings = self.settings
+        self._reservoir = Reservoir(settings.cluster_rows, self.seed)
+        try:
+            for number, _ in enumerate(passes(), 1):
+                if number >= settings.cluster_batches:
+                    break
+            z = gather_rows(self._reservoir.rows(self.gate.centres))[0]
+        finally:
+            self._reservoir = None
+        self.gate.fit_samples(z, seed=self.seed)
+        if process_count() > 1:  # rounding on a GPU may differ from one process to the next
+            for value in self.gate.buffers():
+                dist.broadcast(value, 0)
+
+    def collects(self, z: Tensor) -> bool:
+        """Whether clusters are being made; the embeddings (R, D) are taken then."""
+        if self._reservoir is not None:
+            self._reservoir.add(z)
+        return self._reservoir is not None
+
+    def own_parts(self) -> Iterator[nn.Module]:
+        """What learns, after the base."""
+        raise NotImplementedError
+
+
+def single_gate_heads(model: nn.Module) -> list[SingleGateHead]:
+    """The single-gated heads in a model."""
+    return [module for module in model.modules() if isinstance(module, SingleGateHead)]
+
+
+def freeze_around_mixtures(model: nn.Module) -> None:
+    """Let gates and experts of single-gated heads learn alone, if a model has any.
+
+    Everything else keeps its weights and, in evaluation, BatchNorm's statistics, so that the model
+    without its experts stays, bit by bit, what it was. It holds for each later forward.
+    """
+    heads = single_gate_heads(model)
+    if not heads:
+        return
+    model.requires_grad_(False)
+    learning: set[nn.Module] = set()
+    for head in heads:
+        for part in head.own_parts():
+            part.requires_grad_(True)
+            learning.update(part.modules())
+        learning.update(_path(model, head))
+    still = [module for module in model.modules() if module not in learning]
+
+    def keep(module: nn.Module, args: object) -> None:
+        if module.training:
+            for part in still:
+                part.training = False
+
+    model.register_forward_pre_hook(keep)
+
+
+def _path(model: nn.Module, head: nn.Module) -> Sequence[nn.Module]:
+    """The modules from a model down to its head, which decide by their mode what they return."""
+    name = next(name for name, module in model.named_modules() if module is head)
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)]

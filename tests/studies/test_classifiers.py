@@ -1,0 +1,76 @@
+"""Classification systems trained in memory: augmentation, figures, tables and their picture."""
+
+import numpy as np
+import pytest
+import torch
+from drawn_classification import write_fashion_mnist
+from scipy import stats
+
+from divdr.errors import DataError
+from divdr.studies.classifier_tables import draw_curves, table
+from divdr.studies.classifiers import Lengths, augmented, read_images, single_gate_figures
+
+
+def test_augmented_images_are_shifted_by_a_pixel_and_mirrored():
+    images = torch.arange(60 * 4 * 5).reshape(60, 1, 4, 5).float() + 1
+    found = augmented(images, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, changed in zip(images[:, 0].numpy(), found[:, 0].numpy(), strict=True):
+        padded = np.pad(image, 1)
+        for down in range(3):
+            for right in range(3):
+                part = padded[down : down + 4, right : right + 5]
+                for mirrored, candidate in ((False, part), (True, part[:, ::-1])):
+                    if np.array_equal(candidate, changed):
+                        seen.add((down, right, mirrored))
+                        break
+                else:
+                    continue
+                break
+            else:
+                continue
+            break
+        else:
+            pytest.fail("an image is no shift of its own")
+    assert len(seen) == 18
+
+
+def test_figures_of_every_system_from_the_published_files(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    generator = np.random.default_rng(0)
+    write_fashion_mnist(tmp_path / "fashion_mnist", generator, count=20)
+    folder = tmp_path / "fashion_mnist"
+    pixels, labels = read_images(folder, "train", 14)
+    assert pixels.shape == (20, 1, 14, 14)
+    assert labels.tolist() == [i % 10 for i in range(20)]
+    found = single_gate_figures(folder, 0, Lengths(2, 1, 2, 1), counts=(1, 2))
+    assert list(found) == ["base", "one expert", "K = 2", "K = 5, per class", "base, as long",
+                           "wider", "larger"]  # fmt: skip
+    accuracy = found["base"]["base top-1"]
+    for name in ("one expert", "K = 2", "K = 5, per class"):
+        own = found[name]
+        assert own["base top-1"] == own["anytime-1 top-1"] == accuracy  # one base for all
+        assert own["bagging MFLOPs"] > own["base MFLOPs"] == own["anytime-1 MFLOPs"]
+    assert found["wider"]["system MFLOPs"] == pytest.approx(
+        found["K = 2"]["bagging MFLOPs"], rel=0.01
+    )
+    draw_curves([found], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_tables_by_scipy():
+    def seed(value):
+        base = {"base top-1": 80.0 + value, "base MFLOPs": 0.2}
+        one = {"bagging top-1": 81.0 + 2 * value, "bagging MFLOPs": 0.3, "anytime-0 top-1": 1.0}
+        more = {"bagging top-1": 82.5 + value, "bagging MFLOPs": 0.3}
+        return {"base": base, "one expert": one, "K = 5": more}
+
+    values = [0.0, 1.0, 5.0]
+    text = table([seed(value) for value in values])
+    assert f"82.00 ± {np.std(values, ddof=1):.2f}" in text
+    assert "anytime" not in text
+    interval = stats.ttest_rel([81 + 2 * v for v in values], [80 + v for v in values])
+    low, high = interval.confidence_interval()
+    assert f"{low:+.2f} to {high:+.2f}" in text
+    with pytest.raises(DataError, match="no seed was measured"):
+        table([])
