@@ -193,7 +193,7 @@ def test_rooms_import_downwards_only(repository):
         "routing": set(),
         "experts": {"routing"},
         "inference": {"routing", "experts"},
-        "moe": {"routing", "experts"},
+        "moe": {"routing", "experts", "checkpoint"},
         "modeling": {"routing", "experts", "inference", "moe", "checkpoint"},
         "data": set(),
         "evaluation": {"routing", "experts", "moe", "modeling"},

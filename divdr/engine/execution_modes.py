@@ -58,6 +58,7 @@ ACCURACIES = {
     ("segm", "AP"): "mask AP",
     ("keypoints", "AP"): "keypoint AP",
     ("panoptic_seg", "PQ"): "PQ",
+    ("classification", "top1"): "top-1",
 }
 
 
@@ -159,7 +160,7 @@ def compare_modes(
             results = Trainer.test(here, model)
             if len(cfg.DATASETS.TEST) > 1:
                 results = results[cfg.DATASETS.TEST[0]]
-            accuracy = _accuracy(results)
+            accuracy = accuracy_of(results)
             gflops = float(results["routing"]["real_gflops"])
             rows.append(ModeFigures(name, accuracy, gflops, 1e3 * statistics.median(seconds[name])))
     finally:
@@ -167,7 +168,8 @@ def compare_modes(
     return rows
 
 
-def _accuracy(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def accuracy_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{name: per cent} of the measures that count, from the results of a data set."""
     return {
         name: float(results[task][key])
         for (task, key), name in ACCURACIES.items()

@@ -38,12 +38,19 @@ class CommonBNHook(HookBase):
         world = comm.get_world_size()
         if world == 1 or not (last or any(done % period == 0 for period in self.periods)):
             return
-        # Also of layers that stand still by now: they may have been trained before.
-        layers = (m for m in self.model.modules() if isinstance(m, _BatchNorm))
+        # Also of layers that stand still by now, for they may have been trained before; not of a
+        # finished model, whose equal numbers a mean would still round.
+        layers = (
+            m for m in self.model.modules() if isinstance(m, _BatchNorm) and not _is_finished(m)
+        )
         for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
             if statistic is not None:
                 dist.all_reduce(statistic)
                 statistic /= world
+
+
+def _is_finished(layer: _BatchNorm) -> bool:
+    return not layer.training and layer.weight is not None and not layer.weight.requires_grad
 
 
 class PreciseBNHook(HookBase):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..data import build_train_loader
 from ..modeling import ImageClassifier, unwrap
 from ..modeling.classifiers import collaboration_of, prepare_collaboration
 from ..moe import PWLU, Stage, align
@@ -27,7 +30,12 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 def staged_parts(model: nn.Module) -> list[Any]:
     """The system, box head or segmentation head that trains in stages (``divdr.moe.Staged``)."""
-    return [module for module in unwrap(model).modules() if hasattr(module, "stages")]
+    return [module for module in unwrap(model).modules() if _is_staged(module)]
+
+
+def _is_staged(module: nn.Module) -> bool:
+    stages = getattr(module, "stages", None)  # those of Detectron2's ResNet are of its layers
+    return isinstance(stages, Iterable) and any(isinstance(stage, Stage) for stage in stages)
 
 
 def stage_starts(model: nn.Module, iterations: int) -> list[int]:
@@ -55,10 +63,13 @@ def _iteration(model: nn.Module, iterations: int, name: str, default: float) -> 
 class StageHook(HookBase):
     """Sets how far training is, before every step, and lets stages begin.
 
-    A classification system that has ``begin(stage, batches)`` is called once for every stage, at
-    its first iteration; a resumed run does not call it again. Where training starts inside a stage,
-    that one begins there. The first stages of a schedule that is too short to tell them apart begin
-    one after the other. ``finished(folder)`` is called on the main process when training is over.
+    A part that has ``begin(stage, source)`` is called once for every stage, at its first iteration;
+    a resumed run does not call it again. ``source`` makes, for a classification system, (images,
+    labels) of every training image; for a head of another model it runs that model, in training
+    mode and without gradients, on training batches of a stream of its own. Where training starts
+    inside a stage, that one begins there. The first stages of a schedule that is too short to tell
+    them apart begin one after the other. ``finished(folder)`` is called on the main process when
+    training is over.
 
     Args:
         cfg: the whole configuration.
@@ -93,7 +104,7 @@ class StageHook(HookBase):
             for stage in self._beginning(part.stages, done, whole):
                 logger.info("Stage %r of the training begins at iteration %d", stage.name, done)
                 if hasattr(part, "begin"):
-                    together(part.begin, stage, self._batches)
+                    together(part.begin, stage, self._source)
         self._realign(done, whole)
 
     def _beginning(self, stages: Iterable[Stage], done: int, whole: int) -> list[Stage]:
@@ -106,10 +117,22 @@ class StageHook(HookBase):
         return begin
 
     @property
-    def _batches(self) -> Batches:
-        assert isinstance(self.model, ImageClassifier)
+    def _source(self) -> Batches | Callable[[], Iterator[None]]:
+        if not isinstance(self.model, ImageClassifier):
+            return self._passes
         names = list(self.cfg.DATASETS.TRAIN)
         return partial(normalised_batches, self.cfg, self.model, names)
+
+    def _passes(self) -> Iterator[None]:
+        """Run the model on batches of an endless stream of its own, one after the other."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        for inputs in build_train_loader(cfg, seed=self.trainer.seed + 1):
+            # Whoever takes the next batch goes on outside; nothing of the passes is logged.
+            with torch.no_grad(), EventStorage():
+                self.model(inputs)
+            yield
 
     def _realign(self, done: int, whole: int) -> None:
         """Place PWLUs when they have seen enough of the experts' stage."""

@@ -1,6 +1,6 @@
 """Evaluators, by data set, and those of cost and routing beside them."""
 
-from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
+from .backbone_cost import BackboneCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .evaluators import (
     build_cost_evaluator,
@@ -11,6 +11,7 @@ from .evaluators import (
     check_evaluators,
     summary_table,
 )
+from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
 from .routing_evaluator import RoutingEvaluator
 from .subsets import pooled_miou, subset_recovery
 
@@ -20,6 +21,7 @@ __all__ = [
     "ClassificationEvaluator",
     "ClassifierCostEvaluator",
     "RoutingEvaluator",
+    "SegmentationHeadCostEvaluator",
     "build_cost_evaluator",
     "build_head_cost_evaluator",
     "build_mixture_evaluator",

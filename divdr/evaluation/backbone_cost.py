@@ -1,19 +1,15 @@
-"""Cost of backbones that run alike for every image, and of box heads."""
+"""Cost of backbones that run alike for every image."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import Backbone, StandardROIHeads
+from detectron2.modeling import Backbone
 
 from ..modeling import backbone_macs
-from ..modeling.roi_heads import MixtureROIHeads, box_cost
-from ..moe import Cost
 from .routing_evaluator import gathered
 
 
@@ -59,61 +55,3 @@ class BackboneCostEvaluator(DatasetEvaluator):
         if size not in self._macs:
             self._macs[size] = backbone_macs(self._backbone, *size)
         return self._macs[size]
-
-
-class BoxHeadCostEvaluator(DatasetEvaluator):
-    """Reports, under "box_head", means per image of what ran from pooled features to scores.
-
-    ``gflops`` is 10⁹ multiply-adds of an image's proposals, ``mflops_per_proposal`` 10⁶ of one,
-    ``proposals`` their number, and ``mean_experts``, for a mixture, the branches or experts that
-    ran for a proposal. Mask and keypoint heads are not counted.
-
-    Args:
-        heads: of the evaluated model, see ``divdr.modeling.roi_heads.box_head_of``.
-    """
-
-    def __init__(self, heads: StandardROIHeads) -> None:
-        self._heads = heads
-        self._hook: Any = None
-        self._counts: list[int] = []
-        self._shape: tuple[int, ...] = ()
-        self._cost: Cost | None = None
-        self._rows: list[tuple[int, float, int]] = []
-
-    def reset(self) -> None:
-        """Forget the images, and watch how many proposals are pooled from now on."""
-        self._rows = []
-        if self._hook is None:
-            self._hook = self._heads.box_pooler.register_forward_hook(self._note)
-
-    def _note(self, pooler: torch.nn.Module, args: tuple, pooled: torch.Tensor) -> None:
-        self._counts = [len(boxes) for boxes in args[1]]
-        self._shape = tuple(pooled.shape[1:])
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Note what ran for each image of the batch."""
-        if self._cost is None:
-            self._cost = box_cost(self._heads, self._shape)
-        ran = self._heads.ran if isinstance(self._heads, MixtureROIHeads) else None
-        if ran is None:
-            ran = torch.zeros((sum(self._counts), 0), dtype=torch.bool)
-        for part in ran.split(self._counts):
-            self._rows.append((len(part), float(self._cost.of(part).sum()), int(part.sum())))
-
-    def evaluate(self) -> OrderedDict | None:
-        """{"box_head": figures} on the main process, None on the others."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        rows = gathered(self._rows)
-        if not rows:
-            return None if rows is None else OrderedDict()
-        proposals, macs, experts = torch.tensor(rows, dtype=torch.float64).sum(0).tolist()
-        figures = {
-            "gflops": macs / len(rows) / 1e9,
-            "mflops_per_proposal": macs / max(1.0, proposals) / 1e6,
-            "proposals": proposals / len(rows),
-        }
-        if isinstance(self._heads, MixtureROIHeads):
-            figures["mean_experts"] = experts / max(1.0, proposals)
-        return OrderedDict(box_head=figures)

@@ -31,10 +31,12 @@ from ..image_files import check_label_map, read_labels
 from ..modeling import attached_experts, attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
+from ..modeling.segmentors import segmentation_mixture_of
 from ..moe import SingleGate
-from .backbone_cost import BackboneCostEvaluator, BoxHeadCostEvaluator
+from .backbone_cost import BackboneCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .expert_cost_evaluator import ExpertCostEvaluator
+from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
 from .mixture_evaluator import MixtureEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
 
@@ -85,12 +87,16 @@ def build_mixture_evaluator(cfg: CfgNode, model: nn.Module) -> MixtureEvaluator 
     return MixtureEvaluator(inner, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
-def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> BoxHeadCostEvaluator | None:
-    """The evaluator of a detector's box head; None for a model without a single one.
+def build_head_cost_evaluator(dataset_name: str, model: nn.Module) -> DatasetEvaluator | None:
+    """The evaluator of a detector's single box head, or of a mixture as segmentation head; else
+    None.
 
     Raises:
         CheckpointError: the head's class partition is of another data set.
     """
+    segmentor = segmentation_mixture_of(model)
+    if segmentor is not None:
+        return SegmentationHeadCostEvaluator(segmentor)
     heads = box_head_of(model)
     if heads is None:
         return None

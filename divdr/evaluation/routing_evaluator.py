@@ -17,7 +17,13 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..experts import Diversity, diversity, kmeans
-from ..modeling import DynamicRoutingDecoder, attached_routing, neck_macs, unwrap
+from ..modeling import (
+    DynamicRoutingDecoder,
+    SingleGateSegmentor,
+    attached_routing,
+    neck_macs,
+    unwrap,
+)
 from ..routing import Routing
 from ..routing.open_paths import is_closed
 from ..settings import ClusteringSettings
@@ -107,10 +113,12 @@ class RoutingEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note the records of a batch."""
-        for item, output in zip(inputs, outputs, strict=True):
+        for number, (item, output) in enumerate(zip(inputs, outputs, strict=True)):
             if "routing" not in output:
                 continue
-            self._rows.append(self._row(str(item.get("file_name", "")), output["routing"]))
+            record = output["routing"]
+            head = self._head_macs(record.size, number)
+            self._rows.append(self._row(str(item.get("file_name", "")), record, head))
 
     def evaluate(self) -> OrderedDict | None:
         """{"routing": figures} on the main process, None on the others."""
@@ -119,7 +127,7 @@ class RoutingEvaluator(DatasetEvaluator):
             return None if rows is None else OrderedDict()
         return OrderedDict(routing=self._figures(sorted(rows, key=lambda row: row.name)))
 
-    def _row(self, name: str, record: Routing) -> _Row:
+    def _row(self, name: str, record: Routing, head: float) -> _Row:
         costs = [torch.stack([record.expected_cost[0], record.real_cost[0]])]
         for height, width in self._sizes:
             costs.append(torch.cat(self._routed.backbone.network.cost(record, height, width)))
@@ -131,7 +139,7 @@ class RoutingEvaluator(DatasetEvaluator):
             costs=torch.stack(costs).double().cpu().numpy(),
             share=float(record.real_share[0]),
             bounds=(float(record.fixed_cost), float(record.full_real_cost)),
-            head=self._head_macs(record.size),
+            head=head,
             neck=self._neck_cost(record.size),
             ops=_mean_ops(record),
         )
@@ -143,7 +151,10 @@ class RoutingEvaluator(DatasetEvaluator):
             self._neck_macs[size] = neck_macs(self._neck, *size)
         return self._neck_macs[size]
 
-    def _head_macs(self, size: tuple[int, int]) -> float:
+    def _head_macs(self, size: tuple[int, int], number: int) -> float:
+        """Of an image's size and number in the batch: what of a mixture ran for it."""
+        if isinstance(self._head, SingleGateSegmentor):
+            return 0.0 if self._head.macs is None else float(self._head.macs[number])
         if not isinstance(self._head, DynamicRoutingDecoder):
             return 0.0
         space = self._routed.backbone.space

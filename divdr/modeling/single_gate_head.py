@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..moe import (
     Reservoir,
     SampleGate,
     Stage,
+    as_first_process,
     check_probability,
+    divergence,
     gather_rows,
-    process_count,
     stage_at,
+    weighted_mean,
 )
 from ..routing import to_iterations
 from ..settings import HeadMixtureSettings
@@ -97,15 +98,27 @@ class SingleGateHead(nn.Module):
         finally:
             self._reservoir = None
         self.gate.fit_samples(z, seed=self.seed)
-        if process_count() > 1:  # rounding on a GPU may differ from one process to the next
-            for value in self.gate.buffers():
-                dist.broadcast(value, 0)
+        as_first_process(self.gate)
 
     def collects(self, z: Tensor) -> bool:
         """Whether clusters are being made; the embeddings (R, D) are taken then."""
         if self._reservoir is not None:
             self._reservoir.add(z)
         return self._reservoir is not None
+
+    def gate_loss(self, z: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean of KL(g₀ ‖ g) over the rows of all processes; a collective call.
+
+        Args:
+            z: (R, D) embeddings; a process may have none.
+            targets: (R, K) g₀.
+            weights: (R,) of the rows; None: each 1.
+        """
+        weights = torch.ones_like(z[:, 0]) if weights is None else weights
+        return weighted_mean(divergence(targets, self.gate(z)), weights.float())
+
+    def attach(self, model: nn.Module) -> None:
+        """Get to know the model around, which the head alone may not see."""
 
     def own_parts(self) -> Iterator[nn.Module]:
         """What learns, after the base."""
@@ -129,6 +142,7 @@ def freeze_around_mixtures(model: nn.Module) -> None:
     model.requires_grad_(False)
     learning: set[nn.Module] = set()
     for head in heads:
+        head.attach(model)
         for part in head.own_parts():
             part.requires_grad_(True)
             learning.update(part.modules())

@@ -1,14 +1,26 @@
 """Mixture-of-experts classifiers and the parts that they share, in PyTorch alone.
 
-Parts: networks (``resnet``, ``named``, ``pwlu``), ``gates``, ``choice`` of experts, dispatch,
-``early_exit``, ``ensembling``, ``teaching`` and ``soft_targets``, partitions of classes, balanced
-assignment. What systems promise stands in ``system``; they are one network, a plain ensemble,
-``Hydra``, ``Collaboration`` and ``PerExample`` routing with its gates and ``balance``.
+Parts: networks (``resnet``, ``named``, ``pwlu``), cut in two by ``split``; gates, ``choice`` of
+experts and early exit, dispatch, ``teaching`` and ``soft_targets``, partitions of classes and of
+samples, balanced assignment. What systems promise stands in ``system``; they are one network, a
+plain ensemble, ``Hydra``, ``Collaboration``, ``SingleGate`` and ``PerExample``.
 """
 
 from ..settings import CollaborationSettings, HydraSettings, TeachingSettings
 from .balance import Balance, BalanceLosses, kth_excluding, load_probabilities, squared_variation
-from .choice import Choice, above, best, check_selection, one_hot_choice, top_k
+from .choice import (
+    Choice,
+    above,
+    anytime,
+    best,
+    check_selection,
+    choose_by,
+    confidence,
+    confident,
+    delegated,
+    one_hot_choice,
+    top_k,
+)
 from .choice_blocks import BlockParts, ChoiceBlock, ChoiceCell, RoutedCells
 from .class_partition import (
     cluster_partition,
@@ -19,7 +31,6 @@ from .class_partition import (
     save_partition,
 )
 from .collaboration import Collaboration, Delegation, Delegator
-from .early_exit import anytime, choose_by, confidence, confident, delegated
 from .embedding import (
     Embedder,
     LibraryEmbedder,
@@ -31,7 +42,6 @@ from .embedding import (
     gather_rows,
     process_count,
 )
-from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import (
     Dispatch,
     Group,
@@ -72,7 +82,7 @@ from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
 from .routing_layer import Context, Router, RoutingLayer
 from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
-from .single import Ensemble, StageClassifier
+from .single import Ensemble, Stacking, StageClassifier, log_mean_probability
 from .single_gate import SingleGate
 from .single_gate_stages import stages_of
 from .soft_targets import Distillation, divergence

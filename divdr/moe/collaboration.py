@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..settings import CollaborationSettings
+from .choice import confident, delegated
 from .class_partition import cluster_partition, given_partition, random_partition
-from .early_exit import confident, delegated
 from .embedding import check_labels, class_means, process_count
 from .expert_dispatch import Dispatch, Group, overwrite, run_groups
 from .multiply_adds import each_macs, part_macs

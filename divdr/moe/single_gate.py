@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..settings import SingleGateSettings
-from .choice import Choice
-from .early_exit import choose_by, confidence
+from .choice import Choice, choose_by, confidence
 from .embedding import check_labels, class_means
-from .ensembling import Stacking, log_mean_probability
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
 from .expert_files import fill, write_expert
 from .multiply_adds import each_macs, part_macs
 from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weighted_mean
+from .single import Stacking, log_mean_probability
 from .single_gate_stages import NO_EXPERT, check_settings, stages_of
 from .split import take_common_weights
 from .system import Cost, Prediction, Stage, check_probability, stage_at

@@ -160,6 +160,7 @@ class HeadMixtureSettings(MixtureSettings):
     They are made from a finished model: tools/make_mixture.py.
     """
 
+    experts: int = setting(5, "K, number of experts.", low=1, source="SG, Table 2")
     ensembler: str = setting(
         "bagging",
         "How an expert's answer is joined to the base's: \"bagging\" (mean of probabilities, of "
@@ -217,6 +218,12 @@ class SegmentationSingleGateSettings(HeadMixtureSettings):
         0,
         "Rows and columns of a window in cells of the coarsest map; 0: a row is a whole image.",
         low=0,
+    )
+    backbone_from: str = setting(
+        "",
+        'Part of the backbone at which experts begin, as "res5" of a ResNet or "bottom_up.res5" '
+        'under an FPN: they are copies of it, of what runs after it, and of the head; "" is the '
+        "head alone. For rows that are whole images.",
     )
     halo: int = setting(
         1, "Cells around a window that an expert sees too, of the coarsest map.", low=0

@@ -69,6 +69,7 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(figsize=(8, 5))
     for system, figures in seeds[0].items():
@@ -83,8 +84,10 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
         if "system top-1" in figures or system == "base":
             point = _mean(seeds, system, "base" if system == "base" else "system")
             axes.plot(*point, "s", color="black")
-            axes.annotate(system, point, xytext=(5, -12), textcoords="offset points")
+            axes.annotate(system, point, xytext=(6, 6), textcoords="offset points")
     axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("10⁶ multiply-adds for an image")
     axes.set_ylabel("top-1 [%]")
     axes.set_title(f"Single-gated mixtures on Fashion-MNIST over τ, mean of {len(seeds)} seeds")

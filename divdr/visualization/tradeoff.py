@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..benchmark import Line
+from ..engine.mixture_curve import MixturePoint
 from .parts import MARKERS, colour
 
 
@@ -83,6 +84,42 @@ def tradeoff_figure(
         axis.spines[side].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
+
+
+def draw_mixture_curve(
+    path: str | Path,
+    points: Sequence[MixturePoint],
+    others: Mapping[str, MixturePoint],
+) -> None:
+    """Save a mixture's accuracy against its cost, a curve for each rule of the early exit.
+
+    Args:
+        path: the picture to write; its ending tells the format.
+        points: of the curves.
+        others: by name, models that run in one way, such as the finished one; at least one.
+    """
+    measures = list(next(iter(others.values())).accuracy)
+    figure = Figure(figsize=(6.4 * len(measures), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for measure, axis in zip(measures, panels, strict=True):
+        rules = list(dict.fromkeys(point.exit for point in points))
+        for number, rule in enumerate(rules):
+            own = [(p.gflops, p.accuracy[measure]) for p in points if p.exit == rule]
+            costs, values = zip(*sorted(own), strict=True)
+            style = {"color": colour(number), "markersize": 5, "label": f"mixture, exit {rule}"}
+            axis.plot(costs, values, MARKERS[number % len(MARKERS)] + "-", **style)
+        for number, (name, point) in enumerate(others.items(), len(rules)):
+            place = point.gflops, point.accuracy[measure]
+            axis.plot(*place, "*", color=colour(number), markersize=13, label=name)
+        axis.set_xlabel("GFLOPs an image (10⁹ multiply-adds)", fontsize=9)
+        axis.set_ylabel(f"{measure}, per cent", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="#eeeeee")
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:

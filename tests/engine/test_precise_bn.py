@@ -156,13 +156,15 @@ def _run(rank):
         found[kind.__name__] = [(m.running_mean, m.running_var) for m in model.norms]
     found["inputs"] = model.inputs
 
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2)).train()
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.BatchNorm2d(2)).train()
     model[1].eval()  # stands still, but was trained before
+    model[2].eval().requires_grad_(False)  # of a model that was finished before
+    model[2].running_mean += rank
     seen = []
 
     def step():
-        seen.append([m.running_mean.clone() for m in model])
-        for layer in model:
+        seen.append([m.running_mean.clone() for m in model[:2]])
+        for layer in model[:2]:
             layer.running_mean += 1 + rank
             layer.running_var += 2 * rank
 
@@ -170,6 +172,7 @@ def _run(rank):
     loop.train(0, 5)
     found["seen"] = torch.stack([torch.stack(one)[:, 0] for one in seen])
     found["var"] = model[0].running_var
+    found["finished"] = model[2].running_mean
     return found
 
 
@@ -202,5 +205,6 @@ def test_running_statistics_become_their_mean_before_others_look(processes):
     assert first.tolist() == [0, 1, 2, 4.5, 6]
     assert second.tolist() == [0, 2, 4, 4.5, 6]
     assert processes[0]["seen"].equal(processes[0]["seen"][:, :1].expand(-1, 2))
-    for one in processes:
+    for rank, one in enumerate(processes):
         assert one["var"].tolist() == [6, 6]
+        assert one["finished"].tolist() == [rank, rank]

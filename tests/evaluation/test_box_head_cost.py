@@ -1,5 +1,7 @@
 """Figures of box heads on images with different numbers of proposals, against counts by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -14,14 +16,15 @@ from divdr.modeling.roi_heads import box_head_of
 COUNTS = [[3, 0], [5]]  # proposals of the images of two batches
 
 
-def build(name, box):
+def build(name, box, fc=1):
     cfg = get_divdr_config()
     cfg.MODEL.ROI_HEADS.NAME = name
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2"]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     head = cfg.MODEL.ROI_BOX_HEAD
     head.NAME, head.POOLER_RESOLUTION = box, 2
-    head.NUM_FC, head.FC_DIM = 1, 5
+    head.NUM_FC, head.FC_DIM = fc, 5
+    head.SINGLE_GATE.EXPERTS = 2
     head.COE.EXPERTS, head.COE.DELEGATOR_CONV_DIMS = 2, []
     head.COE.DELEGATOR_FC_DIMS, head.COE.EXPERT_FC_DIMS = [5], [7]
     model = nn.Module()
@@ -71,6 +74,20 @@ def test_a_mixture_costs_what_ran(threshold):
         macs += 12 * 7 + 7 + 7 * 21
     assert figures["mean_experts"] == threshold
     assert figures["mflops_per_proposal"] == pytest.approx(macs / 1e6)
+    assert figures["gflops"] == pytest.approx(macs * 8 / 3 / 1e9)
+
+
+@pytest.mark.parametrize("experts", [0, 1, 2])
+def test_a_single_gate_costs_what_ran(experts):
+    model = build("MixtureROIHeads", "SingleGateBoxHead", fc=2)
+    box = model.roi_heads.box_head
+    box.gate.fit_samples(torch.randn(9, 5))
+    box.settings = replace(box.settings, exit="anytime" if experts == 2 else "confidence")
+    box.threshold = float(experts == 1)
+    figures = evaluate(model)
+    rest = 5 * 5 + 5 + 5 * (5 + 16)  # the second layer, ReLU, scores and deltas
+    macs = 12 * 5 + 5 + rest + 5 * 2 + experts * rest  # and the gate
+    assert figures["mean_experts"] == experts
     assert figures["gflops"] == pytest.approx(macs * 8 / 3 / 1e9)
 
 

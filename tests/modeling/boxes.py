@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from divdr.config import get_divdr_config
-from divdr.modeling.roi_heads import CoEBoxHead, HydraBoxHead
+from divdr.modeling.roi_heads import CoEBoxHead, HydraBoxHead, SingleGateBoxHead
 
 CLASSES = 6
 BACKGROUND = CLASSES
@@ -31,8 +31,11 @@ def config(name="HydraBoxHead", **keys):
     hydra.STEM_CONV_DIMS, hydra.BRANCH_FC_DIMS, hydra.GATER_DIM = [5], [7, 6], 8
     coe.EXPERTS, coe.START = 3, 0.5
     coe.DELEGATOR_CONV_DIMS, coe.DELEGATOR_FC_DIMS, coe.EXPERT_FC_DIMS = [3], [6], [8, 7]
+    single = box.SINGLE_GATE
+    single.EXPERTS, single.GATE_STAGE = 3, 0.5
+    box.NUM_CONV, box.CONV_DIM, box.NUM_FC, box.FC_DIM = 1, 5, 2, 7
     cfg.SOLVER.MAX_ITER = 21
-    node = hydra if name == "HydraBoxHead" else coe
+    node = {"HydraBoxHead": hydra, "CoEBoxHead": coe, "SingleGateBoxHead": single}[name]
     for key, value in keys.items():
         setattr(box if key.startswith("_") else node, key.lstrip("_"), value)
     return cfg
@@ -41,7 +44,8 @@ def config(name="HydraBoxHead", **keys):
 def make(name="HydraBoxHead", **keys):
     """Head and predictor."""
     cfg = config(name, **keys)
-    kind = {"HydraBoxHead": HydraBoxHead, "CoEBoxHead": CoEBoxHead}[name]
+    kinds = (HydraBoxHead, CoEBoxHead, SingleGateBoxHead)
+    kind = {kind.__name__: kind for kind in kinds}[name]
     head = kind(cfg, SHAPE)
     if name == "HydraBoxHead":
         head.classes.set(PARTITION, NAMES)

@@ -89,11 +89,6 @@ class BoxExpert(nn.Module):
     def _box_dim(self) -> int:
         return len(self.predictor.box2box_transform.weights)
 
-    def box_loss_sum(self, deltas: Tensor, targets: BoxTargets) -> Tensor:
-        """Detectron2's loss of the boxes, whichever is set, weighted and summed over the rows."""
-        mean = self.predictor.box_reg_loss(targets.proposals, targets.boxes, deltas, targets.labels)
-        return mean * len(targets.labels) * self.predictor.loss_weight.get("loss_box_reg", 1.0)
-
 
 def _box_losses(predictor: FastRCNNOutputLayers, deltas: Tensor, targets: BoxTargets) -> Tensor:
     """(R,) unweighted loss of objects' deltas (R, 4), by ``BBOX_REG_LOSS_TYPE``."""
@@ -130,18 +125,6 @@ class ExpertPass(NamedTuple):
         scores, deltas = expert.split(expert(pooled))
         return cls(expert, scores, deltas, true_class_probability(scores, targets.labels))
 
-    def box_loss(self, weights: Tensor, targets: BoxTargets) -> Tensor:
-        """Sum of the proposals' losses of boxes by their weights (M,).
-
-        Detectron2 gives sums alone, and the weights of an expert know but two values (Eq. 5): one
-        sum a value gives the weighted one.
-        """
-        loss = self.deltas[:0].sum()
-        for value in weights.unique():
-            rows = (weights == value).nonzero()[:, 0]
-            loss = loss + value * self.expert.box_loss_sum(self.deltas[rows], targets.at(rows))
-        return loss
-
 
 def expert_losses(
     passes: Iterable[ExpertPass], weights: Tensor, targets: BoxTargets
@@ -158,7 +141,7 @@ def expert_losses(
         own = weights[:, number]
         each = F.cross_entropy(seen.scores, targets.labels, reduction="none")
         classes.append((own * each).sum())
-        boxes.append(seen.box_loss(own, targets))
+        boxes.append((own * seen.expert.box_losses(seen.deltas, targets)).sum())
     return {
         "loss_expert_cls": torch.stack(classes).sum(),
         "loss_expert_box_reg": torch.stack(boxes).sum(),

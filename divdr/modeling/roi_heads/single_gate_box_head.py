@@ -175,7 +175,7 @@ class SingleGateBoxHead(SingleGateHead, BoxMixture):
             return prediction, {}
         targets = self.gate.initial(features)
         if self.stage == "gate":
-            return prediction, {"loss_gate": self.gate.loss(features, targets)}
+            return prediction, {"loss_gate": self.gate_loss(features, targets)}
         true = BoxTargets.of(proposals)
         classes, boxes = [], []
         for number, expert in enumerate(self.experts):
@@ -236,6 +236,6 @@ def _halves(base: nn.Module, shared: int) -> tuple[list[nn.Module], list[nn.Modu
         )
     end = weighty[shared]
     # A flattening belongs to the layer that needs it.
-    while not list(layers[end - 1].parameters()) and isinstance(layers[end - 1], nn.Flatten):
+    if isinstance(layers[end - 1], nn.Flatten):
         end -= 1
     return layers[:end], layers[end:]

@@ -7,7 +7,7 @@ image, or a window of it, that it is not sure of goes to the expert that the gat
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_backbone
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -33,6 +33,7 @@ from ...moe import (
 from ...settings import SegmentationSingleGateSettings
 from ..attach import unwrap
 from ..single_gate_head import SingleGateHead
+from .backbone_tail import BackboneTail, Recollection, Recorder, TailExpert
 from .windows import Windows
 
 
@@ -51,6 +52,7 @@ class SingleGateSegmentor(SingleGateHead):
         strides: of the features that it takes, by name.
         experts: K.
         settings: see there.
+        tails: for each expert the end of the backbone that it has of its own, if it has one.
         ignore_value: label that is left out of the loss.
         max_iter: iterations of the whole training.
         seed: of K-means.
@@ -60,7 +62,7 @@ class SingleGateSegmentor(SingleGateHead):
         macs: (N,) multiply-adds of base, gate and experts for each of its images.
 
     Raises:
-        ConfigError: the base has no ``predictor``.
+        ConfigError: the base has no ``predictor``, or cannot see windows.
     """
 
     @configurable
@@ -71,6 +73,7 @@ class SingleGateSegmentor(SingleGateHead):
         strides: Mapping[str, int],
         experts: int,
         settings: SegmentationSingleGateSettings,
+        tails: Sequence[BackboneTail] = (),
         ignore_value: int = 255,
         max_iter: int = 1,
         seed: int = 0,
@@ -81,9 +84,22 @@ class SingleGateSegmentor(SingleGateHead):
                 f"the segmentation head {type(base).__name__} has no convolution called predictor, "
                 "whose input rows are clustered by"
             )
+        if settings.window and any(getattr(m, "pool_kernel_size", None) for m in base.modules()):
+            raise ConfigError(
+                f"{type(base).__name__} pools over maps of the training crops, which windows are "
+                f"smaller than: set {settings.KEY}.WINDOW 0, or INPUT.CROP.ENABLED False"
+            )
+        if settings.window and tails:
+            raise ConfigError(
+                f"{settings.KEY}.BACKBONE_FROM is for rows that are whole images: set WINDOW 0"
+            )
         super().__init__(predictor.in_channels, experts, settings, max_iter, seed)
         self.base = base
-        self.experts = nn.ModuleList(copy.deepcopy(base) for _ in range(experts))
+        heads = [copy.deepcopy(base) for _ in range(experts)]
+        self.experts = nn.ModuleList(
+            [TailExpert(*pair) for pair in zip(tails, heads, strict=True)] if tails else heads
+        )
+        self._recorder: Recorder | None = None
         self.num_classes = predictor.out_channels
         self.strides = dict(strides)
         self.ignore_value = ignore_value
@@ -97,11 +113,16 @@ class SingleGateSegmentor(SingleGateHead):
         head = cfg.MODEL.SEM_SEG_HEAD
         settings = SegmentationSingleGateSettings.of(head.SINGLE_GATE)
         names = [name for name in input_shape if name in head.IN_FEATURES]
+        tails = []
+        if settings.backbone_from:
+            tail = BackboneTail(build_backbone(cfg), settings.backbone_from)
+            tails = [copy.deepcopy(tail) for _ in range(settings.experts)]
         return {
             "base": SEM_SEG_HEADS_REGISTRY.get(settings.base_head)(cfg, input_shape),
             "strides": {name: input_shape[name].stride or 1 for name in names},
             "experts": settings.experts,
             "settings": settings,
+            "tails": tails,
             "ignore_value": head.IGNORE_VALUE,
             "max_iter": cfg.SOLVER.MAX_ITER,
             "seed": max(0, cfg.SEED),
@@ -112,10 +133,19 @@ class SingleGateSegmentor(SingleGateHead):
         yield self.gate
         yield self.experts
 
-    def copy_base(self) -> None:
-        """Start every expert from the base's weights."""
+    def copy_base(self, backbone: nn.Module) -> None:
+        """Start every expert from the weights of the base, and of the backbone before it."""
         for expert in self.experts:
+            if isinstance(expert, TailExpert):
+                expert.tail.take(backbone)
+                expert = expert.head
             expert.load_state_dict(self.base.state_dict())
+
+    def attach(self, model: nn.Module) -> None:
+        """Note from now on what the parts of the backbone give that experts have in common."""
+        tails = [e.tail for e in self.experts if isinstance(e, TailExpert)]
+        if tails:
+            self._recorder = Recorder(model.get_submodule("backbone"), tails[0].before)
 
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
@@ -135,11 +165,12 @@ class SingleGateSegmentor(SingleGateHead):
         assert isinstance(self.settings, SegmentationSingleGateSettings)
         rows = Windows.over(features, self.strides, self.settings.window, self.settings.halo)
         logits, seen = self._base(features)
-        z = rows.means(seen.float(), self._seen_stride(features, seen))
+        z = rows.means(seen.float(), rows.per_cell(features, seen))
+        pixels = rows.per_cell(features, logits)
         if not self.training:
-            return self._evaluate(features, logits, z, rows), {}
+            return self._evaluate(features, logits, z, rows, pixels), {}
         assert targets is not None, "training a segmentation head needs labels"
-        return None, self._losses(features, z, targets, rows)
+        return None, self._losses(features, z, self._labels(targets, rows, pixels), rows)
 
     @torch.no_grad()
     def _base(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -153,18 +184,12 @@ class SingleGateSegmentor(SingleGateHead):
             hook.remove()
         return logits, seen[-1]
 
-    def _seen_stride(self, features: Mapping[str, Tensor], seen: Tensor) -> int:
-        """Cells of the predictor's map per cell of the coarsest."""
-        coarsest = max(self.strides, key=lambda name: self.strides[name])
-        return max(1, round(seen.shape[-1] / features[coarsest].shape[-1]))
-
-    def _pixels(self, features: Mapping[str, Tensor], logits: Tensor) -> int:
-        return self._seen_stride(features, logits)
-
     def _expert(
         self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
     ) -> Tensor:
         """An expert's logits (R, C, h, w) for the rows ``own`` (R,), without their halo."""
+        if isinstance(expert, TailExpert):
+            return expert(self._recalled.at(own))[0]
         parts = rows.cut(features, own)
         # Heads return losses where they train; its layers keep their mode.
         training, expert.training = expert.training, False
@@ -172,46 +197,48 @@ class SingleGateSegmentor(SingleGateHead):
             logits, _ = expert(parts)
         finally:
             expert.training = training
-        return rows.inner(logits, self._pixels(parts, logits))
+        return rows.inner(logits, rows.per_cell(parts, logits))
+
+    @property
+    def _recalled(self) -> Recollection:
+        if self._recorder is None:
+            raise ConfigError("the experts begin in the backbone: freeze_around_mixtures(model)")
+        return self._recorder.last
+
+    def _labels(self, targets: Tensor, rows: Windows, pixels: int) -> Tensor:
+        """(R, h, w) classes of each row's pixels; -1 without label, and beyond the image."""
+        labels = targets[:, None].long()
+        labels = labels.masked_fill((labels < 0) | (labels == self.ignore_value), -1)
+        return rows.of(labels + 1, pixels)[:, 0] - 1
 
     def _losses(
-        self, features: dict[str, Tensor], z: Tensor, targets: Tensor, rows: Windows
+        self, features: dict[str, Tensor], z: Tensor, labels: Tensor, rows: Windows
     ) -> dict[str, Tensor]:
-        if self.collects(z):
+        known = (labels >= 0).flatten(1).float().mean(1)
+        some = known > 0  # the others may be padding
+        if self.collects(z[some]):
             return {}
         gates = self.gate.initial(z)
         if self.stage == "gate":
-            return {"loss_gate": self.gate.loss(z, gates)}
+            return {"loss_gate": self.gate_loss(z, gates, some)}
         every = torch.arange(len(z), device=z.device)
         features = {name: features[name].detach() for name in self.strides}
         terms = []
         for number, expert in enumerate(self.experts):
             logits = self._expert(expert, features, rows, every).float()
-            each, labelled = self._row_losses(logits, targets, rows)
-            weights = smoothed(gates[:, number], self.settings.floor) * labelled
+            each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+            each = each.flatten(1).mean(1) / known.clamp_min(1e-12)
+            weights = smoothed(gates[:, number], self.settings.floor) * known
             terms.append(weighted_mean(each, weights))
         return {"loss_experts": torch.stack(terms).sum()}
 
-    def _row_losses(self, logits: Tensor, targets: Tensor, rows: Windows) -> tuple[Tensor, Tensor]:
-        """(R,) mean cross-entropy of each row, and the share of its pixels that are labelled."""
-        # One more, so that what lies beyond the image is 0.
-        labels = targets[:, None].long() + 1
-        labels = rows.of(labels, logits.shape[-1] // max(1, rows.cells))[:, 0] - 1
-        labels = labels[:, : logits.shape[-2], : logits.shape[-1]]
-        labels = labels.masked_fill((labels < 0) | (labels == self.ignore_value), -1)
-        each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none").flatten(1)
-        known = (labels >= 0).flatten(1).sum(1)
-        return each.sum(1) / known.clamp(min=1), known / labels[0].numel()
-
     def _evaluate(
-        self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows
+        self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows, pixels: int
     ) -> Tensor:
-        height, width = logits.shape[-2:]
-        stride = self._pixels(features, logits)
         chosen = torch.zeros((len(z), len(self.experts)), dtype=torch.bool, device=z.device)
         if bool(self.gate.fitted):
             largest = logits.float().softmax(1).amax(1, keepdim=True)
-            sure = rows.means(largest, stride)[:, 0]
+            sure = rows.means(largest, pixels)[:, 0]
             gate = self.gate(z).float().softmax(1)
             choice = choose_by(self.settings, gate, sure, self.threshold)
             chosen = choice.chosen
@@ -219,27 +246,24 @@ class SingleGateSegmentor(SingleGateHead):
             runs = [partial(self._expert, expert, features, rows) for expert in self.experts]
             groups = list(run_groups(runs, every, chosen))
             if groups:
-                parts = rows.of(logits.float(), stride)
+                parts = rows.of(logits.float(), pixels)
                 groups = [
                     group._replace(output=self._joined(group.output, parts[group.rows]))
                     for group in groups
                 ]
+                # The logarithm of 0 is not finite.
                 found = scatter_sum(groups, len(z), choice.weights).clamp_min(1e-37).log()
                 own = chosen.any(1)[:, None, None, None]
-                joined = rows.together(found.where(own, parts), height, width)
+                joined = rows.together(found.where(own, parts), *logits.shape[-2:])
                 logits = joined.to(logits.dtype)
         self._note(features, chosen, rows)
         return logits
 
     def _joined(self, expert: Tensor, base: Tensor) -> Tensor:
-        """(R, C, h, w) probabilities, of rows that may reach beyond the expert's answer."""
-        expert = expert.float()
-        missing = base.shape[-2] - expert.shape[-2], base.shape[-1] - expert.shape[-1]
-        if any(missing):
-            expert = F.pad(expert, (0, missing[1], 0, missing[0]))
+        """(R, C, h, w) probabilities of an expert's rows, with the base's."""
         if self.settings.ensembler == "bagging":
-            expert = log_mean_probability([expert, base])
-        return expert.softmax(1)
+            return log_mean_probability([expert, base]).exp()
+        return expert.float().softmax(1)
 
     def _note(self, features: Mapping[str, Tensor], chosen: Tensor, rows: Windows) -> None:
         """Keep what ran, and its cost, for whoever evaluates."""
@@ -256,6 +280,9 @@ class SingleGateSegmentor(SingleGateHead):
         """
         assert isinstance(self.settings, SegmentationSingleGateSettings)
         key = tuple(number for shape in shapes.values() for number in shape)
+        tails = any(isinstance(expert, TailExpert) for expert in self.experts)
+        if tails:
+            key += tuple(self._recalled.images.shape[1:])
         if key not in self._costs:
             features = {name: torch.empty((1, *s), device="meta") for name, s in shapes.items()}
             window, halo = self.settings.window, self.settings.halo
@@ -263,7 +290,11 @@ class SingleGateSegmentor(SingleGateHead):
             parts = rows.cut(features, torch.zeros(1, dtype=torch.int64, device="meta"))
             gate = rows.each * self.gate.linear.weight.numel()
             base = without_data(self.base)
-            each, _ = call_macs(base, parts, "all")
+            if tails:
+                expert, seen = without_data(self.experts[0]), self._recalled.without_data()
+                each = call_macs(expert, seen, "all")[0]
+            else:
+                each = call_macs(base, parts, "all")[0]
             self._costs[key] = Cost(
                 call_macs(base, features, "all")[0] + gate, (each,) * len(self.experts)
             )

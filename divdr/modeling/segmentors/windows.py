@@ -48,6 +48,15 @@ class Windows:
         """Windows of an image."""
         return self.down * self.across
 
+    def per_cell(self, features: Mapping[str, Tensor], made: Tensor) -> int:
+        """Columns of what a head made of the features, for each of the coarsest map.
+
+        It is some times as wide as the finest, whose own number of columns for each of the coarsest
+        is known; the last column of the coarsest map may stand for fewer.
+        """
+        finest = max(self.ratios, key=lambda name: self.ratios[name])
+        return max(1, round(made.shape[-1] * self.ratios[finest] / features[finest].shape[-1]))
+
     def cut(self, features: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """The maps of some windows (R,), their halo included; beyond the image they are 0."""
         images = rows // self.each
