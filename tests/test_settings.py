@@ -189,7 +189,7 @@ def test_the_backbone_takes_its_settings_whole():
     ("part", "group", "own"),
     [
         (DynamicRouting, RoutingSettings, ()),
-        (DynamicRoutingNetwork, RoutingSettings, ("norm",)),  # a maker in place of a name
+        (DynamicRoutingNetwork, RoutingSettings, ("norm", "op_gate")),  # makers, not names
         # 0 keeps every row, and labels are read already.
         (LocalExperts, ClusteringSettings, ("labels", "bank_iterations")),
         (LocalExperts, KMeansSettings, ()),

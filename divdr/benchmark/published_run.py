@@ -58,6 +58,10 @@ class PublishedRun:
     def __init__(self, network: DynamicRoutingNetwork) -> None:
         if network.training:
             raise ConfigError("a published run needs the network in evaluation: call eval() first")
+        if next(network.cells()).op_gate is not None:
+            raise ConfigError(
+                "the published code sums all operations; MODEL.ROUTING.OP_GATE has none"
+            )
         self._network = network
         self._tables: dict[tuple[int, int], CostTable] = {}
 

@@ -19,6 +19,7 @@ from detectron2.data import (
 from detectron2.data.datasets import register_coco_instances
 from torch.utils.data import DataLoader
 
+from ..config import SEVERAL_TASKS, task_config, task_numbers
 from ..errors import DataError
 from ..image_keys import name_images
 from .checked_mapper import CheckedMapper, DetectionMapper
@@ -53,6 +54,8 @@ def check_datasets(names: Sequence[str]) -> None:
 def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     """Dicts of all training images, filtered as Detectron2 does, with their keys, and checked.
 
+    Of several tasks, each has the number of its own as "task".
+
     Args:
         cfg: the whole configuration.
         annotations: whether Detectron2's mapper is to work with the annotations.
@@ -64,6 +67,12 @@ def training_dicts(cfg: CfgNode, *, annotations: bool = True) -> list[dict]:
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise DataError("DATASETS.TRAIN names no data set")
+    if cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS:
+        return [
+            {**record, "task": task}
+            for task in sorted({*map(task_numbers(cfg).__getitem__, names)})
+            for record in training_dicts(task_config(cfg, task), annotations=annotations)
+        ]
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     with reading(names):
         try:
@@ -94,6 +103,13 @@ def evaluation_dicts(cfg: CfgNode, names: Sequence[str]) -> list[dict]:
     Raises:
         DataError: there are none, an annotation file is not as it must be, or an image is missing.
     """
+    if cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS:
+        numbers = task_numbers(cfg)
+        return [
+            {**record, "task": numbers[name]}
+            for name in names
+            for record in evaluation_dicts(task_config(cfg, numbers[name]), [name])
+        ]
     proposals = None
     if cfg.MODEL.LOAD_PROPOSALS:
         data = cfg.DATASETS

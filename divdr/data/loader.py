@@ -25,6 +25,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..config import SEVERAL_TASKS, task_config
 from ..errors import ConfigError
 from ..image_keys import IMAGE_KEY
 from ..settings import LoaderSettings
@@ -123,6 +124,27 @@ def _seed_cpu(*numbers: int) -> int:
     return int(state[2])
 
 
+class TaskMapper:
+    """Gives each image to the mapper of its task.
+
+    Args:
+        cfg: of several tasks.
+
+    Raises:
+        ConfigError: the tasks' settings do not suit each other.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        tasks = range(len(cfg.MODEL.MULTI_TASK.ARCHITECTURES))
+        self._mappers = [build_mapper(task_config(cfg, task)) for task in tasks]
+
+    def __call__(self, dataset_dict: dict) -> Any:
+        """What the task's mapper makes of the dict, and the number of its "task"."""
+        item = self._mappers[dataset_dict["task"]](dataset_dict)
+        item["task"] = dataset_dict["task"]
+        return item
+
+
 def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
     """The training mapper that ``cfg.INPUT.DATASET_MAPPER_NAME`` names.
 
@@ -130,6 +152,8 @@ def build_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
         ConfigError: the name is unknown.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
+    if cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS:
+        return TaskMapper(cfg)
     if name == "semantic_crop":
         return SemanticCropMapper(cfg)
     if name == "classification":
@@ -193,9 +217,7 @@ def build_train_loader(
     dicts = training_dicts(cfg, annotations=detectrons)
     if select is not None:
         dicts = [d for d in dicts if select(d)]
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = [int(d.get("width", 0) > d.get("height", 0)) for d in dicts]
+    groups = _groups(cfg, dicts)
     keys = [d[IMAGE_KEY] for d in dicts] if all(IMAGE_KEY in d for d in dicts) else None
     checked = CheckedMapper(mapper or build_mapper(cfg))
     dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
@@ -208,6 +230,17 @@ def build_train_loader(
         # where a resumed run would go on from another place than one that began earlier.
         generator=torch.Generator().manual_seed(seed % 2**63),
     )
+
+
+def _groups(cfg: CfgNode, dicts: list[dict]) -> list[int] | None:
+    """What the images of a batch have in common: their task, and whether they are wide."""
+    by_shape = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    if not by_shape and cfg.MODEL.META_ARCHITECTURE != SEVERAL_TASKS:
+        return None
+    wide = [int(by_shape and d.get("width", 0) > d.get("height", 0)) for d in dicts]
+    if cfg.MODEL.META_ARCHITECTURE != SEVERAL_TASKS:
+        return wide
+    return [2 * d["task"] + one for d, one in zip(dicts, wide, strict=True)]
 
 
 def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:

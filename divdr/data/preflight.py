@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..config import SEVERAL_TASKS, task_config
 from ..errors import DataError, DivdrError
 from ..image_files import check_label_map, image_size, label_size, read_labels
 from .catalog import check_datasets, evaluation_dicts, read_once, training_dicts
@@ -44,6 +45,9 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
     Raises:
         DataError: with a sentence for everything that is wrong.
     """
+    if cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS:
+        _check_tasks(cfg, training)
+        return
     train = list(dict.fromkeys(cfg.DATASETS.TRAIN)) if training else []
     test = [name for name in dict.fromkeys(cfg.DATASETS.TEST) if name not in train]
     problems: list[str] = []
@@ -60,6 +64,22 @@ def check_data(cfg: CfgNode, *, training: bool = True) -> None:
         # A setting that suits none of several data sets is reported for the first.
         once = {text.partition(", but data set ")[0]: text for text in reversed(problems)}
         raise DataError(*reversed(once.values()))
+
+
+def _check_tasks(cfg: CfgNode, training: bool) -> None:
+    """Each task's data sets by its own configuration."""
+    problems: list[str] = []
+    for task in range(len(cfg.MODEL.MULTI_TASK.ARCHITECTURES)):
+        own = task_config(cfg, task)
+        if training and not own.DATASETS.TRAIN:
+            problems.append(f"no data set of DATASETS.TRAIN is of task {task}, which has heads")
+            continue
+        try:
+            check_data(own, training=training)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
 
 
 def _problems(cfg: CfgNode, name: str, training: bool) -> list[str]:

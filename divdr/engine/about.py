@@ -27,6 +27,7 @@ _TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "GeneralizedRCNN": ("object detection", ("thing_classes",)),
     "RetinaNet": ("object detection", ("thing_classes",)),
     "FCOS": ("object detection", ("thing_classes",)),
+    "MultiTask": ("several tasks", ()),  # each has classes of its own
     "ProposalNetwork": ("region proposals", ()),
 }
 _KEPT = (

@@ -33,6 +33,7 @@ from ..checkpoint.fit import (
     without_shared,
 )
 from ..errors import CheckpointError, DivdrError
+from ..modeling import RoutedResNet
 from .about import KEY, About
 from .setup import one_sentence, together
 
@@ -211,10 +212,22 @@ class RoutingCheckpointer(DetectionCheckpointer):
                     raise CheckpointError(f"checkpoint {file} {text}")
                 logger.warning("Checkpoint %s %s", file, text)
 
+    def _for_routed_resnets(self, file: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Weights of an ordinary ResNet under a routed one's names, which are then the model's."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, RoutedResNet):
+                prefix = f"{name}." if name else ""
+                found = module.own_names(file, checkpoint["model"], prefix)
+                if found is not None:
+                    logger.info("The 3×3 convolutions in %s go to the experts of that kind", file)
+                    checkpoint["model"] = found
+                    checkpoint["matching_heuristics"] = False
+        return checkpoint["model"]
+
     def _fill(self, file: str, checkpoint: dict[str, Any]) -> None:
         """Give the model the weights; say in a line what did not fit."""
         own = self.model.state_dict()
-        weights = checkpoint["model"]
+        weights = self._for_routed_resnets(file, checkpoint)
         if not checkpoint.get("matching_heuristics", False):
             weights, taken_off = rename(weights, own)
             if taken_off:

@@ -47,7 +47,9 @@ from ..evaluation import (
     summary_table,
 )
 from ..modeling import (
+    attach_expert_balance_from_config,
     attach_routing_from_config,
+    attached_experts,
     attached_routing,
     freeze_around_mixtures,
     image_keys,
@@ -128,10 +130,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of the config, with routing attached."""
+        """The model of the config, with losses of routing and of experts attached."""
         cfg = on_available_device(cfg)
         model = build_model(cfg)
         attach_routing_from_config(model, cfg)
+        attach_expert_balance_from_config(model, cfg)
         freeze_around_mixtures(model)
         model.register_forward_hook(finite_losses)
         return model
@@ -195,6 +198,9 @@ class Trainer(DefaultTrainer):
     def _build_checkpointer(self) -> RoutingCheckpointer:
         routing = attached_routing(self.model)
         checkpointables: dict[str, Any] = {} if routing is None else {"routing": routing}
+        experts = attached_experts(self.model)
+        if experts is not None:
+            checkpointables["experts"] = experts
         return RoutingCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,

@@ -28,13 +28,14 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..image_files import check_label_map, read_labels
-from ..modeling import attached_routing, unwrap
+from ..modeling import attached_experts, attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from ..modeling.segmentors import segmentation_mixture_of
 from ..moe import SingleGate
 from .backbone_cost import BackboneCostEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
+from .expert_cost_evaluator import ExpertCostEvaluator
 from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
 from .mixture_evaluator import MixtureEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
@@ -55,8 +56,9 @@ def build_routing_evaluator(cfg: CfgNode, dataset_name: str, model: nn.Module) -
 def build_cost_evaluator(
     cfg: CfgNode, dataset_name: str, model: nn.Module
 ) -> DatasetEvaluator | None:
-    """The evaluator of cost: routing for a model with routing attached, the backbone's GFLOPs for
-    another one with a backbone, what ran for an image classifier, else None.
+    """The evaluator of cost: routing for a model with routing attached, what ran for one whose
+    backbone chooses experts, the backbone's GFLOPs for another one with a backbone, what ran for an
+    image classifier, else None.
     """
     sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
     if attached_routing(model) is not None:
@@ -67,6 +69,9 @@ def build_cost_evaluator(
             sum(p.numel() for p in inner.parameters()),
             ends_early=getattr(inner.system, "ends_early", False),
         )
+    experts = attached_experts(model)
+    if experts is not None:
+        return ExpertCostEvaluator(inner.backbone, experts, sizes)
     if isinstance(getattr(inner, "backbone", None), Backbone):
         return BackboneCostEvaluator(inner.backbone, sizes)
     return None

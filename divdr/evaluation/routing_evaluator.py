@@ -52,6 +52,7 @@ class _Row:
     bounds: tuple[float, float]  # multiply-adds of the stem alone, and with every gate open
     head: float
     neck: float
+    ops: float  # that ran in a cell which computed something; NaN where all are summed
 
 
 class RoutingEvaluator(DatasetEvaluator):
@@ -59,10 +60,11 @@ class RoutingEvaluator(DatasetEvaluator):
 
     Reports, under "routing": mean and spread (standard deviation) of expected and real GFLOPs an
     image, the same at fixed sizes, the real cost's share of the all-open one (both without the
-    stem), what the stem alone and all gates open cost, the share of open cells, images per expert,
-    and two sets of distances between and within clusters (see `Diversity`). ``inter_experts``,
-    ``intra_pairs_experts`` and ``intra_centre_experts`` are of the centres that training found,
-    each evaluated image with its expert; they are left out while there are no centres.
+    stem), what the stem alone and all gates open cost, the share of open cells, operations that ran
+    in a cell (``mean_ops``, where images choose them), images per expert, and two sets of distances
+    between and within clusters (see `Diversity`). ``inter_experts``, ``intra_pairs_experts`` and
+    ``intra_centre_experts`` are of the centres that training found, each evaluated image with its
+    expert; they are left out while there are no centres.
     ``inter_refit``, ``intra_pairs_refit`` and ``intra_centre_refit`` are of a new K-means over the
     evaluated activations, whatever training found. GFLOPs are 10⁹ multiply-adds of the backbone;
     ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between the routed
@@ -139,6 +141,7 @@ class RoutingEvaluator(DatasetEvaluator):
             bounds=(float(record.fixed_cost), float(record.full_real_cost)),
             head=head,
             neck=self._neck_cost(record.size),
+            ops=_mean_ops(record),
         )
 
     def _neck_cost(self, size: tuple[int, int]) -> float:
@@ -188,6 +191,9 @@ class RoutingEvaluator(DatasetEvaluator):
                 figures[f"real_gflops_{height}x{width}_with_neck"] = real + neck
         figures["open_cells"] = float((reached & ~is_closed(gates.sum(axis=2))).mean())
         figures["reached_cells"] = float(reached.mean())
+        ops = np.array([r.ops for r in rows])
+        if not np.isnan(ops).all():
+            figures["mean_ops"] = float(np.nanmean(ops))
         values = torch.from_numpy(np.stack([r.values for r in rows]))
         figures.update(self._refit(values))
         expert, centres = self._experts(values)
@@ -236,6 +242,13 @@ class RoutingEvaluator(DatasetEvaluator):
             centres=np.zeros((0, activations.shape[1])) if centres is None else centres,
             scales_per_layer=np.array(self._routed.backbone.space.scales_per_layer),
         )
+
+
+def _mean_ops(record: Routing) -> float:
+    if record.op_weights is None:
+        return float("nan")
+    ran = (record.op_weights[0] > 0).sum(1)  # (cells,)
+    return float(ran[ran > 0].double().mean())
 
 
 def _distances(found: Diversity, of: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..routing.cell import Cell
+from ..routing.chosen_ops import chosen_sum
 from ..routing.gate import Gate
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
@@ -48,12 +49,14 @@ class CellPlan:
         node: place in the routing space.
         channels: channels of its maps.
         gate: decides; None where every transform is open.
+        op_gate: chooses operations for each image; None where all are summed.
     """
 
     def __init__(self, cell: Cell | StaticCell, dtype: torch.dtype) -> None:
         self.node = cell.node
         self.channels = cell.channels
         self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype)
+        self.op_gate = cell.op_gate
         self._ops = [Chain(op, dtype) for op in cell.ops.values()]
         self._changes = {name: Chain(change, dtype) for name, change in cell.changes.items()}
         self._residual = self._find_residual()
@@ -71,7 +74,7 @@ class CellPlan:
         decision: CellDecision,
         targets: list[InPlaceInputSum],
         finer: tuple[int, int] | None,
-    ) -> None:
+    ) -> Tensor | None:
         """Bring every image's maps where its gates lead.
 
         Args:
@@ -79,15 +82,24 @@ class CellPlan:
             decision: of the same n images.
             targets: input sums of the next layer by scale.
             finer: (rows, columns) of the next finer map, for the up transform.
+
+        Returns:
+            (active, O) weights of the operations for images whose cell is not closed; None where
+            there are none or all are summed.
         """
         passing, active = decision.passing, decision.active
         if passing and KEEP in self.node.transforms:
             maps = rows_of(x, passing)  # (m, C, H, W), of the closed images
             targets[self.node.scale].add(maps, decision.images_at(passing))
         if not active:
-            return
+            return None
         # Passing images' rows may by now be the memory of their target: these are others.
-        feature = self._feature(rows_of(x, active))  # (number of active, C, H, W)
+        maps, op_weights = rows_of(x, active), None  # (number of active, C, H, W)
+        if self.op_gate is None:
+            feature = self._feature(maps)
+        else:
+            op_weights = self.op_gate(maps).weights
+            feature = chosen_sum(self._ops, maps, op_weights).relu_()
         place = {position: row for row, position in enumerate(active)}
         # Keep comes last as it hands the feature's own memory on.
         for transform in (UP, DOWN, KEEP):
@@ -108,6 +120,7 @@ class CellPlan:
                 maps = maps if weights is None else weights.scale_(maps)
                 maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
                 target.add(maps, images)
+        return op_weights
 
     def _feature(self, x: Tensor) -> Tensor:
         """ReLU of the sum of the operations, memory of the cell's own; ``x`` may be overwritten."""

@@ -154,7 +154,7 @@ class DispatchPlan:
             first layers alone.
         """
         size = (x.shape[-2], x.shape[-1])
-        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype)
+        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype, self._trunk.ops)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             given = [ImposedRoute(route, self.space, x) for route in self._routes]
             results = [

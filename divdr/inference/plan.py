@@ -77,7 +77,9 @@ class InferencePlan:
 
     Normalisation is folded into the convolutions, maps lie channels last, every cell runs once
     for the images that open it, and nothing runs for those that do not. It holds its own copy of
-    the weights: after the network has changed, build another one.
+    the weights: after the network has changed, build another one. Where images choose the
+    operations of cells, each of these runs for the images that chose it, and the host waits for
+    the device once more a cell.
 
     Args:
         network: the trained supernet, in evaluation, or a static sub-network of it, whose route is
@@ -149,7 +151,8 @@ class InferencePlan:
         """The maps alone, along a route prepared before, in the plan's precision.
 
         With a route that has the initial cell's gates the host waits for nothing here and copies
-        nothing to the device, so that a CUDA graph can capture it.
+        nothing to the device, so that a CUDA graph can capture it, unless operations are chosen by
+        image.
 
         Args:
             x: (N, in_channels, H, W), normalised, on the device of the plan.
@@ -160,7 +163,7 @@ class InferencePlan:
 
     def _run(self, x: Tensor, given: ImposedRoute | None) -> tuple[list[Tensor], RoutingRecorder]:
         size = (x.shape[-2], x.shape[-1])
-        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype)
+        recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype, self._stages.ops)
         stages = self._stages
         parts = []
         for images in stages.parts(x):

@@ -113,6 +113,8 @@ class Route:
     ) -> float:
         """Multiply-adds that the route takes for one image of ``height`` × ``width`` pixels.
 
+        Where images choose operations, all of a cell's count.
+
         Args:
             network: a network over the same space.
             height: rows of the input.

@@ -60,9 +60,12 @@ class RoutingRecorder:
         count: N.
         cells: reported cells of the network.
         dtype: precision of the maps.
+        ops: O, operations of a cell where they are chosen by image, else 0.
     """
 
-    def __init__(self, count: int, cells: int, dtype: torch.dtype) -> None:
+    def __init__(self, count: int, cells: int, dtype: torch.dtype, ops: int = 0) -> None:
+        self._ops = ops
+        self._chosen: list[tuple[int, list[int], Tensor]] = []
         self._cells = cells
         self._gates = [[_BLANK] * cells for _ in range(count)]
         self._logits = [[_BLANK] * cells for _ in range(count)]
@@ -71,12 +74,18 @@ class RoutingRecorder:
         self._initial_dtype = torch.promote_types(torch.float32, dtype)
         self._dtype = torch.float32
 
-    def note(self, decision: CellDecision) -> None:
+    def note(self, decision: CellDecision, op_weights: Tensor | None = None) -> None:
         """Add what a cell decided for the images that reach it.
+
+        Args:
+            decision: of its gate.
+            op_weights: (active, O) of its operations, for images whose cell is not closed.
 
         The initial cell decides for the images in their order, some at a time or all at once.
         """
         index = decision.node.index
+        if op_weights is not None:
+            self._chosen.append((index, decision.images_at(decision.active), op_weights))
         if index < 0:
             self._initial += decision.gates
             self._initial_dtype = decision.dtype
@@ -107,18 +116,32 @@ class RoutingRecorder:
         # Views, as a batch of no images makes lists that do not tell their other axes.
         initial = torch.tensor(self._initial, dtype=self._initial_dtype).view(-1, len(TRANSFORMS))
         reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])  # (N, cells)
+        op_weights = self._op_weights()
+        on_device = None if op_weights is None else _upload(op_weights, device)
         return Routing(
             activations=_upload(gates.flatten(1), device),
             logits=_upload(logits.flatten(1), device),
             initial=_upload(initial, device),
             reached=_upload(reached, device),
-            expected_cost=_upload(costs.expected(gates, initial), device),
-            real_cost=_upload(costs.real(gates, initial, reached), device),
+            expected_cost=_upload(costs.expected(gates, initial, op_weights), device),
+            real_cost=_upload(costs.real(gates, initial, reached, op_weights), device),
             full_cost=costs.full_cost,
             fixed_cost=costs.stem,
             full_real_cost=costs.full_real_cost,
             size=size,
+            op_weights=on_device,
+            # Without noise, what would be chosen is what was.
+            op_loads=None if on_device is None else (on_device > 0).to(on_device.dtype),
         )
+
+    def _op_weights(self) -> Tensor | None:
+        """(N, cells, O) on the host; None where all operations are summed."""
+        if not self._ops:
+            return None
+        table = torch.zeros(len(self._gates), self._cells, self._ops)
+        for index, images, weights in self._chosen:
+            table[images, index] = weights.float().cpu()
+        return table
 
 
 def _upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -138,6 +161,7 @@ class Stages:
         space: the routing space.
         channels: channels at stride 4.
         numbers: of all stages.
+        ops: O, operations of a cell where they are chosen by image, else 0.
     """
 
     def __init__(self, network: DynamicRoutingNetwork | StaticNetwork, dtype: torch.dtype) -> None:
@@ -145,6 +169,7 @@ class Stages:
         self.numbers = range(self.space.num_layers + 1)
         self.dtype = dtype
         self.channels = network.channels
+        self.ops = max((len(c.ops) for c in network.cells() if c.op_gate is not None), default=0)
         self._reach = network.initial.reach
         stem = network.stem
         # The stem's children run in a row; another module in its place runs as it is.
@@ -220,8 +245,8 @@ class Stages:
             for cell, decision in zip(cells, decisions, strict=True):
                 finer = sizes[cell.node.scale - 1] if cell.node.scale else None
                 # Popped, so that the map is freed as soon as the cell is done with it.
-                cell.run(inputs.pop(0), decision, input_sums, finer)
-                recorder.note(decision)
+                op_weights = cell.run(inputs.pop(0), decision, input_sums, finer)
+                recorder.note(decision, op_weights)
         return input_sums
 
     def _reached(

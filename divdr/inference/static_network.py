@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import DivdrError
 from ..routing.cell import Cell, transformed
+from ..routing.chosen_ops import chosen_sum
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
 from ..routing.space import KEEP, TRANSFORMS
@@ -35,6 +36,7 @@ class StaticCell(nn.Module):
         channels: channels of its maps.
         gate: None; there is none.
         reach: "open".
+        op_gate: chooses operations for each image still; None where all are summed.
         gates: as given.
         runs: whether it computes anything.
     """
@@ -46,6 +48,7 @@ class StaticCell(nn.Module):
         self.gates = gates
         closed = is_closed(sum(gates))
         self.runs = not closed
+        self.op_gate = copy.deepcopy(cell.op_gate) if self.runs else None
         ops = cell.ops.items() if self.runs else ()
         self.ops = nn.ModuleDict({name: copy.deepcopy(op) for name, op in ops})
         self.changes = nn.ModuleDict(
@@ -68,8 +71,12 @@ class StaticCell(nn.Module):
         """
         if not self.runs:
             return [(KEEP, x)] if KEEP in self.node.transforms else []
-        first, *others = (op(x) for op in self.ops.values())
-        feature = F.relu(sum(others, first))
+        if self.op_gate is None:
+            first, *others = (op(x) for op in self.ops.values())
+            feature = F.relu(sum(others, first))
+        else:
+            weights = self.op_gate(x).weights
+            feature = F.relu(chosen_sum(list(self.ops.values()), x, weights))
         leaving = []
         for transform, gate in enumerate(self.gates):
             if is_open(gate, not self.runs):
@@ -159,8 +166,13 @@ def export(module: nn.Module, x: Tensor, path: Path) -> float:
         Largest error of the file's outputs on two images, relative to the largest output.
 
     Raises:
-        DivdrError: the ending is another, or a package that ONNX needs is missing.
+        DivdrError: the ending is another, or a package that ONNX needs is missing; or images choose
+            operations, which an exported program cannot.
     """
+    if any(getattr(cell, "op_gate", None) is not None for cell in module.modules()):
+        raise DivdrError(
+            "networks whose images choose operations (MODEL.ROUTING.OP_GATE) cannot be exported"
+        )
     pair = torch.cat([x, x.flip(3) * 0.5])
     batch = torch.export.Dim("batch", min=1, max=1024)
     with torch.no_grad():

@@ -12,9 +12,19 @@ from .attach import (
 from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .decoder import DynamicRoutingDecoder
+from .expert_balance import (
+    ExpertSupervision,
+    attach_expert_balance,
+    attach_expert_balance_from_config,
+    attached_experts,
+)
+from .expert_cost import ExpertCosts
+from .expert_record import ExpertRecord, ExpertRouting
+from .multi_task import MultiTask
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads, SingleGateBoxHead
+from .routed_resnet import RoutedBottleneck, RoutedResNet
 from .segmentors import SingleGateSegmentor
 from .single_gate_head import freeze_around_mixtures
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
@@ -26,16 +36,26 @@ __all__ = [
     "DynamicRouting",
     "DynamicRoutingDecoder",
     "Executor",
+    "ExpertCosts",
+    "ExpertRecord",
+    "ExpertRouting",
+    "ExpertSupervision",
     "HydraBoxHead",
     "ImageClassifier",
     "MixtureROIHeads",
+    "MultiTask",
     "ProjectionNeck",
+    "RoutedBottleneck",
+    "RoutedResNet",
     "RoutingSupervision",
     "SingleGateBoxHead",
     "SingleGateSegmentor",
     "StaticBackbone",
+    "attach_expert_balance",
+    "attach_expert_balance_from_config",
     "attach_routing",
     "attach_routing_from_config",
+    "attached_experts",
     "attached_routing",
     "backbone_macs",
     "cluster_and_log",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..inference import CurrentPlan, InferencePlan, Route
+from ..moe import Decision, OpGates, number_decisions
 from ..routing import (
     BatchNorm,
     DynamicRoutingNetwork,
@@ -24,7 +24,8 @@ from ..routing import (
     SynchronisedBatchNorm,
 )
 from ..routing.ops import NormFactory
-from ..settings import RoutingSettings
+from ..settings import OpGateSettings, RoutingSettings
+from .expert_record import ExpertRecord, LastRecord
 
 # Detectron2's names for normalisation over the images of all processes.
 _SYNCHRONISED = ("SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -67,28 +68,12 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
     *("layers", "scales", "scales_per_layer", "channels", "ops", "gate", "gate_bias", "norm"),
-    *("drop_path", "reach", "inference", "inference_dtype", "conditional_training"),
+    *("drop_path", "reach", "inference", "inference_dtype", "conditional_training", "op_gate"),
 )
 
 
 def _arguments(settings: RoutingSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in _SETTINGS}
-
-
-class _LastRouting(threading.local):
-    """Holds the record of a thread's own last forward.
-
-    A copied model starts without one: its tensors carry a graph.
-    """
-
-    def __init__(self) -> None:
-        self.record: Routing | None = None
-
-    def __deepcopy__(self, memo) -> _LastRouting:
-        return _LastRouting()
-
-    def __reduce__(self):
-        return (_LastRouting, ())
 
 
 @BACKBONE_REGISTRY.register()
@@ -117,6 +102,7 @@ class DynamicRouting(Backbone):
         inference: "plan", or "reference" to run the network itself in evaluation too.
         inference_dtype: "float32" (the network's own precision) or "bfloat16" for plans.
         conditional_training: leave out of training what no image of a batch opens.
+        op_gate: whether each cell's operations are chosen by image, and how many.
 
     Raises:
         ValueError: the space cannot exist, or a gate, operation, inference or precision is
@@ -141,6 +127,7 @@ class DynamicRouting(Backbone):
         inference: str = RoutingSettings.inference,
         inference_dtype: str = RoutingSettings.inference_dtype,
         conditional_training: bool = RoutingSettings.conditional_training,
+        op_gate: OpGateSettings = RoutingSettings.op_gate,
     ) -> None:
         super().__init__()
         if inference not in INFERENCE_KINDS:
@@ -164,9 +151,10 @@ class DynamicRouting(Backbone):
             reach=reach,
             in_channels=in_channels,
             conditional_training=conditional_training,
+            op_gate=OpGates.of(op_gate),
         )
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
-        self._last = _LastRouting()
+        self._last: LastRecord[Routing] = LastRecord()
         self._inference = inference
         self._inference_dtype = INFERENCE_DTYPES[inference_dtype]
         self._plan = CurrentPlan()
@@ -192,6 +180,31 @@ class DynamicRouting(Backbone):
     def forget(self) -> None:
         """Drop the record of the last forward."""
         self._last.record = None
+
+    @property
+    def expert_decisions(self) -> tuple[Decision, ...]:
+        """One a cell that chooses operations; () where all are summed."""
+        return number_decisions(
+            [
+                (f"layer {cell.node.layer} stride {4 * 2**cell.node.scale}", tuple(cell.ops))
+                for cell in self.network.cells()
+                if cell.op_gate is not None
+            ]
+        )
+
+    @property
+    def expert_record(self) -> ExpertRecord | None:
+        """What the last forward's record says of operations; None where all are summed."""
+        record = self.routing
+        if record is None or record.op_weights is None or record.op_loads is None:
+            return None
+        weights, loads = record.op_weights.unbind(1), record.op_loads.unbind(1)
+        ran = (record.op_weights.detach() > 0).flatten(1)
+        return ExpertRecord(list(weights), list(loads), ran, record.size)
+
+    def forget_experts(self) -> None:
+        """Drop the record of the last forward."""
+        self.forget()
 
     def follow(self, route: Route | Tensor | None) -> None:
         """From now on take this route in evaluation; None lets the gates decide again.

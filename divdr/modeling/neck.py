@@ -123,7 +123,7 @@ def build_dynamic_routing_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     """
     bottom_up = DynamicRouting(cfg, input_shape)
     top_block = LastLevelMaxPool() if cfg.MODEL.FPN.IN_FEATURES[-1:] == ["res5"] else None
-    return _fpn(cfg, bottom_up, top_block)
+    return fpn_over(cfg, bottom_up, top_block)
 
 
 @BACKBONE_REGISTRY.register()
@@ -137,10 +137,20 @@ def build_retinanet_dynamic_routing_fpn_backbone(cfg: CfgNode, input_shape: Shap
     shapes = bottom_up.output_shape()
     check_features(["res5"], shapes)
     top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _fpn(cfg, bottom_up, top_block)
+    return fpn_over(cfg, bottom_up, top_block)
 
 
-def _fpn(cfg: CfgNode, bottom_up: DynamicRouting, top_block) -> FPN:
+def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
+    """Detectron2's FPN over a backbone, by ``MODEL.FPN``.
+
+    Args:
+        cfg: the whole configuration.
+        bottom_up: gives the maps of ``IN_FEATURES``.
+        top_block: makes the maps above the coarsest; None: none.
+
+    Raises:
+        ConfigError: a named map does not exist.
+    """
     fpn = cfg.MODEL.FPN
     check_features(fpn.IN_FEATURES, bottom_up.output_shape())
     return FPN(

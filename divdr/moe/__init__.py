@@ -53,7 +53,7 @@ from .expert_dispatch import (
 )
 from .expert_files import base_hash, take_expert
 from .expert_ops import SqueezeExcite, build_expert, expert_names, group_norm
-from .gates import PooledGate
+from .gates import Gating, NoisyTopKGate, PooledGate, anneal_k
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import (
     CurvePoint,
@@ -74,8 +74,8 @@ from .named import (
     named_stem,
     without_last_linear,
 )
-from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
-from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers
+from .op_gate import OpGate, OpGates
+from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers, number_decisions
 from .per_example_models import per_example_network
 from .pwlu import PWLU, CondConv2d, align, with_condconv, with_pwlu
 from .resnet import DenseNetParts, Part, ResNetParts
@@ -138,6 +138,8 @@ __all__ = [
     "NamedStem",
     "NeededGroups",
     "NoisyTopKGate",
+    "OpGate",
+    "OpGates",
     "Part",
     "PerExample",
     "PixelEmbedder",
@@ -203,6 +205,7 @@ __all__ = [
     "named_input",
     "named_stem",
     "num_parameters",
+    "number_decisions",
     "one_hot_choice",
     "overwrite",
     "own_loss",

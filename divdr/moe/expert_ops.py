@@ -9,38 +9,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
 from ..routing import build_op, op_names
-from ..routing.ops import NormFactory, conv_norm
+from ..routing.ops import NormFactory, SqueezeExcite, conv_norm
 
 _KERNELS = {"conv_3x3": 3, "conv_5x5": 5, "conv_7x7": 7}
 
 
-class SqueezeExcite(nn.Module):
-    """Multiplies each channel by what two layers make of the means of all (Hu et al. 2017).
-
-    Args:
-        channels: C.
-        reduction: the inner layer has C divided by this, at least 1.
-    """
-
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
-        inner = max(1, channels // reduction)
-        self.weigh = nn.Sequential(
-            nn.Linear(channels, inner), nn.ReLU(), nn.Linear(inner, channels), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
-        return x * self.weigh(x.mean(dim=(2, 3)))[:, :, None, None]
-
-
 def expert_names() -> list[str]:
     """Names that :func:`build_expert` knows."""
-    return sorted({*_KERNELS, "conv_1x7_7x1", "squeeze_excite", "linear", *op_names()})
+    return sorted({*op_names(), "linear"})
 
 
 def build_expert(name: str, channels: int, norm: NormFactory, convolutions: int = 2) -> nn.Module:

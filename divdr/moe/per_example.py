@@ -17,8 +17,8 @@ from ..errors import ConfigError, DataError
 from .balance import Balance
 from .choice import one_hot_choice
 from .expert_dispatch import Dispatch, run_groups
+from .gates import Gating
 from .multiply_adds import each_macs, part_macs
-from .noisy_top_k import Gating
 from .routing_layer import Context, RoutingLayer
 from .system import Cost, Prediction, Stage
 
@@ -167,7 +167,7 @@ class PerExample(nn.Module):
         self.balance_weight = balance_weight
         self.in_channels = in_channels
         self.progress = 0.0
-        self.decisions = _decisions(self.body.choices())
+        self.decisions = number_decisions(self.body.choices())
         self.balance = Balance([len(each.experts) for each in self.decisions], balance_steps)
 
     @property
@@ -279,7 +279,12 @@ class PerExample(nn.Module):
             )
 
 
-def _decisions(choices: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Decision, ...]:
+def number_decisions(choices: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Decision, ...]:
+    """Decisions whose experts' columns stand one after the other.
+
+    Args:
+        choices: name and experts of each.
+    """
     found, start = [], 0
     for name, experts in choices:
         found.append(Decision(name, experts, slice(start, start + len(experts))))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
+from .chosen_ops import OpChoice, OpGateBuilder, chosen_sum
 from .gate import Gate, open_gates
 from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
@@ -45,7 +46,8 @@ class CellResult:
         leads: (n, T) bool, open paths, see ``leads_on``; without meaning where there is no such
             transform.
         cell_outputs: the maps that go on.
-        skipped: layers that conditional training left out.
+        skipped: layers that training left out.
+        choice: operations that ran for each image; None where all are summed.
     """
 
     logits: Tensor
@@ -53,6 +55,7 @@ class CellResult:
     leads: Tensor
     cell_outputs: list[CellOutput]
     skipped: list[nn.Module] = field(default_factory=list)
+    choice: OpChoice | None = None
 
 
 class Cell(nn.Module):
@@ -77,6 +80,7 @@ class Cell(nn.Module):
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
         conditional: train conditionally. Synchronised normalisation, for which processes wait,
             always runs.
+        op_gate: makes a gate that chooses operations for each image; None sums all of them.
 
     Raises:
         ConfigError: no operation, the same one twice, or an unknown one.
@@ -94,6 +98,7 @@ class Cell(nn.Module):
         num_layers: int,
         reach: str,
         conditional: bool = False,
+        op_gate: OpGateBuilder | None = None,
     ) -> None:
         super().__init__()
         if not ops or len(set(ops)) != len(ops):
@@ -112,10 +117,18 @@ class Cell(nn.Module):
             if gate == "none"
             else Gate(width, len(node.transforms), norm, small=gate == "small", bias=gate_bias)
         )
+        # The initial cell, which no record tells of, sums all of its operations.
+        choosing = op_gate is not None and node.index >= 0
+        self.op_gate = (
+            op_gate(width, len(ops), node.layer, num_layers)
+            if op_gate is not None and choosing
+            else None
+        )
         self._drop_path = drop_path
         self._num_layers = num_layers
         self.reach = reach
-        self._conditional = conditional and not is_synchronised(self)
+        self._waits = is_synchronised(self)
+        self._conditional = conditional and not self._waits
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
         self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
@@ -139,12 +152,18 @@ class Cell(nn.Module):
         closed = is_closed(gates.sum(dim=1))  # (n,)
         opened = is_open(gates, closed[:, None])  # (n, T)
         leads = leads_on(opened, closed[:, None], self._is_keep, self.reach)
+        choice = None if self.op_gate is None else self.op_gate(x)
+        if choice is not None and not self.training:
+            choice = choice.of_rows(~closed)
         if not self.training:
-            cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size)
-            return CellResult(logits, gates, leads, cell_outputs)
+            cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size, choice)
+            return CellResult(logits, gates, leads, cell_outputs, [], choice)
         needed = self._needed(gates)
-        cell_outputs = self._run_needed(x, gates, closed, needed, up_size)
-        return CellResult(logits, gates, leads, cell_outputs, self._others(needed))
+        cell_outputs = self._run_needed(x, gates, closed, needed, up_size, choice)
+        skipped = self._others(needed, choice)
+        if choice is not None:
+            choice = choice.of_rows(~closed)
+        return CellResult(logits, gates, leads, cell_outputs, skipped, choice)
 
     def decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, C, H, W) → logits and gates, (n, T), 0 where there is no such transform."""
@@ -168,10 +187,16 @@ class Cell(nn.Module):
         # Keep costs next to nothing, and images that pass on take it.
         return [t for t in self.node.transforms if some[t] or t == KEEP]
 
-    def _others(self, needed: Sequence[int]) -> list[nn.Module]:
-        """Layers that run for none of the ``needed`` transforms."""
+    def _others(self, needed: Sequence[int], choice: OpChoice | None) -> list[nn.Module]:
+        """Layers that run for none of the ``needed`` transforms, or that no image chose."""
         others = [m for name, m in self.changes.items() if TRANSFORMS.index(name) not in needed]
-        return others if needed else [*others, *self.ops.values()]
+        if not needed:
+            others += self.ops.values()
+            return others if self.op_gate is None else [*others, self.op_gate]
+        if choice is not None:
+            ran = (choice.weights.detach() > 0).any(dim=0).tolist()
+            others += [op for op, runs in zip(self.ops.values(), ran, strict=True) if not runs]
+        return others
 
     def _run_needed(
         self,
@@ -180,11 +205,12 @@ class Cell(nn.Module):
         closed: Tensor,
         needed: Sequence[int],
         up_size: tuple[int, int] | None,
+        choice: OpChoice | None,
     ) -> list[CellOutput]:
         if not needed:
             self._draw_drop_path(x)
             return [CellOutput(KEEP, x, None)] if KEEP in self.node.transforms else []
-        feature = self.feature(x)
+        feature = self.feature(x, choice)
         cell_outputs = []
         for transform in needed:
             weight = gates[:, transform, None, None, None].to(feature.dtype)
@@ -201,6 +227,7 @@ class Cell(nn.Module):
         opened: Tensor,
         closed: Tensor,
         up_size: tuple[int, int] | None,
+        choice: OpChoice | None,
     ) -> list[CellOutput]:
         cell_outputs = []
         passing = _positions(closed, x.device)
@@ -209,7 +236,9 @@ class Cell(nn.Module):
         active = _positions(~closed, x.device)
         if active is not None and not len(active):
             return cell_outputs
-        feature = self.feature(_rows(x, active))
+        if choice is not None:
+            choice = OpChoice(*(_rows(part, active) for part in choice))
+        feature = self.feature(_rows(x, active), choice)
         for transform in self.node.transforms:
             chosen = opened[:, transform]
             if not chosen.any():
@@ -229,11 +258,18 @@ class Cell(nn.Module):
             if probability and not isinstance(op, nn.Identity):
                 drop_path(x[:, :1, :1, :1], probability)
 
-    def feature(self, x: Tensor) -> Tensor:
-        """Sum of the operations: (n, C, H, W) → the same shape."""
+    def feature(self, x: Tensor, choice: OpChoice | None = None) -> Tensor:
+        """Sum of the operations: (n, C, H, W) → the same shape.
+
+        Args:
+            x: (n, C, H, W).
+            choice: of the operations, where they are chosen; None: their gate decides.
+        """
         probability = 0.0
         if self.training:
             probability = self._drop_path.probability(self.node.layer, self._num_layers)
+        if self.op_gate is not None:
+            return self._chosen(x, choice or self.op_gate(x), probability)
         total: Tensor | None = None
         for op in self.ops.values():
             y = op(x)
@@ -242,6 +278,18 @@ class Cell(nn.Module):
             total = y if total is None else total + y
         assert total is not None
         return total
+
+    def _chosen(self, x: Tensor, choice: OpChoice, probability: float) -> Tensor:
+        """The weighted sum of the operations that each image chose."""
+        ops = list(self.ops.values())
+        factors: list[Tensor | None] = []
+        if probability:
+            ones = x.new_ones((len(x), 1, 1, 1))
+            for op in ops:
+                drops = not isinstance(op, nn.Identity)
+                factors.append(drop_path(ones, probability) if drops else None)
+        always = self.training and self._waits
+        return chosen_sum(ops, x, choice.weights, factors, always=always)
 
 
 def transformed(

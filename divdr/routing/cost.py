@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .open_paths import is_closed, is_open
+from .ops import SqueezeExcite
 from .space import KEEP, TRANSFORMS
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def count_macs(
         return float(out[0] * out[1] * out[2] * rows * columns), out
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return float(size), (channels, 1, 1)
+    if isinstance(module, SqueezeExcite):
+        # The mean of the map, two products of C × inner, and ReLU on the inner ones.
+        return float(size + module.inner * (2 * channels + 1)), shape
     children = list(module.children())
     if not children:
         raise TypeError(f"the cost of a {type(module).__name__} layer is not known")
@@ -91,14 +95,18 @@ class CellCost:
     """Multiply-adds of one cell for one image.
 
     Attributes:
-        cell: the sum of its operations.
+        cell: the sum of its operations, and the gate that chooses among them, if there is one.
         transforms: [up, keep, down]; None where a transform does not exist.
         gate: the gate; 0 without one.
+        ops: of each operation, where a gate chooses among them; else ().
+        op_gate: that gate; 0 without one.
     """
 
     cell: float
     transforms: tuple[float | None, float | None, float | None]
     gate: float
+    ops: tuple[float, ...] = ()
+    op_gate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,33 +178,59 @@ class CostTensors:
         self._transform = torch.tensor(
             [[t or 0.0 for t in r.transforms] for r in rows], device=device
         )  # (1 + cells, T)
+        # Where operations are chosen by image: (cells, O) and (cells,).
+        count = max(len(r.ops) for r in table.cells)
+        # Cells that a static sub-network leaves out have none.
+        each = [r.ops or (0.0,) * count for r in table.cells]
+        self._ops = torch.tensor(each, device=device) if count else None
+        self._op_gate = torch.tensor([r.op_gate for r in table.cells], device=device)
         exists = [[t is not None for t in r.transforms] for r in rows]
         ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]  # (1, 1 + cells, T)
         self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
         self.full_real_cost = self.stem + self.full_cost + float(self._gate.sum())
 
     @_in_full_precision
-    def expected(self, activations: Tensor, initial: Tensor) -> Tensor:
-        """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable.
+    def expected(
+        self, activations: Tensor, initial: Tensor, op_weights: Tensor | None = None
+    ) -> Tensor:
+        """Σ cell MACs × max gate + Σ transform MACs × gate, differentiable in the gates.
 
         Args:
             activations: (N, cells, T) gates.
             initial: (N, T) gates of the initial cell.
+            op_weights: (N, cells, O), above 0 where an operation runs, which then counts; None: all
+                count.
 
         Returns:
             (N,) multiply-adds.
         """
         gates = _join(initial, activations)  # (N, 1 + cells, T)
-        return gates.amax(dim=2) @ self._cell + (gates * self._transform).sum(dim=(1, 2))
+        transforms = (gates * self._transform).sum(dim=(1, 2))
+        if op_weights is None:
+            return gates.amax(dim=2) @ self._cell + transforms
+        return (gates.amax(dim=2) * self._chosen_cells(op_weights)).sum(dim=1) + transforms
+
+    def _chosen_cells(self, op_weights: Tensor) -> Tensor:
+        """(N, 1 + cells) multiply-adds of each cell's operations that run, and of their gate."""
+        assert self._ops is not None
+        chosen = ((op_weights.detach() > 0) * self._ops).sum(dim=2) + self._op_gate  # (N, cells)
+        return torch.cat([self._cell[:1].expand(len(chosen), 1), chosen], dim=1)
 
     @_in_full_precision
-    def real(self, activations: Tensor, initial: Tensor, reached: Tensor) -> Tensor:
+    def real(
+        self,
+        activations: Tensor,
+        initial: Tensor,
+        reached: Tensor,
+        op_weights: Tensor | None = None,
+    ) -> Tensor:
         """Stem, gates of reached cells, open cells and open transforms: what runs.
 
         Args:
             activations: (N, cells, T) gates, 0 where a cell is not reached.
             initial: (N, T) gates of the initial cell, which every image reaches.
             reached: (N, cells) bool.
+            op_weights: as of :meth:`expected`.
 
         Returns:
             (N,) multiply-adds, without a graph.
@@ -207,10 +241,14 @@ class CostTensors:
         closed = is_closed(gates.sum(dim=2))  # (N, 1 + cells)
         running = visited & ~closed
         opened = visited[..., None] & is_open(gates, closed[..., None])  # (N, 1 + cells, T)
+        if op_weights is None:
+            cells = running.to(self._cell.dtype) @ self._cell
+        else:
+            cells = (running * self._chosen_cells(op_weights)).sum(dim=1)
         return (
             self.stem
             + visited.to(self._gate.dtype) @ self._gate
-            + running.to(self._cell.dtype) @ self._cell
+            + cells
             + (opened * self._transform).sum(dim=(1, 2))
         )
 
@@ -298,7 +336,12 @@ def cost_table(
 
 
 def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
-    operations = sum(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
+    each = tuple(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
+    operations = sum(each)
+    op_gate = 0.0
+    if cell.op_gate is not None:
+        # The mean of the map, and a product with (C, O).
+        op_gate = float(shape[0] * shape[1] * shape[2] + shape[0] * len(each))
     relu = float(shape[0] * shape[1] * shape[2])
     transforms: list[float | None] = []
     for transform, name in enumerate(TRANSFORMS):
@@ -318,7 +361,9 @@ def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
             (cell.gate.reduce, cell.gate.pool, cell.gate.predict), seen, affine_norm
         )
     up, keep, down = transforms
-    return CellCost(operations, (up, keep, down), gate)
+    if cell.op_gate is None:
+        return CellCost(operations, (up, keep, down), gate)
+    return CellCost(operations + op_gate, (up, keep, down), gate, each, op_gate)
 
 
 def _stem_cost(

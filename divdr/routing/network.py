@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..settings import RoutingSettings
 from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell, CellResult
+from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
 from .layer_inputs import InputSum, LayerInputs, to_batch_rows
@@ -47,6 +48,8 @@ class DynamicRoutingNetwork(nn.Module):
             on zeros, and their gates may open paths of their own. The published code works so
             (for one image at a time); weights trained by it want the same.
         conditional_training: leave out of training what no image of a batch opens, see ``Cell``.
+        op_gate: makes gates that choose each cell's operations by image (``divdr.moe.OpGates``);
+            None sums all of them.
 
     Raises:
         ConfigError: an unknown gate, operation or reach.
@@ -65,6 +68,7 @@ class DynamicRoutingNetwork(nn.Module):
         in_channels: int = 3,
         reach: str = RoutingSettings.reach,
         conditional_training: bool = RoutingSettings.conditional_training,
+        op_gate: OpGateBuilder | None = None,
     ) -> None:
         super().__init__()
         if gate not in GATE_KINDS:
@@ -87,6 +91,7 @@ class DynamicRoutingNetwork(nn.Module):
             num_layers=space.num_layers,
             reach=reach,
             conditional=conditional_training,
+            op_gate=op_gate,
         )
         self.stem = Stem(in_channels, channels, norm)
         self.initial = build(space.initial)
@@ -119,8 +124,9 @@ class DynamicRoutingNetwork(nn.Module):
         """(expected, real) multiply-adds (N,) that the same routes have at another input size."""
         tensors = self._cost_tensors(height, width, routing.activations.device)
         gates = routing.activations.unflatten(1, (-1, len(TRANSFORMS)))
-        expected = tensors.expected(gates, routing.initial)
-        return expected, tensors.real(gates, routing.initial, routing.reached)
+        initial, ops = routing.initial, routing.op_weights
+        real = tensors.real(gates, initial, routing.reached, ops)
+        return tensors.expected(gates, initial, ops), real
 
     def steerable_cost(
         self, routing: Routing, temperature: float, *, closing: bool = False
@@ -163,6 +169,9 @@ class DynamicRoutingNetwork(nn.Module):
         logits: list[Tensor] = []  # of each cell, (N, T)
         gates: list[Tensor] = []  # likewise
         reached: list[Tensor] = []  # of each cell, (N,)
+        # Of each cell (N, O) weights and loads, where operations are chosen.
+        choices: list[OpChoice] = []
+        unchosen = self._unchosen(maps)
         for number, layer in enumerate(self._layers()):
             last = number + 1 == self.space.num_layers
             following = layer_inputs.input_sums(
@@ -185,11 +194,16 @@ class DynamicRoutingNetwork(nn.Module):
                     blank = layer_inputs.blank_gates
                     logits.append(blank)
                     gates.append(blank)
+                    if unchosen is not None:
+                        choices.append(unchosen)
                     continue
                 layer_inputs.send(result, cell.node, images, following)
                 layer_inputs.leave_out(result.skipped)
                 logits.append(to_batch_rows(result.logits, images, count))
                 gates.append(to_batch_rows(result.gates, images, count))
+                if result.choice is not None:
+                    parts = (to_batch_rows(part, images, count) for part in result.choice)
+                    choices.append(OpChoice(*parts))
             reached.extend(masks)
             input_sums = following
         outputs = layer_inputs.tie(
@@ -207,8 +221,17 @@ class DynamicRoutingNetwork(nn.Module):
             torch.stack(reached, dim=1),
             first.gates,
             (height, width),
+            choices,
         )
         return outputs, routing
+
+    def _unchosen(self, like: Tensor) -> OpChoice | None:
+        """Of a cell that does not run: (N, O) zeros; None where all operations are summed."""
+        cell = next(self.cells())
+        if cell.op_gate is None:
+            return None
+        zeros = like.new_zeros((len(like), len(cell.ops)), dtype=torch.float32)
+        return OpChoice(zeros, zeros)
 
     def _record(
         self,
@@ -217,20 +240,26 @@ class DynamicRoutingNetwork(nn.Module):
         reached: Tensor,
         initial: Tensor,
         size: tuple[int, int],
+        choices: Sequence[OpChoice],
     ) -> Routing:
         """From logits and gates (N, cells, T), reached (N, cells) and initial gates (N, T)."""
+        op_weights = op_loads = None
+        if choices:
+            op_weights, op_loads = (torch.stack(p, dim=1) for p in zip(*choices, strict=True))
         costs = self._cost_tensors(*size, gates.device)
         return Routing(
             activations=gates.flatten(1),
             logits=logits.flatten(1),
             initial=initial,
             reached=reached,
-            expected_cost=costs.expected(gates, initial),
-            real_cost=costs.real(gates, initial, reached),
+            expected_cost=costs.expected(gates, initial, op_weights),
+            real_cost=costs.real(gates, initial, reached, op_weights),
             full_cost=costs.full_cost,
             fixed_cost=costs.stem,
             full_real_cost=costs.full_real_cost,
             size=size,
+            op_weights=op_weights,
+            op_loads=op_loads,
         )
 
     def _run_cell(

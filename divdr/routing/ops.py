@@ -5,6 +5,7 @@ Every operation keeps channels and size. ``register_op`` adds one's own.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 import torch
@@ -109,7 +110,9 @@ def build_op(name: str, channels: int, norm: NormFactory) -> nn.Module:
         ConfigError: no operation has this name.
     """
     if name not in _OPS:
-        raise ConfigError(f"unknown operation {name!r}; known are {', '.join(op_names())}")
+        near = difflib.get_close_matches(name, op_names(), n=3)
+        hint = f"nearest are {', '.join(near)}; " if near else ""
+        raise ConfigError(f"unknown operation {name!r}; {hint}known are {', '.join(op_names())}")
     return _OPS[name](channels, norm)
 
 
@@ -135,12 +138,36 @@ def _dil_conv(channels: int, norm: NormFactory) -> nn.Module:
     )
 
 
+def _pair(channels: int, norm: NormFactory, kernel: int) -> nn.Module:
+    return nn.Sequential(
+        conv_norm(channels, channels, norm, kernel_size=kernel),
+        conv_norm(channels, channels, norm, kernel_size=kernel, relu=False),
+    )
+
+
 @register_op("conv_3x3")
 def _conv(channels: int, norm: NormFactory) -> nn.Module:
-    return nn.Sequential(
-        conv_norm(channels, channels, norm, kernel_size=3),
-        conv_norm(channels, channels, norm, kernel_size=3, relu=False),
-    )
+    return _pair(channels, norm, 3)
+
+
+@register_op("conv_5x5")
+def _conv_5x5(channels: int, norm: NormFactory) -> nn.Module:
+    return _pair(channels, norm, 5)
+
+
+@register_op("conv_7x7")
+def _conv_7x7(channels: int, norm: NormFactory) -> nn.Module:
+    return _pair(channels, norm, 7)
+
+
+@register_op("conv_1x7_7x1")
+def _strips(channels: int, norm: NormFactory) -> nn.Module:
+    layers: list[nn.Module] = []
+    for kernel in ((1, 7), (7, 1)):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        conv = nn.Conv2d(channels, channels, kernel, padding=padding, bias=False)
+        layers += [conv, norm(channels), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @register_op("bottleneck_3x3")
@@ -171,6 +198,37 @@ def _avg_pool(channels: int, norm: NormFactory) -> nn.Module:
 @register_op("max_pool_3x3")
 def _max_pool(channels: int, norm: NormFactory) -> nn.Module:
     return nn.MaxPool2d(3, stride=1, padding=1)
+
+
+class SqueezeExcite(nn.Module):
+    """Multiplies each channel by what two layers make of the means of all (Hu et al. 2017).
+
+    Args:
+        channels: C.
+        reduction: the inner layer has C divided by this, at least 1.
+
+    Attributes:
+        inner: neurons of that layer.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.inner = max(1, channels // reduction)
+        self.weigh = nn.Sequential(
+            nn.Linear(channels, self.inner),
+            nn.ReLU(),
+            nn.Linear(self.inner, channels),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return x * self.weigh(x.mean(dim=(2, 3)))[:, :, None, None]
+
+
+@register_op("squeeze_excite")
+def _squeeze_excite(channels: int, norm: NormFactory) -> nn.Module:
+    return SqueezeExcite(channels)
 
 
 class Stem(nn.Module):

@@ -27,6 +27,10 @@ class Routing:
         fixed_cost: real cost that no gate can save, the stem's, multiply-adds.
         full_real_cost: real cost of this input size with every gate open, multiply-adds.
         size: (height, width) of the network's input in pixels.
+        op_weights: (N, cells, O) weights G(x) of each cell's operations, where they are chosen by
+            image: 0 for those that do not run, and for cells that compute nothing. With a graph in
+            training. None where all are summed.
+        op_loads: (N, cells, O) likewise, their loads (``divdr.routing.chosen_ops``).
     """
 
     activations: Tensor
@@ -39,6 +43,8 @@ class Routing:
     fixed_cost: float
     full_real_cost: float
     size: tuple[int, int]
+    op_weights: Tensor | None = None
+    op_loads: Tensor | None = None
 
     def __len__(self) -> int:
         return self.activations.shape[0]

@@ -16,8 +16,14 @@ from .mixtures import (
     HydraSettings,
     TeachingSettings,
 )
-from .routed import PerExampleSettings
-from .routing import BudgetSettings, ClusteringSettings, KMeansSettings, RoutingSettings
+from .routed import MultiTaskSettings, PerExampleSettings, RoutedResNetSettings
+from .routing import (
+    BudgetSettings,
+    ClusteringSettings,
+    KMeansSettings,
+    OpGateSettings,
+    RoutingSettings,
+)
 from .single_gated import (
     BoxSingleGateSettings,
     HeadMixtureSettings,
@@ -36,6 +42,8 @@ from .training import (
 
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
+    RoutedResNetSettings,
+    MultiTaskSettings,
     SolverSettings,
     OptimizerSettings,
     LoaderSettings,
@@ -66,10 +74,13 @@ __all__ = [
     "KMeansSettings",
     "LoaderSettings",
     "MixtureSettings",
+    "MultiTaskSettings",
+    "OpGateSettings",
     "OptimizerSettings",
     "PerExampleSettings",
     "PrecisionSettings",
     "Range",
+    "RoutedResNetSettings",
     "RoutingSettings",
     "SegmentationSingleGateSettings",
     "Settings",

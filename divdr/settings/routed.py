@@ -1,10 +1,11 @@
-"""Settings of classifiers whose layers route each image ("Diversity and Depth ...", ICLR 2019)."""
+"""Settings of what routes each image through experts ("Diversity and Depth ...", ICLR 2019)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import ConfigError
 from .field import Settings, setting
 
 _PAPER = "Ramachandran & Le"
@@ -109,3 +110,95 @@ class PerExampleSettings(Settings):
         "paper's, for batches of hundreds.",
         low=1,
     )
+
+
+@dataclass(frozen=True)
+class RoutedResNetSettings(Settings):
+    """Backbones "build_routed_resnet_..._backbone": ResNets whose 3 × 3 convolutions are chosen.
+
+    Every 3×3 convolution of stride 1 of a bottleneck is a layer of experts, of which a gate
+    chooses k for each image. Depth, channels, strides and dilations are those of MODEL.RESNETS.
+    """
+
+    KEY: ClassVar[str] = "MODEL.ROUTED_RESNET"
+
+    experts: tuple[str, ...] = setting(
+        ("conv_3x3", "conv_5x5", "conv_1x7_7x1", "max_pool_3x3", "squeeze_excite"),
+        "Operation of each expert of a layer. Those of one name start equal, and the gate's noise "
+        "sets them apart; the paper's homogeneous network is five times conv_3x3.",
+        not_empty=True,
+        source=f"{_PAPER}, Section 4.2.2",
+    )
+    k_first: int = setting(
+        5, "k of the first layer: experts that run for an image.", low=1, source=_PAPER
+    )
+    k_last: int = setting(
+        2,
+        "k of the last layer; between them it changes in equal steps (k-annealing). The paper does "
+        "not tell its ResNet's.",
+        low=1,
+        source=f"{_PAPER}, Section 2.1",
+    )
+    router: str = setting(
+        "pooled",
+        'What a gate looks at: the map\'s mean over its pixels ("pooled"), with the embedding of '
+        'the image\'s task ("pooled_task"), that embedding alone ("task"), or nothing '
+        '("constant": one path for all). Tasks are those of MODEL.MULTI_TASK.',
+        choices=("pooled", "pooled_task", "task", "constant"),
+        source=f"{_PAPER}, Section 2.2",
+    )
+    task_width: int = setting(32, "Numbers in a task's embedding.", low=1)
+    norm: str = setting(
+        "GN",
+        'Normalisation of the whole backbone, in place of MODEL.RESNETS.NORM: "GN", for which '
+        'R-50-GN.pkl of Detectron2\'s model zoo has weights, or "FrozenBN", which keeps that of '
+        "pretrained weights. Others look at the whole batch, of which each expert sees a part.",
+        choices=("GN", "FrozenBN"),
+        source=f"{_PAPER}, Section 4.2",
+    )
+    balance_weight: tuple[float, float] = setting(
+        (0.1, 0.0),
+        "Weight of the importance and the load loss as training starts and as it ends, linear "
+        "between; two numbers.",
+        low=0,
+        source=f"{_PAPER}, Section 4.2",
+    )
+    balance_steps: int = setting(
+        8,
+        "M, steps whose images these losses sum over, the present one and earlier ones: a "
+        "detector's batch is too small to tell how experts are used. The paper's is 1.",
+        low=1,
+    )
+
+
+@dataclass(frozen=True)
+class MultiTaskSettings(Settings):
+    """Several tasks over one backbone (MODEL.META_ARCHITECTURE "MultiTask").
+
+    Task i is that of the i-th data set of DATASETS.TRAIN, or of all whose metadata name the same
+    "task"; each has heads of its own, by the keys of its architecture.
+    """
+
+    KEY: ClassVar[str] = "MODEL.MULTI_TASK"
+
+    architectures: tuple[str, ...] = setting(
+        ("SemanticSegmentor", "GeneralizedRCNN"),
+        'Whose heads each task has: those of "SemanticSegmentor" or "GeneralizedRCNN".',
+        not_empty=True,
+    )
+    classes: tuple[int, ...] = setting(
+        (),
+        "Classes of each task, in place of MODEL.SEM_SEG_HEAD.NUM_CLASSES and MODEL.ROI_HEADS."
+        "NUM_CLASSES, where two tasks of one architecture have other numbers; empty: those.",
+        low=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("SemanticSegmentor", "GeneralizedRCNN")
+        for name in self.architectures:
+            if name not in known:
+                raise ConfigError(
+                    f"{self.KEY}.ARCHITECTURES: a task's heads are those of {' or '.join(known)}, "
+                    f"not {name!r}"
+                )

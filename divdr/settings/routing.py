@@ -228,6 +228,38 @@ class ClusteringSettings(Settings):
 
 
 @dataclass(frozen=True)
+class OpGateSettings(Settings):
+    """Operations of a cell chosen for each image, beside its paths (Ramachandran & Le)."""
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.OP_GATE"
+
+    name: str = setting(
+        "sum",
+        '"sum": every cell sums all of OPS (DR). "noisy_top_k": a gate chooses k of them for each '
+        "image, which run on the images that chose them and are weighted by the gate. The budget "
+        "loss stays on paths, and the initial cell sums.",
+        choices=("sum", "noisy_top_k"),
+        source="Ramachandran & Le, Section 2.1",
+    )
+    k_first: int = setting(
+        2, "k of the cells of the first layer, at most the number of OPS.", low=1
+    )
+    k_last: int = setting(
+        1, "k of those of the last; between them it changes in equal steps (k-annealing).", low=1
+    )
+    balance_weight: tuple[float, float] = setting(
+        (0.1, 0.0),
+        "Weight of the importance and the load loss as training starts and as it ends, linear "
+        "between; two numbers. They are sums over all cells.",
+        low=0,
+        source="Ramachandran & Le, Section 4.2",
+    )
+    balance_steps: int = setting(
+        8, "Steps whose images these losses sum over, the present one and earlier ones.", low=1
+    )
+
+
+@dataclass(frozen=True)
 class RoutingSettings(Settings):
     """The routing space and what runs in it."""
 
@@ -314,6 +346,7 @@ class RoutingSettings(Settings):
         low=0,
         below=1,
     )
+    op_gate: OpGateSettings = OpGateSettings()
     budget: BudgetSettings = BudgetSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     cost_sizes: tuple[tuple[int, int], ...] = setting(

@@ -84,7 +84,7 @@ def test_image_without_label(capsys, folder, overrides):
 
 def test_unknown_operation(capsys, folder, overrides):
     reported = run(capsys, folder, overrides, "MODEL.ROUTING.OPS", "['sep_conv_9x9']")
-    assert "unknown operation 'sep_conv_9x9'; known are avg_pool_3x3" in reported
+    assert "unknown operation 'sep_conv_9x9'; nearest are sep_conv_3x3" in reported
 
 
 def test_unknown_key(capsys, folder, overrides):

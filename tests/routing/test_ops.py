@@ -44,7 +44,7 @@ def test_unknown_layers_are_not_counted_silently():
 
 
 def test_names_are_checked():
-    with pytest.raises(ConfigError, match="unknown operation 'conv_5x5'"):
-        build_op("conv_5x5", 8, torch.nn.BatchNorm2d)
+    with pytest.raises(ConfigError, match="unknown operation 'conv_5x6'; nearest are conv_5x5"):
+        build_op("conv_5x6", 8, torch.nn.BatchNorm2d)
     with pytest.raises(ConfigError, match="exists"):
         register_op("skip_connect")(lambda channels, norm: torch.nn.Identity())

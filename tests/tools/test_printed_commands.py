@@ -24,8 +24,8 @@ WITH_COMMANDS = [page for page in PAGES if blocks(page)]
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
 DATA = {
-    "cityscapes": {_OWN, "datasets/streetscapes"},
-    "coco": {_OWN, "datasets/shapes", "datasets/shapes400"},
+    "cityscapes": {_OWN, "datasets/streetscapes", "datasets/two_tasks"},
+    "coco": {_OWN, "datasets/shapes", "datasets/shapes400", "datasets/two_tasks"},
     "neon": {"datasets"},
     "subsets": {"datasets/subsets"},
     "fashion": {"datasets"},
