@@ -8,6 +8,7 @@ import sys
 
 # What works without Detectron2, and what stands on it.
 METHOD = {"routing", "experts", "inference", "moe", "checkpoint", "errors", "settings"}
+METHOD |= {"command_line"}
 UPPER_STOREY = {"modeling", "data", "evaluation", "engine", "visualization", "studies"}
 UPPER_STOREY |= {"benchmark", "config", "image_files", "image_keys"}
 
