@@ -23,6 +23,13 @@ from .training import (
     PrecisionSettings,
     SolverSettings,
 )
+from .translation import (
+    BeamSearchSettings,
+    TransformerSettings,
+    TranslationExpertSettings,
+    TranslationSettings,
+    TranslationTrainingSettings,
+)
 
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
@@ -34,10 +41,15 @@ GROUPS: tuple[type[Settings], ...] = (
     BoxHydraSettings,
     BoxCollaborationSettings,
 )
-"""All settings; further groups are within these."""
+"""All settings with keys in a configuration; further groups are within these."""
+
+OUTSIDE: tuple[type[Settings], ...] = (TranslationSettings,)
+"""Those of what runs outside Detectron2: they have no keys, and a program's options instead."""
 
 __all__ = [
     "GROUPS",
+    "OUTSIDE",
+    "BeamSearchSettings",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
     "BudgetSettings",
@@ -56,6 +68,10 @@ __all__ = [
     "RoutingSettings",
     "Settings",
     "SolverSettings",
+    "TransformerSettings",
+    "TranslationExpertSettings",
+    "TranslationSettings",
+    "TranslationTrainingSettings",
     "entries",
     "walk",
 ]
