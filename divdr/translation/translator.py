@@ -49,7 +49,7 @@ class GroupDecoder(nn.Module):
         settings: BeamSearchSettings,
     ) -> None:
         super().__init__()
-        self._model = [model]  # no part of this module
+        self._model = model
         self._expert = expert
         self._encoded = encoded
         self._limits = limits
@@ -62,7 +62,7 @@ class GroupDecoder(nn.Module):
             self._encoded.memory[rows, :width], self._encoded.padding[rows, :width], None
         )
         settings = self._settings
-        state = DecoderState(self._model[0], self._expert, part, settings.beam)
+        state = DecoderState(self._model, self._expert, part, settings.beam)
         found = beam_search(state, self._limits[rows], settings.beam, settings.length_penalty)
         return padded([each.tokens for each in found]).to(rows.device, torch.int64)
 

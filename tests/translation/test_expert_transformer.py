@@ -93,6 +93,23 @@ def test_positions_by_hand():
             assert float(table[place, 2 * pair + 1]) == pytest.approx(math.cos(place * rate))
 
 
+def test_embedding_by_hand():
+    made = model(1)
+    weight = made.embedding.weight
+    found = made.embed(torch.tensor([[7, 9]]), weight, start=4)
+    expected = 4 * weight[[7, 9]] + sinusoids(6, 16)[4:]  # √16 is 4
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_how_weights_start():
+    made = ExpertTransformer(4000, 1, TINY)
+    assert float(made.embedding.weight.detach()[5:].std()) == pytest.approx(16**-0.5, rel=0.02)
+    assert not made.embedding.weight[PAD].any()
+    bound = math.sqrt(6 / (TINY.width + TINY.feedforward))  # Xavier's
+    largest = float(made.decoders[0].layers[1].linear1.weight.detach().abs().max())
+    assert 0.9 * bound < largest <= bound
+
+
 def test_decoders_start_unlike():
     made = ExpertTransformer(30, 2, TINY)
     layers = [d.layers[number].linear1.weight for d in made.decoders for number in (0, 1)]

@@ -67,6 +67,8 @@ def test_vocabulary_gives_the_text_back(vocabulary):
         tokens = vocabulary.encode(line)
         assert min(tokens) > SELECT  # text holds no special token
         assert vocabulary.decode([*tokens, PAD, PAD]) == line
+    signs = ["a … ½ ﬁ", "b „x“ …"] * 4  # which Unicode has other forms of
+    assert [(own := Vocabulary.learn(signs, 20)).decode(own.encode(s)) for s in signs] == signs
     assert Vocabulary(vocabulary.model).encode(WORDS[0]) == vocabulary.encode(WORDS[0])
     assert Vocabulary.learn(WORDS, 120).model == vocabulary.model
 

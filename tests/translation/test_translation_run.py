@@ -81,9 +81,20 @@ def test_a_run_that_ended_between_its_two_files_goes_on(tmp_path):
     cut = TranslationRun(tmp_path / "cut", text(), settings())
     assert (cut.step, list(checkpoint_files(tmp_path / "cut"))) == (2, [2])
     cut.train()
+    log = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [2, 8]  # 4 was taken again
     whole = TranslationRun(tmp_path / "whole", text(), settings())
     whole.train()
     same(cut.model.state_dict(), whole.model.state_dict())
+
+
+def test_the_optimiser(tmp_path):
+    run = TranslationRun(tmp_path, text(), settings(clip_norm=0.01))
+    assert (run.optimizer.defaults["betas"], run.optimizer.defaults["eps"]) == ((0.9, 0.98), 1e-9)
+    run.train(1)
+    gradients = [p.grad.flatten() for p in run.model.parameters() if p.grad is not None]
+    assert float(torch.cat(gradients).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert run.optimizer.param_groups[0]["lr"] == learning_rate(1, 7e-4, 4)
 
 
 def test_seeds_differ(tmp_path):
