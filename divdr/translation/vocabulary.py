@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from types import ModuleType
 
@@ -66,7 +66,7 @@ class Vocabulary:
             raise DataError("there is no text to learn a vocabulary from")
         try:
             library.SentencePieceTrainer.Train(
-                sentence_iterator=_whole(chain([first], given)),
+                sentence_iterator=chain([first], given),
                 model_writer=out,
                 model_type="bpe",
                 vocab_size=size,
@@ -94,11 +94,6 @@ class Vocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; special ones have none."""
         return str(self._processor.DecodeIds([t for t in tokens if t not in (PAD, SELECT)]))
-
-
-def _whole(lines: Iterable[str]) -> Iterator[str]:
-    """Lines that SentencePiece takes as they are: it keeps this sign for spaces."""
-    return (line.replace("▁", "_") for line in lines)
 
 
 def _reason(said: str, size: int) -> str:

@@ -15,18 +15,21 @@ from divdr.settings.translation import (
     TranslationTrainingSettings,
 )
 from divdr.translation import (
+    Batch,
     ParallelText,
     TranslationRun,
     Translator,
     checkpoint_files,
     corpus_bleu,
     encode_pairs,
+    epoch_batches,
     evaluate,
     learning_rate,
     load_trained,
     mean_weights,
     model_settings,
     selection_quality,
+    translation_losses,
 )
 
 
@@ -86,6 +89,23 @@ def test_a_run_that_ended_between_its_two_files_goes_on(tmp_path):
     whole = TranslationRun(tmp_path / "whole", text(), settings())
     whole.train()
     same(cut.model.state_dict(), whole.model.state_dict())
+
+
+def test_every_step_gets_the_next_batch_and_how_far_training_is(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(model, batch, coe, label_smoothing, progress):
+        seen.append((batch.source.tolist(), progress))
+        return translation_losses(model, batch, coe, label_smoothing, progress)
+
+    monkeypatch.setattr("divdr.translation.translation_run.translation_losses", noted)
+    run = TranslationRun(tmp_path, text(), settings(seed=5, steps=12))
+    run.train()
+    assert [progress for _, progress in seen] == [step / 12 for step in range(12)]
+    plan = [rows for epoch in range(12) for rows in epoch_batches(run.pairs, 90, 5, epoch)]
+    assert plan[:3] != plan[3:6]  # there are three to an epoch
+    expected = [Batch.of([run.pairs[row] for row in rows]) for rows in plan[:12]]
+    assert [source for source, _ in seen] == [batch.source.tolist() for batch in expected]
 
 
 def test_the_optimiser(tmp_path):
