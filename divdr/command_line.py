@@ -1,7 +1,8 @@
-"""From errors to one clear sentence on the command line, whatever program it is of."""
+"""What command lines of all programs share: numbers as options, and errors in one sentence."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -52,3 +53,18 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, DataError) and len(error.problems) > 1:
         return text
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """A number of at least ``low``; ``kind`` makes it of the text, ``int`` or ``float``."""
+
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"must be at least {low:g}, not {text}")
+        return value
+
+    return number

@@ -22,7 +22,7 @@ from pathlib import Path
 import _environment  # noqa: F401
 import torch
 
-from divdr.command_line import report_errors
+from divdr.command_line import at_least, report_errors
 from divdr.errors import ConfigError
 from divdr.settings import Settings, entries
 from divdr.settings.translation import BeamSearchSettings, TranslationSettings
@@ -68,13 +68,15 @@ def read_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train, or go on")
     train.add_argument("--model", choices=MODELS, default="coe", help="big: twice as wide as base")
-    train.add_argument("--stop", type=int, metavar="N", help="end after N of --steps; go on later")
+    train.add_argument(
+        "--stop", type=at_least(1), metavar="N", help="end after N of --steps; go on later"
+    )
     for group in entries(TranslationSettings)[:3]:
         add_settings(train.add_argument_group(group.kind.__doc__.splitlines()[0]), group.kind)
     score = commands.add_parser("evaluate", help="BLEU of a trained model")
     score.add_argument("--split", default="test", help="valid, say; default: test")
     score.add_argument(
-        "--longest", type=int, default=0, metavar="N", help="leave out pairs of more tokens"
+        "--longest", type=at_least(0), default=0, metavar="N", help="leave out pairs of more tokens"
     )
     score.add_argument(
         "--decoders", action="store_true", help="each decoder for all sentences, too"
@@ -89,7 +91,10 @@ def read_arguments() -> argparse.Namespace:
     for command in (score, translate):
         add_settings(command.add_argument_group("search"), BeamSearchSettings)
         command.add_argument(
-            "--checkpoints", type=int, metavar="N", help="how many to average; default: as trained"
+            "--checkpoints",
+            type=at_least(1),
+            metavar="N",
+            help="how many to average; default: as trained",
         )
     for command in (train, score, translate):
         command.add_argument("--output", required=True, metavar="DIR", help="folder of the run")

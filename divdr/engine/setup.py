@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ..command_line import at_least as at_least  # beside the other kinds of options below
 from ..command_line import one_sentence
 from ..config import get_divdr_config
 from ..errors import ConfigError, DivdrError
@@ -76,21 +77,6 @@ def make_output_folder(path: str, what: str = "OUTPUT_DIR") -> None:
         raise ConfigError(f"{what} {path} is a file, not a folder") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be written: {error.strerror}") from None
-
-
-def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """A number of at least ``low``; ``kind`` makes it of the text, ``int`` or ``float``."""
-
-    def number(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"must be at least {low:g}, not {text}")
-        return value
-
-    return number
 
 
 def listed(number: Callable[[str], Any], count: int | None = None) -> Callable[[str], list]:

@@ -97,6 +97,7 @@ def test_train_go_on_evaluate_and_translate(repository, data, tmp_path, tool):
         ("train --data DATA --output OUT --wgm all", "error: TRANSLATION.COE.WGM must be one of"),
         ("evaluate --data DATA --output NONE", "error: NONE holds no checkpoint of a translation"),
         ("translate --output NONE --text a", "error: NONE holds no checkpoint of a translation"),
+        ("train --data DATA --output OUT --stop 0", "train_translation.py train: error: argument"),
         ("translate --output NONE --beam 0", "error: NONE holds no"),
     ],
 )
