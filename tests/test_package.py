@@ -198,7 +198,7 @@ def test_rooms_import_downwards_only(repository):
         "moe": {"routing", "experts", "checkpoint"},
         "modeling": {"routing", "experts", "inference", "moe", "checkpoint"},
         "data": set(),
-        "evaluation": {"routing", "experts", "moe", "modeling"},
+        "evaluation": {"routing", "experts", "moe", "modeling", "checkpoint"},
         "engine": set(rooms) - {"visualization", "translation"},
         "visualization": set(rooms) - {"translation"},
         "studies": set(rooms) - {"translation"},
