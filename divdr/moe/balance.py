@@ -16,6 +16,8 @@ from ..errors import ConfigError
 from .embedding import add_up, process_count
 
 _EPSILON = 1e-10
+# Softplus can be 0 in float32, and a margin over it no number, with no gradient of any loss.
+_LEAST_DEVIATION = 1e-4
 
 
 def squared_variation(values: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def load_probabilities(clean: Tensor, noisy: Tensor, deviation: Tensor, k: int) 
     """
     if k == noisy.shape[1]:
         return torch.ones_like(noisy)
-    margin = (clean - kth_excluding(noisy, k)) / deviation
+    margin = (clean - kth_excluding(noisy, k)) / deviation.clamp_min(_LEAST_DEVIATION)
     return torch.special.ndtr(margin)
 
 

@@ -88,10 +88,13 @@ class NoisyTopKGate(nn.Module):
             sharing: (N,) int64; samples of one number get the same noise, so that those with the
                 same x take the same path in training too. None: each sample its own.
         """
-        clean = self.score(x).float()
+        # A decision between experts that are alike must not hang on half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.score.weight.dtype)
+            clean = self.score(x).float()
+            deviation = F.softplus(self.noise(x).float()) if self.training else None
         noisy, load = clean, None
-        if self.training:
-            deviation = F.softplus(self.noise(x).float())
+        if deviation is not None:
             noisy = clean + _noise(clean, sharing) * deviation
             load = load_probabilities(clean, noisy, deviation, self.k)
         index = noisy.detach().topk(self.k, dim=1).indices

@@ -29,11 +29,8 @@ class OpGate(nn.Module):
 
     def forward(self, x: Tensor) -> OpChoice:
         """Decide for (n, C, H, W), in float32 whatever the precision of ``x``."""
-        # A decision between two alike must not hang on half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            kind = torch.promote_types(x.dtype, torch.float32)
-            pooled = x.mean((2, 3), dtype=kind)
-            gating = self.gate(pooled.to(self.gate.score.weight.dtype))
+        pooled = x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        gating = self.gate(pooled)
         return OpChoice(gating.weights, gating.load)
 
 

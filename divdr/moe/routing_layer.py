@@ -67,7 +67,10 @@ class Router(nn.Module):
             return self.gate(x.new_ones((len(x), 1)), torch.zeros_like(context.tasks))
         if self.kind == "task":
             return self.gate(context.embedding, context.tasks)
-        pooled = x.flatten(2).mean(2) if x.dim() > 2 else x
+        pooled = x
+        if x.dim() > 2:
+            # Rounded means of half precision would move decisions.
+            pooled = x.flatten(2).mean(2, dtype=torch.promote_types(x.dtype, torch.float32))
         if self.kind == "pooled":
             return self.gate(pooled)
         return self.gate(torch.cat([pooled, context.embedding.to(pooled.dtype)], dim=1))

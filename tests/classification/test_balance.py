@@ -163,3 +163,12 @@ def test_two_processes_see_the_sums_of_both_and_learn_what_one_would(tmp_path):
         for a, b, c in zip(one, other, together, strict=True):
             torch.testing.assert_close((a + b) / 2, c, rtol=1e-4, atol=1e-6)
     assert parts[0][2][0] == parts[1][2][0]  # the values are of all processes
+
+
+def test_noise_that_float32_cannot_tell_from_none_leaves_gradients_finite():
+    gate = NoisyTopKGate(2, 3, 1).train()
+    torch.nn.init.constant_(gate.noise.weight, -200.0)  # softplus of -400 is 0
+    gating = gate(torch.ones(4, 2))
+    (gating.load.sum() * 0.0 + gating.weights[:, 0].sum()).backward()
+    assert gate.score.weight.grad.isfinite().all()
+    assert gate.noise.weight.grad.isfinite().all()

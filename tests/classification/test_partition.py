@@ -10,6 +10,7 @@ from divdr.config import get_divdr_config
 from divdr.errors import ConfigError, DataError
 from divdr.modeling.classifiers import choose_partition
 from divdr.moe import (
+    NamedInput,
     class_means,
     cluster_partition,
     given_partition,
@@ -86,7 +87,7 @@ def test_a_file_is_read_by_class_names_and_refused_for_other_classes(tmp_path):
 def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 9)
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 9)
     )
     asked = []
 
@@ -94,12 +95,16 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
         asked.append((name, num_classes, keys))
         return network.train()
 
-    monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.named_classifier", named)
+    given = NamedInput((4, 4), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+    module = "divdr.modeling.classifiers.image_classifier."
+    monkeypatch.setattr(module + "named_classifier", named)
+    monkeypatch.setattr(module + "named_input", lambda name: given)
     cfg = get_divdr_config()
-    cfg.MODEL.DEVICE, cfg.MODEL.PIXEL_MEAN, cfg.INPUT.CLASSIFICATION.SIZE = "cpu", [0.0], 4
+    cfg.MODEL.DEVICE, cfg.INPUT.CLASSIFICATION.SIZE = "cpu", 4
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [100.0], [50.0]
     hydra = cfg.MODEL.CLASSIFIER.HYDRA
     hydra.BRANCHES, hydra.PARTITION, hydra.EMBEDDER = 3, "cluster", "timm:network"
-    x, labels = 3 * torch.randn(60, 1, 4, 4), torch.arange(60) % 6
+    x, labels = torch.randn(60, 1, 4, 4), torch.arange(60) % 6
     order = labels.argsort()  # batches of one class each: their own statistics would hide it
     batches = [(x[rows], labels[rows]) for rows in order.split(10)]
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -111,12 +116,12 @@ def test_embedders_of_a_library_look_at_each_image_for_itself(monkeypatch):
 
     monkeypatch.setattr("divdr.modeling.classifiers.image_classifier.class_means", means)
     found = choose_partition(cfg, list("abcdef"), None, lambda: batches)
-    assert asked == [
-        ("timm:network", None, {"in_channels": 1, "pretrained": True, "image_size": 4})
-    ]
+    assert asked == [("timm:network", None, {"pretrained": True, "image_size": 4})]
     assert all(v.equal(before[k]) for k, v in network.state_dict().items())
     with torch.no_grad():
-        embedded = network.eval()[:4](x)
+        grey = (50 * x + 100) / 255  # as the library's weights know it
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in (given.mean, given.std))
+        embedded = network.eval()[:4]((grey.expand(-1, 3, -1, -1) - mean) / deviation)
     expected = torch.stack([embedded[labels == c].double().mean(0) for c in range(6)])
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
     assert found.equal(cluster_partition(expected, 3))

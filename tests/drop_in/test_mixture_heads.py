@@ -185,7 +185,12 @@ def refused(capsys, config, opts):
         ("hydra", "ROI_BOX_HEAD.HYDRA.BRANCHES", 5, "has 12 super-classes, and BRANCHES is 5"),
         ("hydra", "ROI_BOX_HEAD.HYDRA.PARTITION", "file", "class partition  cannot be read"),
         ("hydra", "ROI_HEADS.NAME", "StandardROIHeads", "HydraBoxHead needs MODEL.ROI_HEADS.NAME"),
-        ("coe", "ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "HydraBoxHead or CoEBoxHead, not Fast"),
+        (
+            "coe",
+            "ROI_BOX_HEAD.NAME",
+            "FastRCNNConvFCHead",
+            "or SingleGateBoxHead, not Fast",
+        ),
         ("coe", "ROI_BOX_HEAD.COE.THRESHOLD", 2.0, "COE.THRESHOLD must be between 0 and 1, not 2"),
     ],
 )

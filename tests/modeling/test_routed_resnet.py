@@ -106,6 +106,24 @@ def test_gates_learn_and_balance_sees_every_layer():
         assert layer.router.gate.score.weight.grad.abs().sum() > 0
 
 
+def test_half_precision_decides_as_float32_does_and_learns():
+    torch.manual_seed(0)
+    # Of one stage: behind several, bfloat16's maps are others.
+    pairs = ("MODEL.RESNETS.OUT_FEATURES", ["res2"], "MODEL.ROUTED_RESNET.K_FIRST", 2)
+    images = patterns(2, 32, 32)
+    backbone = decided(routed_resnet(*pairs), images)
+    first = next(m for m in backbone.modules() if isinstance(m, RoutingLayer))
+    pooled = torch.rand(64, 8)
+    wanted = first.router.gate(pooled)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = first.router.gate(pooled)
+        maps = backbone.train()(images)["res2"]
+    assert found.weights.equal(wanted.weights)
+    assert maps.isfinite().all()
+    maps.float().square().mean().backward()
+    assert first.router.gate.score.weight.grad.abs().sum() > 0
+
+
 def test_equal_experts_part_by_the_noise_of_the_gate():
     torch.manual_seed(0)
     pairs = ("MODEL.ROUTED_RESNET.EXPERTS", HOMOGENEOUS, "MODEL.ROUTED_RESNET.K_FIRST", 2)
