@@ -53,7 +53,7 @@ from .expert_dispatch import (
 )
 from .expert_files import base_hash, take_expert
 from .expert_ops import SqueezeExcite, build_expert, expert_names, group_norm
-from .gates import PooledGate
+from .gates import Gating, NoisyTopKGate, PooledGate, anneal_k
 from .hydra import Hydra, NeededGroups, check_gating, chosen_branches, own_loss
 from .interpolation import (
     CurvePoint,
@@ -74,7 +74,6 @@ from .named import (
     named_stem,
     without_last_linear,
 )
-from .noisy_top_k import Gating, NoisyTopKGate, anneal_k
 from .op_gate import OpGate, OpGates
 from .per_example import Body, BodyCost, Decision, PerExample, RoutedLayers, number_decisions
 from .per_example_models import per_example_network

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..routing.ops import NormFactory, conv_norm
+from .gates import Gating, anneal_k
 from .multiply_adds import part_macs
-from .noisy_top_k import Gating, anneal_k
 from .per_example import BodyCost, layer_cost
 from .routing_layer import Context, Router, RoutingLayer
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..routing.chosen_ops import OpChoice
 from ..settings import OpGateSettings
-from .noisy_top_k import NoisyTopKGate, anneal_k
+from .gates import NoisyTopKGate, anneal_k
 
 
 class OpGate(nn.Module):

@@ -17,8 +17,8 @@ from ..errors import ConfigError, DataError
 from .balance import Balance
 from .choice import one_hot_choice
 from .expert_dispatch import Dispatch, run_groups
+from .gates import Gating
 from .multiply_adds import each_macs, part_macs
-from .noisy_top_k import Gating
 from .routing_layer import Context, RoutingLayer
 from .system import Cost, Prediction, Stage
 

@@ -13,7 +13,7 @@ from ..routing.ops import conv_norm
 from ..settings import PerExampleSettings
 from .choice_blocks import BlockParts, RoutedCells
 from .expert_ops import build_expert, group_norm, linear_layer
-from .noisy_top_k import anneal_k
+from .gates import anneal_k
 from .per_example import PerExample, RoutedLayers
 from .resnet import initialise
 from .routing_layer import Router, RoutingLayer

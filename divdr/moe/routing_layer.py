@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..settings import PerExampleSettings
 from .expert_dispatch import Dispatch, run_groups, scatter_sum
-from .noisy_top_k import Gating, NoisyTopKGate
+from .gates import Gating, NoisyTopKGate
 
 ROUTERS = PerExampleSettings.choices("router")
 """What a gate can look at, see :class:`Router`."""
