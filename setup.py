@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 REPORT = ["matplotlib", "jinja2"]
 TIMM = ["timm"]
+TRANSLATION = ["sentencepiece", "sacrebleu"]
 DETECTRON2 = [
     "torchvision",
     "fvcore",
@@ -43,7 +44,7 @@ setup(
     packages=find_packages(include=["divdr", "divdr.*"]),
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
     python_requires=">=3.10,<3.13",
-    # The method: rooms routing, experts, inference, moe and checkpoint.
+    # The method: rooms routing, experts, inference, moe, checkpoint and translation.
     install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],
     extras_require={
         # What Detectron2, its evaluators and the rooms that stand on it need, but itself.
@@ -54,7 +55,9 @@ setup(
         "export": EXPORT,
         # Classifiers of timm by name (docs/guide/classification.md).
         "timm": TIMM,
-        "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM],
+        # Translation by several decoders (docs/guide/translation.md).
+        "translation": TRANSLATION,
+        "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM, *TRANSLATION],
         "dev": ["ruff", "mypy"],
     },
 )

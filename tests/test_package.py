@@ -8,6 +8,7 @@ import sys
 
 # What works without Detectron2, and what stands on it.
 METHOD = {"routing", "experts", "inference", "moe", "checkpoint", "errors", "settings"}
+METHOD |= {"translation", "command_line"}
 UPPER_STOREY = {"modeling", "data", "evaluation", "engine", "visualization", "studies"}
 UPPER_STOREY |= {"benchmark", "config", "image_files", "image_keys"}
 
@@ -122,7 +123,7 @@ def test_every_part_stands_in_one_storey(repository):
 def test_the_method_imports_nothing_that_needs_detectron2(repository):
     plain = {"torch", "numpy", "scipy", "sklearn", "divdr"} | sys.stdlib_module_names
     # Where a user asks for them by name.
-    optional = {"torchvision", "timm", "onnxruntime", "onnxscript"}
+    optional = {"torchvision", "timm", "onnxruntime", "onnxscript", "sentencepiece", "sacrebleu"}
     package = repository / "divdr"
     for part in METHOD:
         for file in [*(package / part).rglob("*.py"), *package.glob(f"{part}.py")]:
@@ -166,6 +167,7 @@ def test_dependencies_leave_detectron2_to_the_user(repository, monkeypatch):
     assert {"torchvision", "fvcore", "pycocotools", "yacs", "matplotlib"} <= extras["detectron2"]
     assert extras["detectron2"] < extras["test"]
     assert extras["report"] == {"matplotlib", "jinja2"}
+    assert extras["translation"] == {"sentencepiece", "sacrebleu"} < extras["test"]
     everything = named(declared["install_requires"]).union(*extras.values())
     assert not [name for name in everything if "detectron" in name]
     # `make setup` installs the lists of requirements/, and this package without its needs.
@@ -188,7 +190,7 @@ def test_a_module_name_stands_once(repository):
 
 def test_rooms_import_downwards_only(repository):
     rooms = ["routing", "experts", "inference", "moe", "modeling", "data"]
-    rooms += ["evaluation", "engine", "visualization", "checkpoint", "benchmark"]
+    rooms += ["evaluation", "engine", "visualization", "checkpoint", "benchmark", "translation"]
     may_import = {
         "routing": set(),
         "experts": {"routing"},
@@ -197,10 +199,11 @@ def test_rooms_import_downwards_only(repository):
         "modeling": {"routing", "experts", "inference", "moe", "checkpoint"},
         "data": set(),
         "evaluation": {"routing", "experts", "moe", "modeling"},
-        "engine": set(rooms) - {"visualization"},
-        "visualization": set(rooms),
-        "studies": set(rooms),
+        "engine": set(rooms) - {"visualization", "translation"},
+        "visualization": set(rooms) - {"translation"},
+        "studies": set(rooms) - {"translation"},
         "checkpoint": set(),
+        "translation": {"moe", "checkpoint"},
         "benchmark": {"routing", "experts", "inference"},
     }
     for room, allowed in may_import.items():

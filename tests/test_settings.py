@@ -22,6 +22,7 @@ from divdr.routing.gate import GATE_KINDS
 from divdr.routing.network import REACH_KINDS
 from divdr.settings import (
     GROUPS,
+    OUTSIDE,
     BudgetSettings,
     ClassificationInputSettings,
     ClassifierSettings,
@@ -33,12 +34,14 @@ from divdr.settings import (
     RoutingSettings,
     Settings,
     SolverSettings,
+    TranslationExpertSettings,
     entries,
     walk,
 )
 from divdr.settings.__main__ import page
 
 ALL = [part for group in GROUPS for part in walk(group)]
+WITHOUT_KEYS = [part for group in OUTSIDE for part in walk(group)]
 
 
 def test_keys_names_defaults_and_types_are_those_of_old(repository):
@@ -65,7 +68,7 @@ def test_settings_need_neither_torch_nor_detectron2(repository):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("group", ALL, ids=lambda group: group.__name__)
+@pytest.mark.parametrize("group", ALL + WITHOUT_KEYS, ids=lambda group: group.__name__)
 def test_every_setting_says_what_it_means(group):
     assert group.__doc__
     for entry in entries(group):
@@ -125,6 +128,7 @@ def test_settings_can_be_compared_and_kept_in_sets():
             lambda: RoutingSettings(scales_per_layer=(2, 2.5)),
             "SCALES_PER_LAYER must hold whole numbers, at least 1, not 2.5",
         ),
+        (lambda: TranslationExpertSettings(alpha=(0.1, 1.1)), "COE.ALPHA must hold numbers, betw"),
         (lambda: CollaborationSettings(alpha=("a",)), "ALPHA must hold numbers, finite, not 'a'"),
         (
             lambda: ClassifierSettings.of({"HYDRA": {"TOP_K": 0}}),
@@ -168,7 +172,8 @@ def test_choices_are_those_that_the_parts_know():
 
 
 def test_every_key_of_a_group_is_declared_once():
-    keys = [e.key for part in ALL for e in entries(part) if not issubclass(e.kind, Settings)]
+    every = [entry for part in ALL + WITHOUT_KEYS for entry in entries(part)]
+    keys = [entry.key for entry in every if not issubclass(entry.kind, Settings)]
     assert len(keys) == len(set(keys))
     assert OptimizerSettings.KEY + ".OPTIMIZER" in keys
     assert {e.key for e in entries(HydraSettings)} <= set(keys)

@@ -1,5 +1,6 @@
 """Training: trainer, hooks, checkpointer and configuration from the command line."""
 
+from ..command_line import one_sentence, report_errors
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
@@ -7,7 +8,7 @@ from .own_data import fit_to_data
 from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
 from .predictor import Predictor
-from .setup import check_config, load_config, one_sentence, report_errors
+from .setup import check_config, load_config
 from .solver import build_lr_scheduler, build_optimizer
 from .stage_hook import StageHook
 from .trainer import Trainer

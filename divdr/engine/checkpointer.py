@@ -32,10 +32,11 @@ from ..checkpoint.fit import (
     some,
     without_shared,
 )
+from ..command_line import one_sentence
 from ..errors import CheckpointError, DivdrError
 from ..modeling import RoutedResNet
 from .about import KEY, About
-from .setup import one_sentence, together
+from .setup import together
 
 logger = logging.getLogger(__name__)
 

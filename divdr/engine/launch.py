@@ -22,15 +22,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
+from ..command_line import INTERRUPTED, report_errors
 from ..data import read_once
 from ..errors import ConfigError, DivdrError
 from .execution_modes import load_trained
 from .setup import (
-    INTERRUPTED,
     load_config,
     make_output_folder,
     on_available_device,
-    report_errors,
     together,
 )
 from .trainer import Trainer, check_run_data

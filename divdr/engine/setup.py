@@ -1,12 +1,10 @@
-"""From the command line to a checked configuration, and from errors to one clear sentence."""
+"""From the command line to a checked configuration."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,15 +13,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ..command_line import at_least as at_least  # beside the other kinds of options below
+from ..command_line import one_sentence
 from ..config import get_divdr_config
-from ..errors import ConfigError, DataError, DivdrError
+from ..errors import ConfigError, DivdrError
 from .config_file import merge_file, merge_pairs
 from .settings_check import check_config
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-"""Exit code of a program that was stopped by Ctrl-C."""
 
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
@@ -80,61 +77,6 @@ def make_output_folder(path: str, what: str = "OUTPUT_DIR") -> None:
         raise ConfigError(f"{what} {path} is a file, not a folder") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be written: {error.strerror}") from None
-
-
-def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for a tool's ``main``: a user's errors are told in one sentence, exit code 2.
-
-    Likewise those of the file system, which name the file. Ctrl-C ends it with exit code 130 and
-    what the interrupted part says of itself.
-    """
-
-    @functools.wraps(main)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return main(*args, **kwargs)
-        except DivdrError as error:
-            sentence = one_sentence(error)
-        except OSError as error:
-            if error.filename is None or error.strerror is None:
-                raise
-            sentence = f"{os.fspath(error.filename)}: {error.strerror}"
-        except KeyboardInterrupt as stop:
-            print(str(stop) or "stopped", file=sys.stderr, flush=True)
-            sys.exit(INTERRUPTED)
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-    return guarded
-
-
-def one_sentence(error: BaseException) -> str:
-    """An error's own words; a data loader's worker puts its whole traceback before them.
-
-    Of several problems with the data every one is told, on a line of its own.
-    """
-    text = str(error).strip()
-    marker = f"{type(error).__name__}: "
-    if "Original Traceback" in text and marker in text:
-        return text.rsplit(marker, 1)[1].strip().splitlines()[0]
-    if isinstance(error, DataError) and len(error.problems) > 1:
-        return text
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """A number of at least ``low``; ``kind`` makes it of the text, ``int`` or ``float``."""
-
-    def number(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"must be at least {low:g}, not {text}")
-        return value
-
-    return number
 
 
 def listed(number: Callable[[str], Any], count: int | None = None) -> Callable[[str], list]:

@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import write_text_atomically
+from ..command_line import one_sentence
 from ..data import (
     build_bank_loader,
     build_test_loader,
@@ -65,7 +66,7 @@ from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refil
 from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
-from .setup import first_on_machine, make_output_folder, on_available_device, one_sentence, together
+from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
     MixedPrecisionTrainer,
     advance,

@@ -39,6 +39,13 @@ from .training import (
     PrecisionSettings,
     SolverSettings,
 )
+from .translation import (
+    BeamSearchSettings,
+    TransformerSettings,
+    TranslationExpertSettings,
+    TranslationSettings,
+    TranslationTrainingSettings,
+)
 
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
@@ -54,10 +61,15 @@ GROUPS: tuple[type[Settings], ...] = (
     BoxSingleGateSettings,
     SegmentationSingleGateSettings,
 )
-"""All settings; further groups are within these."""
+"""All settings with keys in a configuration; further groups are within these."""
+
+OUTSIDE: tuple[type[Settings], ...] = (TranslationSettings,)
+"""Those of what runs outside Detectron2: they have no keys, and a program's options instead."""
 
 __all__ = [
     "GROUPS",
+    "OUTSIDE",
+    "BeamSearchSettings",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
     "BoxSingleGateSettings",
@@ -87,6 +99,10 @@ __all__ = [
     "SingleGateSettings",
     "SolverSettings",
     "TeachingSettings",
+    "TransformerSettings",
+    "TranslationExpertSettings",
+    "TranslationSettings",
+    "TranslationTrainingSettings",
     "entries",
     "walk",
 ]

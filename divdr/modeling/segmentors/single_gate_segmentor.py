@@ -184,20 +184,25 @@ class SingleGateSegmentor(SingleGateHead):
             hook.remove()
         return logits, seen[-1]
 
-    def _expert(
-        self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
-    ) -> Tensor:
-        """An expert's logits (R, C, h, w) for the rows ``own`` (R,), without their halo."""
-        if isinstance(expert, TailExpert):
-            return expert(self._recalled.at(own))[0]
-        parts = rows.cut(features, own)
+    def _given(
+        self, features: dict[str, Tensor], rows: Windows, own: Tensor
+    ) -> dict[str, Tensor] | Recollection:
+        """What experts get of the rows ``own`` (R,)."""
+        tails = any(isinstance(expert, TailExpert) for expert in self.experts)
+        return self._recalled.at(own) if tails else rows.cut(features, own)
+
+    @staticmethod
+    def _logits(expert: nn.Module, given: Any, rows: Windows) -> Tensor:
+        """An expert's logits (R, C, h, w), without the rows' halo."""
         # Heads return losses where they train; its layers keep their mode.
         training, expert.training = expert.training, False
         try:
-            logits, _ = expert(parts)
+            logits, _ = expert(given)
         finally:
             expert.training = training
-        return rows.inner(logits, rows.per_cell(parts, logits))
+        if isinstance(expert, TailExpert):
+            return logits
+        return rows.inner(logits, rows.per_cell(given, logits))
 
     @property
     def _recalled(self) -> Recollection:
@@ -223,9 +228,10 @@ class SingleGateSegmentor(SingleGateHead):
             return {"loss_gate": self.gate_loss(z, gates, some)}
         every = torch.arange(len(z), device=z.device)
         features = {name: features[name].detach() for name in self.strides}
+        given = self._given(features, rows, every)
         terms = []
         for number, expert in enumerate(self.experts):
-            logits = self._expert(expert, features, rows, every).float()
+            logits = self._logits(expert, given, rows).float()
             each = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
             each = each.flatten(1).mean(1) / known.clamp_min(1e-12)
             weights = smoothed(gates[:, number], self.settings.floor) * known
@@ -243,7 +249,7 @@ class SingleGateSegmentor(SingleGateHead):
             choice = choose_by(self.settings, gate, sure, self.threshold)
             chosen = choice.chosen
             every = torch.arange(len(z), device=z.device)
-            runs = [partial(self._expert, expert, features, rows) for expert in self.experts]
+            runs = [partial(self._run, expert, features, rows) for expert in self.experts]
             groups = list(run_groups(runs, every, chosen))
             if groups:
                 parts = rows.of(logits.float(), pixels)
@@ -258,6 +264,11 @@ class SingleGateSegmentor(SingleGateHead):
                 logits = joined.to(logits.dtype)
         self._note(features, chosen, rows)
         return logits
+
+    def _run(
+        self, expert: nn.Module, features: dict[str, Tensor], rows: Windows, own: Tensor
+    ) -> Tensor:
+        return self._logits(expert, self._given(features, rows, own), rows)
 
     def _joined(self, expert: Tensor, base: Tensor) -> Tensor:
         """(R, C, h, w) probabilities of an expert's rows, with the base's."""
