@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .files import read_weights
 
 _SHOWN = 3
 
@@ -249,3 +250,22 @@ def _prefix(name: str) -> str:
     while (prefix := next((p for p in PREFIXES if start.startswith(p)), None)) is not None:
         start = start[len(prefix) :]
     return name[: len(name) - len(start)] or ("_orig_mod." if "._orig_mod." in name else "")
+
+
+def read_part(path: str, prefix: str, what: str) -> dict[str, Tensor]:
+    """Weights of a part of a model from its checkpoint, by the names that they have in the part.
+
+    Args:
+        path: of the checkpoint.
+        prefix: that the part's names have in the model.
+        what: the part, for the error's sentence.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds no such part.
+    """
+    content = find_weights(read_weights(path))
+    weights = {} if content is None else content.weights
+    found = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    if not found:
+        raise CheckpointError(f"checkpoint {path} holds no {what}")
+    return found

@@ -16,7 +16,22 @@ from ..moe import Cost, call_macs, without_data
 from .routing_evaluator import gathered
 
 
-class BoxHeadCostEvaluator(DatasetEvaluator):
+class _Watching(DatasetEvaluator):
+    """Watches a module by a hook while images are evaluated, and notes a row for each."""
+
+    def __init__(self) -> None:
+        self._hook: Any = None
+        self._rows: list = []
+
+    def _finished(self) -> list | None:
+        """The rows of all processes, see ``gathered``; from now on nothing is watched."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        return gathered(self._rows)
+
+
+class BoxHeadCostEvaluator(_Watching):
     """Reports, under "box_head", means per image of what ran from pooled features to scores.
 
     ``gflops`` is 10⁹ multiply-adds of an image's proposals, ``mflops_per_proposal`` 10⁶ of one,
@@ -28,12 +43,11 @@ class BoxHeadCostEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, heads: StandardROIHeads) -> None:
+        super().__init__()
         self._heads = heads
-        self._hook: Any = None
         self._counts: list[int] = []
         self._shape: tuple[int, ...] = ()
         self._cost: Cost | None = None
-        self._rows: list[tuple[int, float, int]] = []
 
     def reset(self) -> None:
         """Forget the images, and watch how many proposals are pooled from now on."""
@@ -57,10 +71,7 @@ class BoxHeadCostEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"box_head": figures} on the main process, None on the others."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        rows = gathered(self._rows)
+        rows = self._finished()
         if not rows:
             return None if rows is None else OrderedDict()
         proposals, macs, experts = torch.tensor(rows, dtype=torch.float64).sum(0).tolist()
@@ -74,7 +85,7 @@ class BoxHeadCostEvaluator(DatasetEvaluator):
         return OrderedDict(box_head=figures)
 
 
-class SegmentationHeadCostEvaluator(DatasetEvaluator):
+class SegmentationHeadCostEvaluator(_Watching):
     """Reports, under "sem_seg_head", means per image of what ran from backbone's maps to logits.
 
     ``gflops`` are 10⁹ multiply-adds, ``mean_experts``, for a mixture, the experts that ran for a
@@ -85,11 +96,10 @@ class SegmentationHeadCostEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, head: nn.Module) -> None:
+        super().__init__()
         self._head = head
-        self._hook: Any = None
         self._shapes: dict[str, torch.Size] = {}
         self._macs: dict[tuple, float] = {}
-        self._rows: list[tuple[float, float]] = []
 
     def reset(self) -> None:
         """Forget the images, and watch what maps the head gets from now on."""
@@ -116,10 +126,7 @@ class SegmentationHeadCostEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """{"sem_seg_head": figures} on the main process, None on the others."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        rows = gathered(self._rows)
+        rows = self._finished()
         if not rows:
             return None if rows is None else OrderedDict()
         macs, experts = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..moe import (
+    ExitThreshold,
     Reservoir,
     SampleGate,
     Stage,
     as_first_process,
-    check_probability,
     divergence,
     gather_rows,
     stage_at,
@@ -29,7 +29,7 @@ Passes = Callable[[], Iterable[object]]
 """Runs the model on training batches, one after the other, without learning from them."""
 
 
-class SingleGateHead(nn.Module):
+class SingleGateHead(ExitThreshold, nn.Module):
     """Gate, stages and clusters of a head whose rows are proposals, images or windows.
 
     Args:
@@ -60,15 +60,6 @@ class SingleGateHead(nn.Module):
         self.stages = (Stage("gate", 0.0), Stage("experts", gate / max_iter))
         self.seed = seed
         self._reservoir: Reservoir | None = None
-
-    @staticmethod
-    def check_threshold(threshold: float) -> None:
-        """See that a τ is one.
-
-        Raises:
-            ConfigError: it is not within 0 and 1.
-        """
-        check_probability(threshold, "the threshold τ of the early exit")
 
     @property
     def stage(self) -> str:

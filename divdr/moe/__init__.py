@@ -89,6 +89,7 @@ from .split import split_at, take_common_weights, with_embedding
 from .system import (
     ClassificationSystem,
     Cost,
+    ExitThreshold,
     Prediction,
     Stage,
     Staged,
@@ -127,6 +128,7 @@ __all__ = [
     "Distillation",
     "Embedder",
     "Ensemble",
+    "ExitThreshold",
     "Gating",
     "Group",
     "Hydra",

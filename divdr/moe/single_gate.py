@@ -26,13 +26,13 @@ from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weight
 from .single import Stacking, log_mean_probability
 from .single_gate_stages import NO_EXPERT, check_settings, stages_of
 from .split import take_common_weights
-from .system import Cost, Prediction, Stage, check_probability, stage_at
+from .system import Cost, ExitThreshold, Prediction, Stage, stage_at
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Makes (images, labels) of every training image once."""
 
 
-class SingleGate(nn.Module):
+class SingleGate(ExitThreshold, nn.Module):
     """The base looks at every image; the experts that the gate chooses look at some again.
 
     Args:
@@ -95,15 +95,6 @@ class SingleGate(nn.Module):
         self.dispatch: Dispatch = run_groups
         #: Whether the true class chooses the expert, in evaluation too (the paper's oracle).
         self.needs_labels = settings.oracle
-
-    @staticmethod
-    def check_threshold(threshold: float) -> None:
-        """See that a τ is one.
-
-        Raises:
-            ConfigError: it is not within 0 and 1.
-        """
-        check_probability(threshold, "the threshold τ of the early exit")
 
     @property
     def ends_early(self) -> bool:

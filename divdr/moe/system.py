@@ -120,6 +120,21 @@ class Thresholds(Protocol):
         ...
 
 
+class ExitThreshold:
+    """What has an early exit, by a probability τ as ``threshold``."""
+
+    threshold: float
+
+    @staticmethod
+    def check_threshold(threshold: float) -> None:
+        """See that a τ is one.
+
+        Raises:
+            ConfigError: it is not within 0 and 1.
+        """
+        check_probability(threshold, "the threshold τ of the early exit")
+
+
 def check_probability(value: float, what: str) -> None:
     """See that a threshold is a probability.
 

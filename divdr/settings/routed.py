@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from ..errors import ConfigError
 from .field import Settings, setting
+from .routing import BalanceSettings
 
 _PAPER = "Ramachandran & Le"
 
 
 @dataclass(frozen=True)
-class PerExampleSettings(Settings):
+class PerExampleSettings(BalanceSettings):
     """System "build_per_example_classifier": per-example routing (Ramachandran & Le).
 
     Layers of experts of different architecture, of which a gate chooses k for each image.
@@ -97,13 +98,6 @@ class PerExampleSettings(Settings):
     norm_groups: int = setting(
         4, "Groups of GroupNorm; they must divide FILTERS. The paper does not tell.", low=1
     )
-    balance_weight: tuple[float, float] = setting(
-        (0.1, 0.0),
-        "Weight of the importance and the load loss as training starts and as it ends, linear "
-        "between; two numbers.",
-        low=0,
-        source=f"{_PAPER}, Section 4.2",
-    )
     balance_steps: int = setting(
         1,
         "Steps whose images these losses sum over, the present one and earlier ones; 1 is the "
@@ -113,7 +107,7 @@ class PerExampleSettings(Settings):
 
 
 @dataclass(frozen=True)
-class RoutedResNetSettings(Settings):
+class RoutedResNetSettings(BalanceSettings):
     """Backbones "build_routed_resnet_..._backbone": ResNets whose 3 × 3 convolutions are chosen.
 
     Every 3×3 convolution of stride 1 of a bottleneck is a layer of experts, of which a gate
@@ -155,19 +149,6 @@ class RoutedResNetSettings(Settings):
         "pretrained weights. Others look at the whole batch, of which each expert sees a part.",
         choices=("GN", "FrozenBN"),
         source=f"{_PAPER}, Section 4.2",
-    )
-    balance_weight: tuple[float, float] = setting(
-        (0.1, 0.0),
-        "Weight of the importance and the load loss as training starts and as it ends, linear "
-        "between; two numbers.",
-        low=0,
-        source=f"{_PAPER}, Section 4.2",
-    )
-    balance_steps: int = setting(
-        8,
-        "M, steps whose images these losses sum over, the present one and earlier ones: a "
-        "detector's batch is too small to tell how experts are used. The paper's is 1.",
-        low=1,
     )
 
 

@@ -228,7 +228,26 @@ class ClusteringSettings(Settings):
 
 
 @dataclass(frozen=True)
-class OpGateSettings(Settings):
+class BalanceSettings(Settings):
+    """Losses that keep the experts of routing layers in use (Ramachandran & Le)."""
+
+    balance_weight: tuple[float, float] = setting(
+        (0.1, 0.0),
+        "Weight of the importance and the load loss as training starts and as it ends, linear "
+        "between; two numbers. They are sums over all decisions.",
+        low=0,
+        source="Ramachandran & Le, Section 4.2",
+    )
+    balance_steps: int = setting(
+        8,
+        "M, steps whose images these losses sum over, the present one and earlier ones: a "
+        "detector's batch is too small to tell how experts are used. The paper's is 1.",
+        low=1,
+    )
+
+
+@dataclass(frozen=True)
+class OpGateSettings(BalanceSettings):
     """Operations of a cell chosen for each image, beside its paths (Ramachandran & Le)."""
 
     KEY: ClassVar[str] = "MODEL.ROUTING.OP_GATE"
@@ -246,16 +265,6 @@ class OpGateSettings(Settings):
     )
     k_last: int = setting(
         1, "k of those of the last; between them it changes in equal steps (k-annealing).", low=1
-    )
-    balance_weight: tuple[float, float] = setting(
-        (0.1, 0.0),
-        "Weight of the importance and the load loss as training starts and as it ends, linear "
-        "between; two numbers. They are sums over all cells.",
-        low=0,
-        source="Ramachandran & Le, Section 4.2",
-    )
-    balance_steps: int = setting(
-        8, "Steps whose images these losses sum over, the present one and earlier ones.", low=1
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ...checkpoint import find_weights, read_weights
+from ...checkpoint import find_weights, read_part, read_weights
 from ...errors import CheckpointError, ConfigError
 from ...moe import (
     Collaboration,
@@ -77,9 +77,6 @@ def _load(teacher: nn.Module, path: str) -> None:
         raise CheckpointError(f"{path} does not hold the teacher's weights ({reason})") from None
 
 
-_PREFIX = "system.delegator."
-
-
 def read_delegator(path: str, system: Collaboration) -> None:
     """Take extractor and task predictor from a checkpoint, and fix them.
 
@@ -94,15 +91,7 @@ def read_delegator(path: str, system: Collaboration) -> None:
         CheckpointError: the file is missing or damaged, holds no delegator, or one that does not
             fit: of other classes, of another size, or of another number of experts than subtasks.
     """
-    content = find_weights(read_weights(path))
-    weights = {} if content is None else content.weights
-    found = {
-        name.removeprefix(_PREFIX): value
-        for name, value in weights.items()
-        if name.startswith(_PREFIX)
-    }
-    if not found:
-        raise CheckpointError(f"checkpoint {path} holds no delegator")
+    found = read_part(path, "system.delegator.", "delegator")
     if any(name.startswith("subtask_selector.") for name in found):
         raise CheckpointError(f"checkpoint {path} is of a collaboration with subtasks itself")
     delegator = system.delegator

@@ -9,8 +9,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ...checkpoint import find_weights, read_weights
-from ...errors import CheckpointError, ConfigError
+from ...checkpoint import read_part
+from ...errors import ConfigError
 from ...moe import (
     SingleGate,
     is_named,
@@ -21,8 +21,6 @@ from ...moe import (
 )
 from ...settings import ClassifierSettings
 from .builders import CLASSIFIER_REGISTRY, image_channels, network
-
-_SINGLE_PREFIX = "system.members.0."
 
 
 @CLASSIFIER_REGISTRY.register()
@@ -83,16 +81,7 @@ def single_weights(path: str) -> Mapping[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged, or is of another system.
     """
-    content = find_weights(read_weights(path))
-    weights = {} if content is None else content.weights
-    found = {
-        name.removeprefix(_SINGLE_PREFIX): value
-        for name, value in weights.items()
-        if name.startswith(_SINGLE_PREFIX)
-    }
-    if not found:
-        raise CheckpointError(f"checkpoint {path} is of no build_single_classifier")
-    return found
+    return read_part(path, "system.members.0.", "network of build_single_classifier")
 
 
 def _experts_config(cfg: CfgNode) -> CfgNode:
