@@ -26,7 +26,7 @@ from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weight
 from .single import Stacking, log_mean_probability
 from .single_gate_stages import NO_EXPERT, check_settings, stages_of
 from .split import take_common_weights
-from .system import Cost, ExitThreshold, Prediction, Stage, stage_at
+from .system import Cost, ExitThreshold, Prediction, Stage, loaded_numbers, stage_at
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Makes (images, labels) of every training image once."""
@@ -364,6 +364,12 @@ class SingleGate(ExitThreshold, nn.Module):
         """
         if self.settings.expert >= 0:
             write_expert(self, self.settings.expert, folder)
+
+    def loads(self) -> Cost:
+        """Numbers that are loaded for an image: base and gate, and each expert with its stacker."""
+        stackers = list(self.stackers) or [nn.Identity() for _ in self.experts]
+        each = [nn.ModuleList(pair) for pair in zip(self.experts, stackers, strict=True)]
+        return loaded_numbers(self, each, self.earlier)
 
     def cost(self, height: int, width: int) -> Cost:
         """Multiply-adds of base and gate, which always run, and of each expert with its stacker."""

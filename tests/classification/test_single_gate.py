@@ -409,6 +409,17 @@ def test_cost_by_hand():
     assert cost.shared == first() + second() + made.gate.linear.weight.numel()
 
 
+def test_loaded_numbers_by_hand():
+    made = make(2, ensembler="stacking")
+    whole = sum(p.numel() for p in network().parameters())
+    _, rest = split_at(network(), "stem")
+    gate = 2 * (made.gate.linear.in_features + 1)
+    expert = sum(p.numel() for p in rest.parameters()) + 2 * CLASSES**2 + CLASSES
+    assert made.loads() == (whole + gate, (expert, expert))
+    em = make(2, em_rounds=1)  # what the round before has learned never runs in evaluation
+    assert em.loads().shared == whole + gate
+
+
 def test_no_expert_is_the_base_alone():
     made = make(0, progress=0.9)
     assert list(made.train().losses(images(), LABELS)) == ["loss_base"]
