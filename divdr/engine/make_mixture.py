@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint import write_atomically, write_text_atomically
 from ..errors import CheckpointError, ConfigError
 from ..modeling import SingleGateBoxHead, SingleGateSegmentor
+from ..settings import HeadMixtureSettings
 from .about import KEY
 from .config_file import merge_pairs
 from .execution_modes import load_with_about
@@ -102,7 +103,8 @@ def _classifier(made: CfgNode, cfg: CfgNode, experts: int) -> None:
     classifier = made.MODEL.CLASSIFIER
     classifier.NAME = "build_single_gate_classifier"
     gate = classifier.SINGLE_GATE
-    gate.EXPERTS, gate.BASE, gate.EXIT = experts, cfg.MODEL.WEIGHTS, "anytime"
+    gate.EXPERTS, gate.BASE = experts, cfg.MODEL.WEIGHTS
+    gate.EXIT, gate.THRESHOLD = "confidence", HeadMixtureSettings.threshold  # as heads have it
     made.MODEL.WEIGHTS = ""
 
 
