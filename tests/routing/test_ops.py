@@ -12,7 +12,11 @@ def test_ops_keep_the_shape(name):
     assert build_op(name, 8, torch.nn.BatchNorm2d).eval()(x).shape == x.shape
 
 
-@pytest.mark.parametrize("name", [n for n in op_names() if "pool" not in n])
+# fvcore counts no pooling, which squeeze_excite begins with.
+CONVOLUTIONS = [n for n in op_names() if "pool" not in n and n != "squeeze_excite"]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_cost_what_fvcore_counts(name):
     op = build_op(name, 8, lambda channels: torch.nn.Identity())
     for module in op.modules():
@@ -24,6 +28,12 @@ def test_convolutions_cost_what_fvcore_counts(name):
     analysis = FlopCountAnalysis(op.eval(), torch.randn(1, 8, 9, 7))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     assert counted == analysis.total()
+
+
+def test_squeeze_and_excitation_by_hand():
+    op = build_op("squeeze_excite", 8, lambda channels: torch.nn.Identity())
+    # The mean reads 8 · 9 · 7 numbers; 8 to 1 channel, ReLU, 1 to 8.
+    assert count_macs(op, (8, 9, 7))[0] == 8 * 63 + 8 + 1 + 8
 
 
 def test_norm_relu_and_pooling_by_hand():
