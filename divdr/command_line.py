@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for a tool's ``main``: a user's errors are told in one sentence, exit code 2.
+    """Decorator for a tool's ``main``: a user's errors are reported in one sentence, exit code 2.
 
     Likewise those of the file system, which name the file. Ctrl-C ends it with exit code 130 and
     what the interrupted part says of itself.
@@ -44,7 +44,7 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
 def one_sentence(error: BaseException) -> str:
     """An error's own words; a data loader's worker puts its whole traceback before them.
 
-    Of several problems with the data every one is told, on a line of its own.
+    Of several problems with the data every one is reported, on a line of its own.
     """
     text = str(error).strip()
     marker = f"{type(error).__name__}: "

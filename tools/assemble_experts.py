@@ -15,7 +15,7 @@ import argparse
 import _environment  # noqa: F401
 
 from divdr.engine import load_config, report_errors
-from divdr.engine.assemble_experts import assemble_experts
+from divdr.engine.make_mixture import assemble_experts
 
 
 @report_errors

@@ -206,7 +206,7 @@ def _loading_by(names: Sequence[str], change: Callable[[str, Load], Load]) -> It
 def _naming_images(name: str, load: Load) -> Load:
     """Let a data set say what each image is known by, before Detectron2 mixes and filters them.
 
-    Images of a data set that is of a task are told its name.
+    Images of a data set that is of a task get its name.
     """
 
     def named() -> Any:

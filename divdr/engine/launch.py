@@ -41,7 +41,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def quiet_when_full() -> Iterator[None]:
     """Let lines go that log files set up inside the block cannot take any more.
 
-    A full disk is told once, by the checkpoint or table that cannot be written. Without this,
+    A full disk is reported once, by the checkpoint or table that cannot be written. Without this,
     every line of the log, and the end of the process, would tell it too, by a traceback.
     """
     logging.raiseExceptions = False
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
             dist_url=args.dist_url,
             args=(args, cfg),
         )
-    except ProcessExitedException as error:  # the process has told its error already
+    except ProcessExitedException as error:  # the process has reported its error already
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # as has, once more, the first process
         sys.exit(INTERRUPTED)

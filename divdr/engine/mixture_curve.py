@@ -169,7 +169,7 @@ def _evaluators(cfg: CfgNode, name: str, model: nn.Module, folder: str) -> Datas
 
 
 class _Remembered(nn.Module):
-    """A module that answers from memory until it is told to forget."""
+    """A module that answers from memory until it has to forget."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -124,13 +124,13 @@ def together(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     except Exception as caught:
         error = caught
     own = None if error is None else (_kind(error), one_sentence(error).splitlines()[0])
-    told = comm.all_gather(own)
+    sentences = comm.all_gather(own)
     if error is not None:
         raise error
-    for rank, other in enumerate(told):
+    for rank, other in enumerate(sentences):
         if other is not None:
             kind, sentence = other
-            raise kind(f"{sentence} (process {rank} of {len(told)})")
+            raise kind(f"{sentence} (process {rank} of {len(sentences)})")
     return result
 
 
@@ -140,7 +140,7 @@ def first_on_machine() -> bool:
         return True
     try:
         return comm.get_local_rank() == 0
-    except AssertionError:  # nobody told Detectron2 which processes share a machine
+    except AssertionError:  # Detectron2 does not know which processes share a machine
         return True
 
 

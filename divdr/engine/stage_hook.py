@@ -1,4 +1,4 @@
-"""Training in stages: what a system or a head is told, and when."""
+"""Training in stages: what a system or a head gets to know, and when."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _on_one_machine() -> bool:
         return True
     try:
         return comm.get_local_size() == comm.get_world_size()
-    except AssertionError:  # nobody told Detectron2 which processes share a machine
+    except AssertionError:  # Detectron2 does not know which processes share a machine
         return False
 
 

@@ -244,11 +244,11 @@ class Collaboration(DelegatorFirst, nn.Module):
         seen = self.delegator(x)
         selected = self._selected(seen)
         most = delegated(seen.rough, selected, len(self.experts), max(thresholds))
-        told = overwrite(seen.rough, self.dispatch(self.experts, x, most))
+        answers = overwrite(seen.rough, self.dispatch(self.experts, x, most))
         predictions = []
         for threshold in thresholds:
             ends = confident(seen.rough, threshold)[:, None]
-            predictions.append(Prediction(torch.where(ends, seen.rough, told), most & ~ends))
+            predictions.append(Prediction(torch.where(ends, seen.rough, answers), most & ~ends))
         return predictions
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:

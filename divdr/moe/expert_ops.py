@@ -35,7 +35,7 @@ def build_expert(name: str, channels: int, norm: NormFactory, convolutions: int 
             come with 1.
 
     Raises:
-        ConfigError: no operation has this name; the nearest are told.
+        ConfigError: no operation has this name; the nearest are named.
     """
     if name in _KERNELS:
         kernel = _KERNELS[name]

@@ -235,7 +235,7 @@ class PerExample(nn.Module):
         """(N,) number of each image's task, checked.
 
         Raises:
-            DataError: a task has no readout, or none is told where there are several.
+            DataError: a task has no readout, or none is given where there are several.
         """
         if tasks is None:
             if self.tasks > 1:

@@ -10,8 +10,8 @@ from drawn_classification import draw_published, write_tiny_imagenet
 
 from divdr.data.classification import register_published
 from divdr.engine import load_config
-from divdr.engine.assemble_experts import assemble_experts
 from divdr.engine.classifier_analysis import curve_table
+from divdr.engine.make_mixture import assemble_experts
 from divdr.errors import CheckpointError
 
 KEY = "MODEL.CLASSIFIER.SINGLE_GATE."

@@ -2,8 +2,7 @@
 
 from .builders import CLASSIFIER_REGISTRY, build_classifier
 from .coe_classifier import collaboration_of, first_stage, prepare_collaboration
-from .image_classifier import ImageClassifier, choose_partition, hydra_of
-from .per_example_classifier import per_example_of
+from .image_classifier import ImageClassifier, choose_partition, hydra_of, per_example_of
 from .single_gate_classifier import build_single_gate_classifier
 
 __all__ = [

@@ -15,14 +15,16 @@ from ...moe import (
     Hydra,
     NamedStem,
     Part,
+    PerExample,
     PooledGate,
     ResNetParts,
     StageClassifier,
     is_named,
     named_classifier,
     named_stem,
+    per_example_network,
 )
-from ...settings import ClassifierSettings
+from ...settings import ClassifierSettings, PerExampleSettings
 
 
 def network(cfg: CfgNode) -> nn.Module:
@@ -139,4 +141,20 @@ def build_hydra_classifier(cfg: CfgNode) -> Hydra:
         classifier.num_classes,
         hydra,
         in_channels=image_channels(cfg),
+    )
+
+
+@CLASSIFIER_REGISTRY.register()
+def build_per_example_classifier(cfg: CfgNode) -> PerExample:
+    """Layers of experts of different architecture, of which every image gets its own.
+
+    Raises:
+        ConfigError: a setting is out of range or does not suit the others.
+    """
+    settings = PerExampleSettings.of(cfg.MODEL.CLASSIFIER.PER_EXAMPLE)
+    return per_example_network(
+        settings,
+        settings.tasks or (cfg.MODEL.CLASSIFIER.NUM_CLASSES,),
+        in_channels=image_channels(cfg),
+        size=cfg.INPUT.CLASSIFICATION.SIZE,
     )

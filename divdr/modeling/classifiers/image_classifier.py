@@ -16,6 +16,7 @@ from ...moe import (
     Cost,
     Hydra,
     LibraryEmbedder,
+    PerExample,
     PixelEmbedder,
     class_means,
     is_named,
@@ -202,3 +203,10 @@ def _embedder(cfg: CfgNode) -> nn.Module:
         f"MODEL.CLASSIFIER.HYDRA.EMBEDDER {name!r} is unknown; write pixels, torchvision:NAME or "
         "timm:NAME"
     )
+
+
+def per_example_of(model: nn.Module) -> PerExample | None:
+    """The routed network inside an ``ImageClassifier``; None for other systems and models."""
+    if isinstance(model, ImageClassifier) and isinstance(model.system, PerExample):
+        return model.system
+    return None
