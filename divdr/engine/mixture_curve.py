@@ -89,7 +89,7 @@ def mixture_curve(
         return apply
 
     try:
-        found = evaluate_ways(cfg, model, [choose(*place) for place in places])
+        found = evaluate_modes(cfg, model, [choose(*place) for place in places])
     finally:
         mixture.settings, mixture.threshold = settings, before
     return [_point(results, *place) for results, place in zip(found, places, strict=True)]
@@ -97,7 +97,7 @@ def mixture_curve(
 
 def finished_point(cfg: CfgNode, model: nn.Module) -> MixturePoint:
     """The same of the model that the mixture was made of."""
-    return _point(evaluate_ways(cfg, model, [lambda: None])[0], "", 0.0)
+    return _point(evaluate_modes(cfg, model, [lambda: None])[0], "", 0.0)
 
 
 def _mixture(model: nn.Module) -> Any:
@@ -110,17 +110,17 @@ def _mixture(model: nn.Module) -> Any:
     return heads[0]
 
 
-def evaluate_ways(
-    cfg: CfgNode, model: nn.Module, ways: Sequence[Callable[[], None]]
+def evaluate_modes(
+    cfg: CfgNode, model: nn.Module, modes: Sequence[Callable[[], None]]
 ) -> list[dict[str, Any]]:
-    """Results on the first of ``DATASETS.TEST`` for every way that a model can run.
+    """Results on the first of ``DATASETS.TEST`` for every mode that a model can run in.
 
-    What the ways cannot change, backbone and proposals, runs once for an image.
+    What the modes cannot change, backbone and proposals, runs once for an image.
 
     Args:
         cfg: of the model.
         model: in evaluation.
-        ways: each, called before the model, sets how it runs.
+        modes: each, called before the model, sets how it runs.
 
     Raises:
         ConfigError: there is no test set.
@@ -131,7 +131,7 @@ def evaluate_ways(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         evaluators = []
-        for _ in ways:
+        for _ in modes:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             evaluators.append(_evaluators(cfg, name, model, folder))
         for evaluator in evaluators:
@@ -143,12 +143,12 @@ def evaluate_ways(
         for inputs in tqdm(loader, desc="curve", leave=False, disable=None):
             forget()
             first: list[dict] = []
-            for way, evaluator in zip(ways, evaluators, strict=True):
-                way()
+            for mode, evaluator in zip(modes, evaluators, strict=True):
+                mode()
                 outputs = model(inputs)
                 first = first or outputs
                 for output, known in zip(outputs, first, strict=True):
-                    if "routing" in known:  # of the backbone, which ran for the first way alone
+                    if "routing" in known:  # of the backbone, which ran for the first mode alone
                         output["routing"] = known["routing"]
                 evaluator.process(inputs, outputs)
         return [dict(evaluator.evaluate()) for evaluator in evaluators]
@@ -214,7 +214,7 @@ def _remembering(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what evaluators print of themselves, once for every way."""
+    """Without what evaluators print of themselves, once for every mode."""
     log = logging.getLogger("detectron2")
     level = log.level
     log.setLevel(logging.WARNING)

@@ -191,13 +191,17 @@ class SingleGate(ExitThreshold, nn.Module):
         every = list(self.dispatch(self.experts, maps, torch.ones_like(chosen)))
         gate, sure = self.gate(z).float().softmax(1), confidence(logits)
 
+        joined: dict[str, list[Group]] = {}  # by ensembler, which most alternatives share
+
         def predict(gate: Tensor, threshold: float = 0.0, **changes: Any) -> Prediction:
             settings = replace(self.settings, oracle=False, **changes)
-            groups = [
-                group._replace(output=self._ensembled(group, logits, settings).softmax(1))
-                for group in every
-            ]
-            return self._answer(groups, logits, choose_by(settings, gate, sure, threshold))
+            if settings.ensembler not in joined:
+                joined[settings.ensembler] = [
+                    group._replace(output=self._ensembled(group, logits, settings).softmax(1))
+                    for group in every
+                ]
+            choice = choose_by(settings, gate, sure, threshold)
+            return self._answer(joined[settings.ensembler], logits, choice)
 
         for name in ("none", "top2", "bagging", "stacking"):
             if (name == "stacking" and not len(self.stackers)) or (

@@ -6,14 +6,14 @@ data files and Detectron2's loader. Systems, losses, stages and costs are those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..data.classification import read_fashion_mnist
@@ -109,7 +109,7 @@ def train(
             system.progress = step / iterations
             share = (step - begun) / (end - begun)
             for group in optimiser.param_groups:
-                group["lr"] = rate * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share))))
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
             rows = next(order)
             losses = system.losses(augmented(images.pixels[rows], generator), images.labels[rows])
             optimiser.zero_grad()
@@ -177,12 +177,15 @@ def single_gate_figures(
 
     def build(**keys: Any) -> Any:
         torch.manual_seed(seed)
-        cfg = load_config(CONFIG, ["MODEL.DEVICE", "cpu", "SEED", str(seed)])
-        cfg.defrost()
-        cfg.SOLVER.MAX_ITER = lengths.after_base
-        _set(cfg, {_KEY + "GATE_STAGE": float(lengths.gate), **keys})
-        _set(cfg, {_KEY + "STACKING_STAGE": float(lengths.stacking)})
-        return build_classifier(cfg)
+        fixed = {
+            "MODEL.DEVICE": "cpu",
+            "SEED": seed,
+            "SOLVER.MAX_ITER": lengths.after_base,
+            _KEY + "GATE_STAGE": lengths.gate,
+            _KEY + "STACKING_STAGE": lengths.stacking,
+        }
+        pairs = [part for pair in {**fixed, **keys}.items() for part in pair]
+        return build_classifier(load_config(CONFIG, pairs))
 
     found = {}
     base = build(**{_KEY + "EXPERTS": 0})
@@ -213,12 +216,3 @@ def single_gate_figures(
         train(system, images, longer, seed=seed)
         found[name] = measure(system, tests)
     return found
-
-
-def _set(cfg: CfgNode, keys: Mapping[str, Any]) -> None:
-    for key, value in keys.items():
-        node: Any = cfg
-        *groups, last = key.split(".")
-        for group in groups:
-            node = node[group]
-        node[last] = value
