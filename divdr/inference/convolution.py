@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..routing.ops import PointwiseConv2d
+
 _FUSED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -24,9 +26,9 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a module is exactly ``nn.Conv2d``, zero padded, with numbers for its padding."""
+    """Whether a module is a convolution and no more, zero padded, with numbers for its padding."""
     return (
-        type(module) is nn.Conv2d
+        type(module) in (nn.Conv2d, PointwiseConv2d)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )

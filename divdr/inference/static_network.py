@@ -16,7 +16,7 @@ from ..routing.cell import Cell, transformed
 from ..routing.chosen_ops import chosen_sum
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
-from ..routing.space import KEEP, TRANSFORMS
+from ..routing.space import KEEP, TRANSFORMS, UP
 from .route import Route
 
 Size = tuple[int, int]
@@ -80,7 +80,10 @@ class StaticCell(nn.Module):
         leaving = []
         for transform, gate in enumerate(self.gates):
             if is_open(gate, not self.runs):
-                maps = transformed(feature, transform, self.changes, gate, finer)
+                # Weighting before the upsampling is the same and touches a quarter of the numbers.
+                maps = transformed(feature, transform, self.changes) * gate
+                if transform == UP:
+                    maps = F.interpolate(maps, size=finer, mode="bilinear", align_corners=False)
                 leaving.append((transform, maps))
         return leaving
 

@@ -19,6 +19,7 @@ from .gate import Gate, open_gates
 from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
+from .weighted_sum import Part
 
 
 @dataclass
@@ -27,13 +28,34 @@ class CellOutput:
 
     Attributes:
         transform: ``UP``, ``KEEP`` or ``DOWN``.
-        maps: (m, C', H', W').
-        images: (m,) positions of these images among the cell's inputs; None for all of them.
+        part: (m, C', H', W') maps, their gate values, and the positions of these images among the
+            cell's inputs; those of "up" still have the size of the cell's own maps.
     """
 
     transform: int
-    maps: Tensor
-    images: Tensor | None
+    part: Part
+
+
+@dataclass
+class GateDecision:
+    """What the gates of a cell say of n images that reach it, on the device.
+
+    Attributes:
+        logits: (n, T) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
+        gates: (n, T) gate values.
+        closed: (n,) bool, the cell computes nothing.
+        opened: (n, T) bool, transforms that run.
+        leads: (n, T) bool, open paths, see ``leads_on``; without meaning where there is no such
+            transform.
+        choice: operations chosen for each image; None where all are summed.
+    """
+
+    logits: Tensor
+    gates: Tensor
+    closed: Tensor
+    opened: Tensor
+    leads: Tensor
+    choice: OpChoice | None = None
 
 
 @dataclass
@@ -41,21 +63,12 @@ class CellResult:
     """What a cell did with n images that reached it.
 
     Attributes:
-        logits: (n, T) [up, keep, down] before ReLU(tanh(·)); 0 where there is no such transform.
-        gates: (n, T) gate values.
-        leads: (n, T) bool, open paths, see ``leads_on``; without meaning where there is no such
-            transform.
         cell_outputs: the maps that go on.
         skipped: layers that training left out.
-        choice: operations that ran for each image; None where all are summed.
     """
 
-    logits: Tensor
-    gates: Tensor
-    leads: Tensor
     cell_outputs: list[CellOutput]
     skipped: list[nn.Module] = field(default_factory=list)
-    choice: OpChoice | None = None
 
 
 class Cell(nn.Module):
@@ -136,14 +149,11 @@ class Cell(nn.Module):
         is_keep = torch.tensor([t == KEEP for t in range(len(TRANSFORMS))])
         self.register_buffer("_is_keep", is_keep, persistent=False)
 
-    def forward(
-        self, x: Tensor, up_size: tuple[int, int] | None, imposed: Tensor | None = None
-    ) -> CellResult:
-        """Run the cell for images that reach it.
+    def judge(self, x: Tensor, imposed: Tensor | None = None) -> GateDecision:
+        """What the gates say of images that reach the cell; it computes nothing else yet.
 
         Args:
             x: (n, C·2^scale, H, W).
-            up_size: (rows, columns) of the next finer map, for the up transform.
             imposed: (n, T) gate values to use in place of the gate's own.
         """
         logits, gates = self.decide(x)
@@ -153,17 +163,37 @@ class Cell(nn.Module):
         opened = is_open(gates, closed[:, None])  # (n, T)
         leads = leads_on(opened, closed[:, None], self._is_keep, self.reach)
         choice = None if self.op_gate is None else self.op_gate(x)
-        if choice is not None and not self.training:
-            choice = choice.of_rows(~closed)
+        return GateDecision(logits, gates, closed, opened, leads, choice)
+
+    def questions(self, decision: GateDecision) -> list[Tensor]:
+        """What :meth:`forward` has to know on the host, bool tensors of any shape.
+
+        One copy brings those of all cells of a layer, as each copy is a wait for the device.
+        """
+        if self.training:
+            some = (decision.gates > 0).any(dim=0)  # (T,)
+            asked = [some, decision.closed.any()]
+        else:
+            asked = [decision.opened, decision.closed]
+        if decision.choice is not None:
+            asked.append(decision.choice.weights.detach() > 0)
+        return asked
+
+    def forward(self, x: Tensor, decision: GateDecision, answers: Sequence[Tensor]) -> CellResult:
+        """Run the cell for images that reach it.
+
+        Args:
+            x: (n, C·2^scale, H, W).
+            decision: what :meth:`judge` made of them.
+            answers: what :meth:`questions` asked, on the host.
+        """
+        chosen = answers[2] if decision.choice is not None else None
         if not self.training:
-            cell_outputs = self._run_open(x, gates, opened.cpu(), closed.cpu(), up_size, choice)
-            return CellResult(logits, gates, leads, cell_outputs, [], choice)
-        needed = self._needed(gates)
-        cell_outputs = self._run_needed(x, gates, closed, needed, up_size, choice)
-        skipped = self._others(needed, choice)
-        if choice is not None:
-            choice = choice.of_rows(~closed)
-        return CellResult(logits, gates, leads, cell_outputs, skipped, choice)
+            return CellResult(self._run_open(x, decision, answers[0], answers[1], chosen))
+        some, any_closed = answers[0].tolist(), bool(answers[1])
+        needed = self._needed(some)
+        cell_outputs = self._run_needed(x, decision, any_closed, needed, chosen)
+        return CellResult(cell_outputs, self._others(needed, chosen))
 
     def decide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, C, H, W) → logits and gates, (n, T), 0 where there is no such transform."""
@@ -177,78 +207,78 @@ class Cell(nn.Module):
         logits = zeros.index_copy(1, self._columns, decided)
         return logits, zeros.index_copy(1, self._columns, open_gates(decided))
 
-    def _needed(self, gates: Tensor) -> Sequence[int]:
+    def _needed(self, some: Sequence[bool]) -> Sequence[int]:
         """Transforms to train; none where the cell is closed for every image."""
         if not self._conditional:
             return self.node.transforms
-        some = (gates > 0).any(dim=0).tolist()  # (T,); conditional training waits once a cell
         if not any(some):
             return ()
         # Keep costs next to nothing, and images that pass on take it.
         return [t for t in self.node.transforms if some[t] or t == KEEP]
 
-    def _others(self, needed: Sequence[int], choice: OpChoice | None) -> list[nn.Module]:
+    def _others(self, needed: Sequence[int], chosen: Tensor | None) -> list[nn.Module]:
         """Layers that run for none of the ``needed`` transforms, or that no image chose."""
         others = [m for name, m in self.changes.items() if TRANSFORMS.index(name) not in needed]
         if not needed:
             others += self.ops.values()
             return others if self.op_gate is None else [*others, self.op_gate]
-        if choice is not None:
-            ran = (choice.weights.detach() > 0).any(dim=0).tolist()
+        if chosen is not None:
+            ran = chosen.any(dim=0).tolist()
             others += [op for op, runs in zip(self.ops.values(), ran, strict=True) if not runs]
         return others
 
     def _run_needed(
         self,
         x: Tensor,
-        gates: Tensor,
-        closed: Tensor,
+        decision: GateDecision,
+        any_closed: bool,
         needed: Sequence[int],
-        up_size: tuple[int, int] | None,
-        choice: OpChoice | None,
+        chosen: Tensor | None,
     ) -> list[CellOutput]:
         if not needed:
             self._draw_drop_path(x)
-            return [CellOutput(KEEP, x, None)] if KEEP in self.node.transforms else []
-        feature = self.feature(x, choice)
+            return [CellOutput(KEEP, Part(x))] if KEEP in self.node.transforms else []
+        feature = self.feature(x, decision.choice, chosen)
         cell_outputs = []
         for transform in needed:
-            weight = gates[:, transform, None, None, None].to(feature.dtype)
-            maps = transformed(F.relu(feature), transform, self.changes, weight, up_size)
-            if transform == KEEP:
-                maps = torch.where(closed[:, None, None, None], x.to(maps.dtype), maps)
-            cell_outputs.append(CellOutput(transform, maps, None))
+            weight = decision.gates[:, transform]
+            if transform == KEEP and any_closed:
+                closed = decision.closed
+                cell_outputs.append(CellOutput(KEEP, Part(x, closed.to(weight.dtype))))
+                weight = torch.where(closed, 0.0, weight)
+            maps = transformed(feature, transform, self.changes)
+            cell_outputs.append(CellOutput(transform, Part(maps, weight)))
         return cell_outputs
 
     def _run_open(
         self,
         x: Tensor,
-        gates: Tensor,
+        decision: GateDecision,
         opened: Tensor,
         closed: Tensor,
-        up_size: tuple[int, int] | None,
-        choice: OpChoice | None,
+        chosen: Tensor | None,
     ) -> list[CellOutput]:
         cell_outputs = []
         passing = _positions(closed, x.device)
         if KEEP in self.node.transforms and (passing is None or len(passing)):
-            cell_outputs.append(CellOutput(KEEP, _rows(x, passing), passing))
+            cell_outputs.append(CellOutput(KEEP, Part(_rows(x, passing), None, passing)))
         active = _positions(~closed, x.device)
         if active is not None and not len(active):
             return cell_outputs
-        if choice is not None:
+        choice = decision.choice
+        if choice is not None and chosen is not None:
             choice = OpChoice(*(_rows(part, active) for part in choice))
-        feature = self.feature(_rows(x, active), choice)
+            chosen = chosen[~closed]
+        feature = self.feature(_rows(x, active), choice, chosen)
         for transform in self.node.transforms:
-            chosen = opened[:, transform]
-            if not chosen.any():
+            running = opened[:, transform]
+            if not running.any():
                 continue
-            images = _positions(chosen, x.device)
-            within = _positions(chosen[~closed], x.device)
-            weight = _rows(gates, images)[:, transform, None, None, None].to(feature.dtype)
-            maps = F.relu(_rows(feature, within))
-            maps = transformed(maps, transform, self.changes, weight, up_size)
-            cell_outputs.append(CellOutput(transform, maps, images))
+            images = _positions(running, x.device)
+            within = _positions(running[~closed], x.device)
+            weight = _rows(decision.gates, images)[:, transform]
+            maps = transformed(_rows(feature, within), transform, self.changes)
+            cell_outputs.append(CellOutput(transform, Part(maps, weight, images)))
         return cell_outputs
 
     def _draw_drop_path(self, x: Tensor) -> None:
@@ -258,18 +288,21 @@ class Cell(nn.Module):
             if probability and not isinstance(op, nn.Identity):
                 drop_path(x[:, :1, :1, :1], probability)
 
-    def feature(self, x: Tensor, choice: OpChoice | None = None) -> Tensor:
-        """Sum of the operations: (n, C, H, W) → the same shape.
+    def feature(
+        self, x: Tensor, choice: OpChoice | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """ReLU of the sum of the operations: (n, C, H, W) → the same shape.
 
         Args:
             x: (n, C, H, W).
             choice: of the operations, where they are chosen; None: their gate decides.
+            chosen: (n, O) bool on the host, where the choice is above 0; None asks the device.
         """
         probability = 0.0
         if self.training:
             probability = self._drop_path.probability(self.node.layer, self._num_layers)
         if self.op_gate is not None:
-            return self._chosen(x, choice or self.op_gate(x), probability)
+            return F.relu(self._chosen(x, choice or self.op_gate(x), chosen, probability))
         total: Tensor | None = None
         for op in self.ops.values():
             y = op(x)
@@ -277,9 +310,12 @@ class Cell(nn.Module):
                 y = drop_path(y, probability)
             total = y if total is None else total + y
         assert total is not None
-        return total
+        # Of one operation the sum is its result, which its backward pass may look at.
+        return F.relu(total, inplace=len(self.ops) > 1)
 
-    def _chosen(self, x: Tensor, choice: OpChoice, probability: float) -> Tensor:
+    def _chosen(
+        self, x: Tensor, choice: OpChoice, chosen: Tensor | None, probability: float
+    ) -> Tensor:
         """The weighted sum of the operations that each image chose."""
         ops = list(self.ops.values())
         factors: list[Tensor | None] = []
@@ -289,32 +325,18 @@ class Cell(nn.Module):
                 drops = not isinstance(op, nn.Identity)
                 factors.append(drop_path(ones, probability) if drops else None)
         always = self.training and self._waits
-        return chosen_sum(ops, x, choice.weights, factors, always=always)
+        return chosen_sum(ops, x, choice.weights, factors, chosen=chosen, always=always)
 
 
-def transformed(
-    maps: Tensor,
-    transform: int,
-    changes: nn.ModuleDict,
-    weight: Tensor | float,
-    up_size: tuple[int, int] | None,
-) -> Tensor:
-    """What a transform makes of the ReLU of a cell's sum.
+def transformed(feature: Tensor, transform: int, changes: nn.ModuleDict) -> Tensor:
+    """What a transform makes of a cell's feature, before its gate weights and "up" resizes it.
 
     Args:
-        maps: (n, C, H, W).
+        feature: (n, C, H, W), after ReLU.
         transform: ``UP``, ``KEEP`` or ``DOWN``.
         changes: the cell's layers "up" and "down".
-        weight: gate value, or (n, 1, 1, 1) gate values.
-        up_size: (rows, columns) of the next finer map, for the up transform.
     """
-    if transform != KEEP:
-        maps = changes[TRANSFORMS[transform]](maps)
-    # Weighting before the upsampling is the same and touches a quarter of the numbers.
-    maps = maps * weight
-    if transform != UP:
-        return maps
-    return F.interpolate(maps, size=up_size, mode="bilinear", align_corners=False)
+    return feature if transform == KEEP else changes[TRANSFORMS[transform]](feature)
 
 
 def _positions(mask: Tensor, device: torch.device) -> Tensor | None:

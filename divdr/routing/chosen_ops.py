@@ -43,6 +43,7 @@ def chosen_sum(
     weights: Tensor,
     factors: Sequence[Tensor | None] = (),
     *,
+    chosen: Tensor | None = None,
     always: bool = False,
 ) -> Tensor:
     """Weighted sum of operations, each run on the images that chose it and on no others.
@@ -53,10 +54,12 @@ def chosen_sum(
         weights: (n, O); 0 is not chosen.
         factors: for each operation (n, 1, 1, 1) by which its maps are multiplied, or None; () for
             none.
+        chosen: (n, O) bool on the host, where the weights are above 0; None asks the device.
         always: run operations that nobody chose too, on no images, as synchronised normalisation
             needs where another process has some.
     """
-    chosen = (weights.detach() > 0).cpu()  # the only wait for the device
+    if chosen is None:
+        chosen = (weights.detach() > 0).cpu()  # the only wait for the device
     parts = []
     for number, op in enumerate(ops):
         rows = chosen[:, number].nonzero()[:, 0].to(x.device)

@@ -357,9 +357,8 @@ def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
     gate = 0.0
     if cell.gate is not None:
         seen = (shape[0], *cell.gate.map_size(*shape[1:]))
-        gate = _sequence_macs(
-            (cell.gate.reduce, cell.gate.pool, cell.gate.predict), seen, affine_norm
-        )
+        layers = (cell.gate.reduce, cell.gate.pool, cell.gate.predict)
+        gate = _sequence_macs(layers, seen, affine_norm)
     up, keep, down = transforms
     if cell.op_gate is None:
         return CellCost(operations, (up, keep, down), gate)

@@ -34,7 +34,7 @@ class Gate(nn.Module):
         self.small = small
         self.initial_bias = bias
         self.reduce = conv_norm(channels, inner, norm)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(inner, transforms, 1)
 
     def reset_bias(self) -> None:
@@ -64,6 +64,14 @@ class Gate(nn.Module):
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             return self.predict(self.pool(x)).flatten(1)
+
+
+class _MeanPool(nn.AdaptiveAvgPool2d):
+    """The mean over the map, whose gradient has the layout of maps with channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, 1, 1)."""
+        return x.permute(0, 2, 3, 1).mean(dim=(1, 2))[:, :, None, None]
 
 
 def open_gates(logits: Tensor) -> Tensor:

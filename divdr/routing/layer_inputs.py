@@ -2,96 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from .batch_norm import tie
-from .cell import CellResult
-from .space import TRANSFORMS, Node
+from .cell import Cell, CellResult
+from .weighted_sum import Part, weighted_sum
+
+
+class Visit:
+    """The images that reach a cell, and what its gates say of them; to run it comes later.
+
+    Args:
+        cell: the cell.
+        maps: (N, C, H, W) its inputs, of the whole batch.
+        images: (n,) positions of the images that reach it, perhaps none; None for all.
+        imposed: (N, T) gate values to use in place of the gate's own.
+
+    Attributes:
+        cell: as given.
+        images: as given.
+        decision: of the n images.
+    """
+
+    def __init__(
+        self, cell: Cell, maps: Tensor, images: Tensor | None, imposed: Tensor | None = None
+    ) -> None:
+        self.cell = cell
+        self.images = images
+        if images is not None:
+            maps = maps.index_select(0, images)
+            imposed = None if imposed is None else imposed.index_select(0, images)
+        if not len(maps):
+            # Normalisation sends statistics of half precision maps in float32, of which an empty
+            # map must not send a half.
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        self._maps = maps
+        with self._precision():
+            self.decision = cell.judge(maps, imposed)
+
+    def questions(self) -> list[Tensor]:
+        """What :meth:`run` has to know on the host, see ``Cell.questions``."""
+        return self.cell.questions(self.decision)
+
+    def run(self, answers: Sequence[Tensor]) -> CellResult:
+        """Run the cell, given the answers to the questions."""
+        with self._precision():
+            return self.cell(self._maps, self.decision, answers)
+
+    def _precision(self) -> AbstractContextManager:
+        return (
+            nullcontext()
+            if len(self._maps)
+            else torch.autocast(self._maps.device.type, enabled=False)
+        )
 
 
 class InputSum:
-    """Sum of the maps that come to one cell, and which images reach it.
+    """What comes to one cell; every image has a row.
 
-    Every image has a row, and no map is written into, for autograd's sake; plans sum in place
+    No map is written into, for autograd's sake; plans sum in place
     (``inference.decision.InPlaceInputSum``).
 
     Args:
-        count: N.
-        template: a tensor of the device and precision to use.
+        template: (N, …), of the batch, and of the device and precision to use.
 
     Attributes:
-        reached: (N,) bool.
+        parts: what came so far.
     """
 
-    def __init__(self, count: int, template: Tensor) -> None:
+    def __init__(self, template: Tensor) -> None:
         self._template = template
-        self._sum: Tensor | None = None
-        self._count = count
-        self.reached = torch.zeros(count, dtype=torch.bool, device=template.device)
-
-    def add(self, maps: Tensor, images: Tensor | None) -> None:
-        """Add maps (m, C, H, W) that belong to ``images`` (m,), None for all."""
-        if images is None:
-            self._sum = maps if self._sum is None else self._sum + maps
-            return
-        if self._sum is None:
-            self._sum = maps.new_zeros(self._count, *maps.shape[1:])
-        self._sum = self._sum.index_add(0, images, maps.to(self._sum.dtype))
+        self.parts: list[Part] = []
 
     def map(self, channels: int, size: tuple[int, int]) -> Tensor:
         """The sum, (N, C, H, W); zeros where nothing came."""
-        if self._sum is None:
-            return self._template.new_zeros(self._count, channels, *size)
-        return self._sum
-
-    @property
-    def total(self) -> Tensor | None:
-        """The sum, (N, C, H, W), None where nothing came."""
-        return self._sum
+        count = len(self._template)
+        if not self.parts:
+            return self._template.new_zeros(count, channels, *size)
+        return weighted_sum(self.parts, count, size)
 
 
 class LayerInputs:
     """Moves the maps of a batch from layer to layer.
 
     Args:
-        count: N.
-        template: a tensor of the device and precision to use.
-
-    Attributes:
-        blank_gates: (N, T) zeros, the gates of a cell that no image reaches.
+        template: (N, …), of the batch, and of the device and precision to use.
     """
 
-    def __init__(self, count: int, template: Tensor) -> None:
-        self._count = count
+    def __init__(self, template: Tensor) -> None:
         self._template = template
         self._left_out: list[Tensor] = []
-        self.blank_gates = torch.zeros(count, len(TRANSFORMS), device=template.device)
 
-    def input_sums(self, scales: int) -> list[InputSum]:
-        """Empty sums for a layer of ``scales`` cells."""
-        return [InputSum(self._count, self._template) for _ in range(scales)]
+    def reach(self, visits: Sequence[Visit | None], scales: int) -> tuple[list[InputSum], Tensor]:
+        """Empty sums of the next layer's cells, and whom the gates let reach them.
 
-    def send(
-        self, result: CellResult, node: Node, images: Tensor | None, targets: list[InputSum]
-    ) -> None:
-        """Bring what left the cell at ``node`` to the next layer; it ran ``images``."""
+        Args:
+            visits: of this layer.
+            scales: cells of the next.
+
+        Returns:
+            ``scales`` sums, and (scales, N) bool.
+        """
+        count = len(self._template)
+        masks = torch.zeros(scales, count, dtype=torch.bool, device=self._template.device)
+        for visit in visits:
+            if visit is None:
+                continue
+            leads = to_batch_rows(visit.decision.leads, visit.images, count)  # (N, T)
+            for transform in visit.cell.node.transforms:
+                masks[visit.cell.node.target_scale(transform)] |= leads[:, transform]
+        return [InputSum(self._template) for _ in range(scales)], masks
+
+    def send(self, visit: Visit, result: CellResult, targets: Sequence[InputSum]) -> None:
+        """Bring what left a cell to the next layer, and note what training left out."""
         for cell_output in result.cell_outputs:
-            target = targets[node.target_scale(cell_output.transform)]
-            target.add(cell_output.maps, _compose(images, cell_output.images))
-        leads = to_batch_rows(result.leads, images, self._count)  # (N, T)
-        for transform in node.transforms:
-            targets[node.target_scale(transform)].reached |= leads[:, transform]
+            part = cell_output.part
+            target = targets[visit.cell.node.target_scale(cell_output.transform)]
+            target.parts.append(part._replace(images=_compose(visit.images, part.images)))
+        self.leave_out(result.skipped)
 
     def leave_out(self, layers: Iterable[nn.Module], input_sum: InputSum | None = None) -> None:
         """Note layers that training skips, and what came to a cell that no image reaches."""
         # Distributed training waits for a gradient of every parameter, even one of zero.
         for layer in layers:
             self._left_out.extend(p.sum() * 0.0 for p in layer.parameters() if p.requires_grad)
-        if input_sum is not None and input_sum.total is not None:
-            self._left_out.append(input_sum.total.sum() * 0.0)
+        if input_sum is not None:
+            # A number of each map leads back as far as all of them would.
+            self._left_out.extend(p.maps[:1, :1, :1, :1].sum() * 0.0 for p in input_sum.parts)
 
     def tie(self, outputs: list[Tensor]) -> list[Tensor]:
         """Tie everything left out to the outputs with weight zero."""

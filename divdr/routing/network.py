@@ -6,6 +6,7 @@ do not depend on the other images of its batch (batch statistics of training apa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..settings import RoutingSettings
 from .batch_norm import BatchNorm, is_synchronised, several_processes
-from .cell import Cell, CellResult
+from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
 from .gate import GATE_KINDS, Gate
-from .layer_inputs import InputSum, LayerInputs, to_batch_rows
+from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
 from .space import TRANSFORMS, RoutingSpace
@@ -155,57 +156,48 @@ class DynamicRoutingNetwork(nn.Module):
         """
         height, width = x.shape[-2:]
         sizes = self.space.map_sizes(height, width)
-        count = x.shape[0]
-        maps = self.stem(x)
+        # One layout from here on: operations that meet two are several times slower.
+        maps = self.stem(x.contiguous(memory_format=torch.channels_last))
         imposed = None if route is None else route.unflatten(1, (-1, len(TRANSFORMS)))
-        layer_inputs = LayerInputs(count, maps)
-        input_sums = layer_inputs.input_sums(self.space.scales_per_layer[0])
-        first = self.initial(maps, None)
-        layer_inputs.send(first, self.initial.node, None, input_sums)
-        layer_inputs.leave_out(first.skipped)
+        layer_inputs = LayerInputs(maps)
         # Processes that wait for each other in a cell have to agree whether it runs.
         together = self.training and several_processes() and is_synchronised(self)
 
-        logits: list[Tensor] = []  # of each cell, (N, T)
-        gates: list[Tensor] = []  # likewise
+        first = Visit(self.initial, maps, None)
+        visits: list[Visit | None] = [first]
+        rows = _DecisionRows(maps)
         reached: list[Tensor] = []  # of each cell, (N,)
-        # Of each cell (N, O) weights and loads, where operations are chosen.
-        choices: list[OpChoice] = []
-        unchosen = self._unchosen(maps)
-        for number, layer in enumerate(self._layers()):
-            last = number + 1 == self.space.num_layers
-            following = layer_inputs.input_sums(
-                len(layer) if last else self.space.scales_per_layer[number + 1]
-            )
-            masks = torch.stack([each.reached for each in input_sums])  # (cells of the layer, N)
-            running = masks.any(dim=1, keepdim=True)
-            if together:
-                running = _anywhere(running)
+        for layer, scales in zip([*self._layers(), None], self._scales(), strict=True):
+            input_sums, masks = layer_inputs.reach(visits, scales)  # masks (cells of the layer, N)
+            runs = masks.any(dim=1)
+            questions = [visit.questions() if visit is not None else [] for visit in visits]
             # One wait for the device a layer.
-            host = torch.cat([running, masks], dim=1).cpu()
-            for cell, input_sum, row in zip(layer, input_sums, host, strict=True):
-                values = None if imposed is None else imposed[:, cell.node.index]
-                result, images = None, None
-                if row[0]:
-                    result, images = self._run_cell(cell, input_sum, row[1:], sizes, values)
-                if result is None:
+            host_runs, host_masks, *answers = _on_host(
+                [_anywhere(runs) if together else runs, masks, *itertools.chain(*questions)]
+            )
+            for visit, asked in zip(visits, questions, strict=True):
+                if visit is not None:
+                    own, answers = answers[: len(asked)], answers[len(asked) :]
+                    layer_inputs.send(visit, visit.run(own), input_sums)
+            if layer is None:
+                break
+            reached.extend(masks)
+            visits = []
+            for cell, input_sum, needed, images in zip(
+                layer, input_sums, host_runs.tolist(), _images(masks, host_masks), strict=True
+            ):
+                if not needed:
                     if self.training:
                         layer_inputs.leave_out([cell], input_sum)
-                    blank = layer_inputs.blank_gates
-                    logits.append(blank)
-                    gates.append(blank)
-                    if unchosen is not None:
-                        choices.append(unchosen)
+                    visits.append(None)
+                    rows.add(cell, None)
                     continue
-                layer_inputs.send(result, cell.node, images, following)
-                layer_inputs.leave_out(result.skipped)
-                logits.append(to_batch_rows(result.logits, images, count))
-                gates.append(to_batch_rows(result.gates, images, count))
-                if result.choice is not None:
-                    parts = (to_batch_rows(part, images, count) for part in result.choice)
-                    choices.append(OpChoice(*parts))
-            reached.extend(masks)
-            input_sums = following
+                arrived = input_sum.map(cell.channels, sizes[cell.node.scale])
+                values = None if imposed is None else imposed[:, cell.node.index]
+                visit = Visit(cell, arrived, images, values)
+                visits.append(visit)
+                rows.add(cell, visit)
+
         outputs = layer_inputs.tie(
             [
                 input_sum.map(channels, size)
@@ -214,42 +206,27 @@ class DynamicRoutingNetwork(nn.Module):
                 )
             ]
         )
-
         routing = self._record(
-            torch.stack(logits, dim=1),
-            torch.stack(gates, dim=1),
-            torch.stack(reached, dim=1),
-            first.gates,
-            (height, width),
-            choices,
+            rows, torch.stack(reached, dim=1), first.decision.gates, (height, width)
         )
         return outputs, routing
 
-    def _unchosen(self, like: Tensor) -> OpChoice | None:
-        """Of a cell that does not run: (N, O) zeros; None where all operations are summed."""
-        cell = next(self.cells())
-        if cell.op_gate is None:
-            return None
-        zeros = like.new_zeros((len(like), len(cell.ops)), dtype=torch.float32)
-        return OpChoice(zeros, zeros)
+    def _scales(self) -> list[int]:
+        """Cells of each layer, and maps that leave the last."""
+        return [*self.space.scales_per_layer, self.space.out_scales]
 
     def _record(
-        self,
-        logits: Tensor,
-        gates: Tensor,
-        reached: Tensor,
-        initial: Tensor,
-        size: tuple[int, int],
-        choices: Sequence[OpChoice],
+        self, rows: _DecisionRows, reached: Tensor, initial: Tensor, size: tuple[int, int]
     ) -> Routing:
-        """From logits and gates (N, cells, T), reached (N, cells) and initial gates (N, T)."""
+        """From the decisions of all cells, reached (N, cells) and initial gates (N, T)."""
+        gates = torch.stack(rows.gates, dim=1)  # (N, cells, T)
         op_weights = op_loads = None
-        if choices:
-            op_weights, op_loads = (torch.stack(p, dim=1) for p in zip(*choices, strict=True))
+        if rows.choices:
+            op_weights, op_loads = (torch.stack(p, dim=1) for p in zip(*rows.choices, strict=True))
         costs = self._cost_tensors(*size, gates.device)
         return Routing(
             activations=gates.flatten(1),
-            logits=logits.flatten(1),
+            logits=torch.stack(rows.logits, dim=1).flatten(1),
             initial=initial,
             reached=reached,
             expected_cost=costs.expected(gates, initial, op_weights),
@@ -262,32 +239,6 @@ class DynamicRoutingNetwork(nn.Module):
             op_loads=op_loads,
         )
 
-    def _run_cell(
-        self,
-        cell: Cell,
-        input_sum: InputSum,
-        mask: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        imposed: Tensor | None,
-    ) -> tuple[CellResult, Tensor | None]:
-        """Run a cell for the images of a mask (N,) on the host, perhaps none of this process."""
-        scale = cell.node.scale
-        up_size = sizes[scale - 1] if scale else None
-        maps = input_sum.map(cell.channels, sizes[scale])
-        if mask.all():
-            return cell(maps, up_size, imposed), None
-        images = mask.nonzero().flatten().to(maps.device)
-        maps = maps.index_select(0, images)
-        if imposed is not None:
-            imposed = imposed.index_select(0, images)
-        if len(images):
-            return cell(maps, up_size, imposed), images
-        # Normalisation sends statistics of half precision maps in float32, of which an empty map
-        # must not send a half.
-        with torch.autocast(maps.device.type, enabled=False):
-            wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-            return cell(wide, up_size, imposed), images
-
     def _cost_tensors(self, height: int, width: int, device: torch.device) -> CostTensors:
         key = (height, width, str(device))
         if key not in self._costs:
@@ -295,6 +246,71 @@ class DynamicRoutingNetwork(nn.Module):
                 self._costs.clear()
             self._costs[key] = cost_table(self, height, width).tensors(device)
         return self._costs[key]
+
+
+class _DecisionRows:
+    """What was decided at each cell, by rows of the batch.
+
+    Args:
+        like: (N, …), of the batch and on its device.
+
+    Attributes:
+        logits: of each cell, (N, T).
+        gates: likewise.
+        choices: of each cell, (N, O) weights and loads; none where all operations are summed.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.logits: list[Tensor] = []
+        self.gates: list[Tensor] = []
+        self.choices: list[OpChoice] = []
+        self._like = like
+        self._blank = self._zeros(len(TRANSFORMS))
+
+    def _zeros(self, columns: int) -> Tensor:
+        return self._like.new_zeros((len(self._like), columns), dtype=torch.float32)
+
+    def add(self, cell: Cell, visit: Visit | None) -> None:
+        """The next cell; None, and zeros, if it ran for no image."""
+        if visit is None:
+            self.logits.append(self._blank)
+            self.gates.append(self._blank)
+            if cell.op_gate is not None:
+                zeros = self._zeros(len(cell.ops))
+                self.choices.append(OpChoice(zeros, zeros))
+            return
+        decision = visit.decision
+        self.logits.append(self._rows(decision.logits, visit))
+        self.gates.append(self._rows(decision.gates, visit))
+        if decision.choice is not None:
+            ran = decision.choice.of_rows(~decision.closed)
+            self.choices.append(OpChoice(*(self._rows(part, visit) for part in ran)))
+
+    def _rows(self, part: Tensor, visit: Visit) -> Tensor:
+        return to_batch_rows(part, visit.images, len(self._like))
+
+
+def _images(masks: Tensor, host_masks: Tensor) -> list[Tensor | None]:
+    """Positions (n,) of the images that reach each cell; None where all do.
+
+    Args:
+        masks: (cells, N) on the device.
+        host_masks: the same on the host, so that the positions need no way from one to the other.
+    """
+    if bool(host_masks.all()):
+        return [None] * len(masks)
+    order = (~masks).byte().argsort(dim=1, stable=True)  # (cells, N), those that reach it first
+    counts = host_masks.sum(dim=1).tolist()
+    return [
+        None if count == masks.shape[1] else order[row, :count] for row, count in enumerate(counts)
+    ]
+
+
+def _on_host(flags: Sequence[Tensor]) -> list[Tensor]:
+    """Bool tensors of any shapes, all on one device, by one copy."""
+    host = torch.cat([flag.flatten() for flag in flags]).cpu()
+    parts = host.split([flag.numel() for flag in flags])
+    return [part.view(flag.shape) for part, flag in zip(parts, flags, strict=True)]
 
 
 def _anywhere(running: Tensor) -> Tensor:

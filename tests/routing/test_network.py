@@ -209,7 +209,7 @@ def test_published_reach_runs_cells_behind_closed_transforms_on_zeros():
     with torch.no_grad():
         maps, routing = network(images(1))
         cell = network.layers[2][1]
-        from_zeros = cell(torch.zeros(1, 8, 8, 12).double(), None).cell_outputs[0].maps
+        from_zeros = cell.feature(torch.zeros(1, 8, 8, 12).double())
     assert routing.reached.all()
     assert not maps[1].eq(0).all()
     assert from_zeros.shape == maps[1].shape
@@ -276,15 +276,14 @@ def test_drop_path_acts_in_training_alone():
     cell = network.layers[0][0]
     x = images(64, 9, 9)[:, :1].repeat(1, 4, 1, 1)
     freeze_statistics(network.train())
-    opened = torch.ones(len(x), 3, dtype=torch.float64)
     with torch.no_grad():
-        trained = cell(x, None, opened).cell_outputs[0].maps
+        trained = cell.feature(x)
         operation = cell.ops["sep_conv_3x3"](x)
         kept, dropped = torch.relu(x + 2 * operation), torch.relu(x)
         survived = [m.allclose(k) for m, k in zip(trained, kept, strict=True)]
         for image, alive in enumerate(survived):
             close(trained[image], kept[image] if alive else dropped[image])
-        close(cell.eval()(x, None, opened).cell_outputs[0].maps, torch.relu(x + operation))
+        close(cell.eval().feature(x), torch.relu(x + operation))
     assert 16 < sum(survived) < 48  # a half of 64
 
 
