@@ -45,7 +45,8 @@ class HostWaits(TorchFunctionMode):
             self.waits.append(name)
         output = func(*args, **kwargs)
         if name == "cpu" or on_host or made_here:
-            output = output.clone() if args and output is args[0] else output
+            same = isinstance(output, torch.Tensor) and output is args[0]
+            output = output.clone() if same else output
             for each in _tensors([output]):
                 self._host[id(each)] = each
         return output

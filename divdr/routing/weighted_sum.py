@@ -133,4 +133,4 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     first, second = (t.permute(0, 2, 3, 1).flatten(1) for t in (a, b))
     if a.dtype in (torch.float32, torch.float64):
         return torch.bmm(first[:, None], second[:, :, None])[:, 0, 0]
-    return (first.float() * second.float()).sum(dim=1)
+    return (first * second).sum(dim=1, dtype=torch.float32)
