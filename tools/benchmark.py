@@ -3,9 +3,11 @@
 
     python tools/benchmark.py --json output/benchmark.json --picture output/benchmark.png
     python tools/benchmark.py --against MODULE:FUNCTION --closed 0 0.8
+    python tools/benchmark.py --train --case 4 256 512 --closed 0 0.8
 
-Weights are random and gates are closed by their biases. All execution modes take turns in one
-process; tables show medians. ``--memory`` measures peaks in processes of their own.
+With ``--train`` steps of training are timed in place of evaluation. Weights are random and gates
+are closed by their biases. All execution modes take turns in one process; tables show medians.
+``--memory`` measures peaks in processes of their own.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import torch
 
 from divdr import benchmark
 from divdr.engine import report_errors
-from divdr.engine.setup import at_least, device, make_output_folder
+from divdr.engine.setup import at_least, device, keep_freed_memory, make_output_folder
 from divdr.visualization.tradeoff import draw_benchmark
 
 SMALLEST = 3  # pixels; the stem's first convolution needs them
@@ -29,6 +31,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--train", action="store_true", help="time steps of training")
     parser.add_argument("--layers", type=at_least(1), default=16)
     parser.add_argument("--scales", type=at_least(1), default=4)
     parser.add_argument("--channels", type=at_least(2), default=64)
@@ -45,7 +48,7 @@ def options() -> argparse.Namespace:
         nargs=3,
         action="append",
         metavar=("BATCH", "HEIGHT", "WIDTH"),
-        help="repeat for several; default 1 512 1024 and 8 256 512",
+        help="repeat for several; default 1 512 1024 and 8 256 512, with --train 4 256 512",
     )
     parser.add_argument("--closed", type=float, nargs="+", default=[0.0, 0.3, 0.6, 0.8])
     parser.add_argument("--rounds", type=at_least(1), default=5)
@@ -65,6 +68,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE.png")
     args = parser.parse_args()
+    if args.train and (args.memory is not None or args.picture is not None):
+        parser.error("--train goes with neither --memory nor --picture")
     if args.memory is not None and len(args.memory) not in (0, 2):
         parser.error("--memory takes no number or two: height and width")
     if not all(0 <= share < 1 for share in args.closed):
@@ -86,6 +91,20 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"GEMM peak {name} {p / 1e9:.0f} GFLOPs/s" for name, p in peaks.items()), "\n")
     names = ("layers", "scales", "channels", "gate", "reach", "seed")
     network = {name: getattr(args, name) for name in names}
+    if args.train:
+        keep_freed_memory()
+        trained = []
+        for batch, height, width in args.case or ((4, 256, 512),):
+            for closed in args.closed:
+                case = benchmark.Case(batch, (height, width), closed, **network)
+                trained.append(
+                    benchmark.measure_training(
+                        case, rounds=args.rounds, device=args.device, against=against
+                    )
+                )
+                print(benchmark.training_table(trained[-1], peaks), flush=True)
+        write_json(args, machine, {"training": benchmark.training_numbers(trained, peaks)})
+        return
     results = []
     for batch, height, width in [] if args.no_times else args.case or DEFAULT_CASES:
         for closed in args.closed:
@@ -103,15 +122,21 @@ def run(args: argparse.Namespace) -> None:
     for table in (benchmark.fit_table(results), benchmark.target_table(results)):
         if table:
             print(table)
-    if args.json is not None:
-        settings = {**vars(args), "json": str(args.json), "picture": str(args.picture)}
-        numbers = benchmark.as_numbers(results, memories, peaks)
-        text = json.dumps({"machine": machine, "settings": settings, **numbers}, indent=1)
-        args.json.write_text(text + "\n", encoding="utf-8")
+    write_json(args, machine, benchmark.as_numbers(results, memories, peaks))
     if args.picture is not None and results:
         title = f"{machine['cpu'] if args.device == 'cpu' else machine['device']}, "
         title += f"threads: {machine['threads']}, torch {machine['torch']}"
         draw_benchmark(args.picture, benchmark.lines(results), title)
+
+
+def write_json(
+    args: argparse.Namespace, machine: dict[str, object], numbers: dict[str, object]
+) -> None:
+    if args.json is None:
+        return
+    settings = {**vars(args), "json": str(args.json), "picture": str(args.picture)}
+    text = json.dumps({"machine": machine, "settings": settings, **numbers}, indent=1)
+    args.json.write_text(text + "\n", encoding="utf-8")
 
 
 @report_errors

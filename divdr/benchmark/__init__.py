@@ -27,6 +27,13 @@ from .run_modes import (
     measure,
 )
 from .timing import Times, describe_machine, gemm_peak, in_turns
+from .training import (
+    StepMeasurement,
+    TrainingResult,
+    measure_training,
+    training_numbers,
+    training_table,
+)
 
 __all__ = [
     "Against",
@@ -38,8 +45,10 @@ __all__ = [
     "Measurement",
     "Memory",
     "PublishedRun",
+    "StepMeasurement",
     "Target",
     "Times",
+    "TrainingResult",
     "as_numbers",
     "case_table",
     "close_gates",
@@ -52,8 +61,11 @@ __all__ = [
     "lines",
     "measure",
     "measure_memory",
+    "measure_training",
     "memory_table",
     "peak_bytes",
     "target_table",
     "targets",
+    "training_numbers",
+    "training_table",
 ]

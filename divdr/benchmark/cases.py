@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +48,21 @@ class Case:
     reach: str = "published"
     seed: int = 0
 
+    def empty(self, **options: Any) -> DynamicRoutingNetwork:
+        """The network with weights of its own; options as of ``DynamicRoutingNetwork``."""
+        return DynamicRoutingNetwork(
+            RoutingSpace.build(self.layers, self.scales),
+            channels=self.channels,
+            gate=self.gate,
+            reach=self.reach,
+            **options,
+        )
+
     def build(self, device: torch.device | str) -> tuple[DynamicRoutingNetwork, Tensor]:
         """The network, in evaluation, and images (N, 3, H, W), both on ``device``."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.seed)
-            network = DynamicRoutingNetwork(
-                RoutingSpace.build(self.layers, self.scales),
-                channels=self.channels,
-                gate=self.gate,
-                reach=self.reach,
-            )
+            network = self.empty()
             x = _noise(self.batch, *self.size).to(device)
             network = network.eval().to(device)
             close_gates(network, self.closed, x, seed=self.seed)

@@ -5,19 +5,21 @@ Li et al. (CVPR 2020); the behaviour is that of the authors' release, the code i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing.cell import Cell
 from ..routing.cost import CellCost, CostTable, cost_table
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
+from ..routing.ops import PointwiseConv2d
 from ..routing.record import Routing
 from ..routing.space import DOWN, KEEP
 
@@ -34,13 +36,14 @@ class _CellRun:
 
 
 class PublishedRun:
-    """Runs a network in evaluation as the published code does.
+    """Runs a network as the published code does, in evaluation or in training.
 
-    Maps are contiguous (N, C, H, W) and nothing is folded. A cell runs for the whole batch as soon
-    as its gates, summed over the batch, reach 1e-4; else its input passes on. A cell that runs
-    computes all its operations and every transform it has, closed or not, and multiplies by the
-    gates at the end, after upsampling. Cells behind closed transforms alone run on zeros. Expected
-    and real cost are added up cell by cell on the way.
+    Convolutions are PyTorch's own as they are, not ``PointwiseConv2d``. Maps are contiguous
+    (N, C, H, W) and nothing is folded. A cell runs for the whole batch as soon as its gates, summed
+    over the batch, reach 1e-4; else its input passes on. A cell that runs computes all its
+    operations and every transform it has, closed or not, and multiplies by the gates at the end,
+    after upsampling. Cells behind closed transforms alone run on zeros. Expected and real cost are
+    added up cell by cell on the way.
 
     For one image these are the maps, gates and costs of a network of ``reach="published"``. So
     they are for a batch if every cell is either open (gates ≥ 1e-4) for all its images or closed
@@ -48,21 +51,24 @@ class PublishedRun:
     loses the input that should pass on there, if another image opens it. ``image_by_image`` has no
     such condition and is faster where routes differ.
 
+    In training its gradients and running statistics are those of a copy, :attr:`network`.
+
     Args:
-        network: the supernet, in evaluation; its ``reach`` is not asked for.
+        network: the supernet, in evaluation or training; its ``reach`` is not asked for.
+
+    Attributes:
+        network: what runs, a copy with the layers that the published code has.
 
     Raises:
-        ConfigError: the network is in training.
+        ConfigError: the network's operations are chosen for each image.
     """
 
     def __init__(self, network: DynamicRoutingNetwork) -> None:
-        if network.training:
-            raise ConfigError("a published run needs the network in evaluation: call eval() first")
         if next(network.cells()).op_gate is not None:
             raise ConfigError(
                 "the published code sums all operations; MODEL.ROUTING.OP_GATE has none"
             )
-        self._network = network
+        self.network = _with_plain_layers(network)
         self._tables: dict[tuple[int, int], CostTable] = {}
 
     @torch.no_grad()
@@ -72,9 +78,8 @@ class PublishedRun:
         scales = zip(*(maps for maps, _ in parts), strict=True)
         return [torch.cat(maps) for maps in scales], _join([record for _, record in parts])
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[list[Tensor], Routing]:
-        """Run the batch as one.
+        """Run the batch as one, in evaluation without a graph.
 
         Args:
             x: (N, in_channels, H, W), normalised.
@@ -84,7 +89,11 @@ class PublishedRun:
             real cost counts what the gates of an image open, its ``reached`` holds for all images
             where it holds for one, as the batch takes one route.
         """
-        network, space = self._network, self._network.space
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.network.training):
+            return self._run(x)
+
+    def _run(self, x: Tensor) -> tuple[list[Tensor], Routing]:
+        network, space = self.network, self.network.space
         size = (x.shape[-2], x.shape[-1])
         sizes = space.map_sizes(*size)
         if size not in self._tables:
@@ -131,10 +140,23 @@ class PublishedRun:
         )
 
 
+def _with_plain_layers(network: DynamicRoutingNetwork) -> DynamicRoutingNetwork:
+    copied = copy.deepcopy(network)
+    for module in list(copied.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+            elif isinstance(layer, PointwiseConv2d):
+                plain = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=False)
+                plain.weight = layer.weight
+                module.add_module(name, plain)
+    return copied
+
+
 def _run_cell(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _CellRun:
     logits, gates = cell.decide(x)  # (N, T)
     expected, real = _costs(cost, gates)
-    if is_closed(float(gates.sum())):  # of the whole batch; the host waits here, once a cell
+    if is_closed(float(gates.detach().sum())):  # of the whole batch; the host waits here, once a cell
         return _CellRun({KEEP: x}, logits, gates, expected, real)
     feature = cell.feature(x)
     maps = {}

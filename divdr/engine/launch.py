@@ -27,6 +27,7 @@ from ..data import read_once
 from ..errors import ConfigError, DivdrError
 from .execution_modes import load_trained
 from .setup import (
+    keep_freed_memory,
     load_config,
     make_output_folder,
     on_available_device,
@@ -167,6 +168,8 @@ def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
     cfg = on_available_device(load_config(args.config_file, args.opts) if cfg is None else cfg)
     together(make_output_folder, cfg.OUTPUT_DIR)
     cfg.freeze()
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     with quiet_when_full():
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")

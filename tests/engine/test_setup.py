@@ -1,4 +1,6 @@
+import ctypes
 import logging
+import os
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 
 from divdr.engine import Trainer, check_config, launch, load_config, report_errors
-from divdr.engine.setup import make_output_folder, on_available_device
+from divdr.engine.setup import keep_freed_memory, make_output_folder, on_available_device
 from divdr.errors import ConfigError, DataError
 
 CONFIGS = [
@@ -265,3 +267,25 @@ def test_a_run_reads_its_config_once(monkeypatch, tmp_path, start):
     assert len(read) == len(ran) == 1
     assert (str(tmp_path), 7, 6) == (ran[0].OUTPUT_DIR, ran[0].SEED, ran[0].MODEL.ROUTING.LAYERS)
     assert ran[0].is_frozen()
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_stays_with_the_process(monkeypatch):
+    for name in [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    try:
+        assert keep_freed_memory()
+        blocks = [bytearray(8 * 2**20) for _ in range(20)]
+        held = resident_mib()
+        blocks.clear()
+        assert held - resident_mib() < 40  # of 160
+    finally:  # glibc's own values
+        ctypes.CDLL(None).mallopt(-1, 2**17)
+        ctypes.CDLL(None).mallopt(-3, 2**17)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert not keep_freed_memory()

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from planned import fix_gates, pictures, routed_network, same_maps, same_record
 
 from divdr.benchmark import PublishedRun
-from divdr.errors import ConfigError
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.space import KEEP
 
@@ -115,8 +114,3 @@ def test_the_input_may_lie_channels_last_and_nothing_has_a_graph():
     assert all(m.is_contiguous() and not m.requires_grad for m in maps)
     assert not record.expected_cost.requires_grad
     same_maps(maps, PublishedRun(network)(x)[0])
-
-
-def test_training_networks_are_refused():
-    with pytest.raises(ConfigError, match="eval"):
-        PublishedRun(routed_network().train())

@@ -18,3 +18,16 @@ def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
     assert numbers["settings"]["channels"] == 4
     assert [len(case["modes"]) for case in numbers["cases"]] == [6, 6, 7, 7]
     assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_benchmark_times_steps_of_training(repository, tmp_path):
+    command = [sys.executable, "-W", "ignore", "tools/benchmark.py", "--device", "cpu", "--train"]
+    command += ["--layers", "3", "--scales", "2", "--channels", "4", "--rounds", "1"]
+    command += ["--case", "2", "32", "32", "--closed", "0", "--json", str(tmp_path / "b.json")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "training, batch 2, 32×32, 0% of the gates closed" in done.stdout
+    (case,) = json.loads((tmp_path / "b.json").read_text())["training"]
+    assert case["batch"] == 2
+    assert [way["way"] for way in case["ways"]][:2] == ["published", "dense"]
+    assert all(way["seconds"]["median"] > 0 for way in case["ways"])
