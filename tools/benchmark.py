@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
                     )
                 )
                 print(benchmark.training_table(trained[-1], peaks), flush=True)
+        print(benchmark.training_fits(trained), end="")
         write_json(args, machine, {"training": benchmark.training_numbers(trained, peaks)})
         return
     results = []

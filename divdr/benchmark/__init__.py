@@ -31,6 +31,7 @@ from .training import (
     StepMeasurement,
     TrainingResult,
     measure_training,
+    training_fits,
     training_numbers,
     training_table,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "peak_bytes",
     "target_table",
     "targets",
+    "training_fits",
     "training_numbers",
     "training_table",
 ]

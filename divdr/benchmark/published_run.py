@@ -156,7 +156,9 @@ def _with_plain_layers(network: DynamicRoutingNetwork) -> DynamicRoutingNetwork:
 def _run_cell(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | None) -> _CellRun:
     logits, gates = cell.decide(x)  # (N, T)
     expected, real = _costs(cost, gates)
-    if is_closed(float(gates.detach().sum())):  # of the whole batch; the host waits here, once a cell
+    if is_closed(
+        float(gates.detach().sum())
+    ):  # of the whole batch; the host waits here, once a cell
         return _CellRun({KEEP: x}, logits, gates, expected, real)
     feature = cell.feature(x)
     maps = {}

@@ -6,7 +6,7 @@ gates stay as closed as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from ..routing.cost import CostTable, cost_table
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .cases import Case, close_gates
+from .figures import Line
 from .memory import LiveBytes
 from .published_run import PublishedRun
 from .run_modes import Against
@@ -198,8 +199,29 @@ def training_table(result: TrainingResult, peaks: Mapping[str, float]) -> str:
     return f"{title}\n\n{text}\n"
 
 
+def training_fits(results: Sequence[TrainingResult]) -> str:
+    """Lines of milliseconds an image over multiply-adds; of ways with three costs or more."""
+    points: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for result in results:
+        for row in result.rows:
+            if row.gmacs is not None:
+                share = 1 / result.case.batch
+                point = (row.gmacs * share, 1e3 * row.times.median * share)
+                points.setdefault((result.case.batch, row.name), []).append(point)
+    table = []
+    for (batch, name), pairs in points.items():
+        costs, milliseconds = zip(*sorted(pairs), strict=True)
+        line = Line(name, batch, costs, milliseconds)
+        if len(set(costs)) > 2 and line.fit is not None:
+            table.append((batch, name, line.rate, line.fit[1]))
+    if not table:
+        return ""
+    headers = ("batch", "", "10⁹ a second by slope", "ms an image at none")
+    return tabulate(table, headers=headers, floatfmt=".1f", tablefmt="github") + "\n"
+
+
 def training_numbers(
-    results: list[TrainingResult], peaks: Mapping[str, float]
+    results: Sequence[TrainingResult], peaks: Mapping[str, float]
 ) -> list[dict[str, object]]:
     """Everything measured, ready for JSON."""
     return [

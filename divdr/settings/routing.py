@@ -342,7 +342,7 @@ class RoutingSettings(Settings):
         False,
         "Leave out of training what no image of a batch opens. The same losses and gradients, in "
         "less time where many gates are closed; BatchNorm's running statistics of such parts stay "
-        "as they are, and on a GPU every cell waits for the device once.",
+        "as they are.",
     )
     norm: str = setting(
         "",

@@ -6,7 +6,17 @@ import pytest
 import torch
 from planned import pictures, routed_network
 
-from divdr.benchmark import Against, Case, PublishedRun, measure_training, training_table
+from divdr.benchmark import (
+    Against,
+    Case,
+    PublishedRun,
+    StepMeasurement,
+    Times,
+    TrainingResult,
+    measure_training,
+    training_fits,
+    training_table,
+)
 
 SMALL = {"layers": 3, "scales": 2, "channels": 4}
 PEAKS = {"float32": 1e9, "bfloat16": 1e9}
@@ -46,6 +56,18 @@ def test_every_way_takes_its_steps(closed):
         assert rows["dense"].gmacs == pytest.approx(3 * 2 * record.full_real_cost / 1e9)
     assert rows["conditional"].gmacs < rows["dense"].gmacs  # the initial cell closes a path too
     assert "conditional, bf16" in training_table(result, PEAKS)
+
+
+def test_lines_need_three_costs():
+    def result(gmacs, seconds):
+        row = StepMeasurement("dense", False, Times((seconds,)), 1.0, gmacs, 1)
+        return TrainingResult(Case(2, (32, 32), 0.0), (row,))
+
+    results = [result(2.0, 0.3), result(4.0, 0.5), result(8.0, 0.9)]
+    assert training_fits(results[:2]) == ""
+    # 0.1 s for 10⁹ multiply-adds, and 0.1 s beside: of two images.
+    numbers = training_fits(results).splitlines()[-1].split("|")[1:-1]
+    assert [part.strip() for part in numbers] == ["2", "dense", "10.0", "50.0"]
 
 
 def test_a_step_of_ones_own_is_timed_beside(tmp_path, monkeypatch):
