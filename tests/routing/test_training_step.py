@@ -240,3 +240,19 @@ def test_the_host_waits_once_a_layer(mode):
     assert not routing.reached.equal(routing.reached[:1].expand(4, -1))
     # One for the initial cell, which leads to the first layer.
     assert device.waits == ["cpu"] * 6
+
+
+def test_a_gate_that_is_all_but_closed_adds_nothing_in_training():
+    network = DynamicRoutingNetwork(RoutingSpace((1, 1)), channels=4).double().train()
+    batch = images(2)
+    routes = torch.zeros(2, 6, dtype=torch.float64)
+    routes[:, KEEP] = 0.5
+    with torch.no_grad():
+        wanted, _ = network(batch, routes)
+        routes[:, 3 + KEEP] = 0.9e-4  # below what opens a cell, for both images or for one
+        both, _ = network(batch, routes)
+        routes[1, 3 + KEEP] = 0.5
+        one, _ = network(batch, routes)
+    assert both[0].equal(wanted[0])
+    assert one[0][0].equal(wanted[0][0])
+    assert not one[0][1].equal(wanted[0][1])
