@@ -49,7 +49,7 @@ def check_routing_space(
 
 
 def _check_stem(path: str, theirs: Tensor, own: Tensor) -> None:
-    """See that a stem's first weights (channels inside, channels of the image, 3, 3) are as many."""
+    """See that stems begin with as many channels: weights are (inner, image channels, 3, 3)."""
     if len(theirs) != len(own):
         raise CheckpointError(
             f"checkpoint {path} has {len(theirs)} channels inside its stem and this model "
