@@ -35,6 +35,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--layers", type=at_least(1), default=16)
     parser.add_argument("--scales", type=at_least(1), default=4)
     parser.add_argument("--channels", type=at_least(2), default=64)
+    parser.add_argument("--stem-channels", type=at_least(1), default=64)
     parser.add_argument("--gate", default="small", choices=["small", "full", "none"])
     parser.add_argument(
         "--reach",
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     types = (torch.float32, torch.bfloat16)
     peaks = {str(t).removeprefix("torch."): benchmark.gemm_peak(args.device, t) for t in types}
     print(", ".join(f"GEMM peak {name} {p / 1e9:.0f} GFLOPs/s" for name, p in peaks.items()), "\n")
-    names = ("layers", "scales", "channels", "gate", "reach", "seed")
+    names = ("layers", "scales", "channels", "stem_channels", "gate", "reach", "seed")
     network = {name: getattr(args, name) for name in names}
     if args.train:
         keep_freed_memory()

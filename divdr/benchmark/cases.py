@@ -32,6 +32,7 @@ class Case:
         layers: layers of the routing space.
         scales: its scales.
         channels: channels at stride 4.
+        stem_channels: those inside the stem.
         gate: "small", "full" or "none"; without gates nothing closes.
         reach: of the network. With "published" every execution mode runs the same cells; with
             "open" all but the published one save the cells behind closed transforms as well.
@@ -44,6 +45,7 @@ class Case:
     layers: int = RoutingSettings.layers
     scales: int = RoutingSettings.scales
     channels: int = RoutingSettings.channels
+    stem_channels: int = RoutingSettings.stem_channels
     gate: str = RoutingSettings.gate
     reach: str = "published"
     seed: int = 0
@@ -53,6 +55,7 @@ class Case:
         return DynamicRoutingNetwork(
             RoutingSpace.build(self.layers, self.scales),
             channels=self.channels,
+            stem_channels=self.stem_channels,
             gate=self.gate,
             reach=self.reach,
             **options,

@@ -18,7 +18,7 @@ _SHOWN = 3
 def check_routing_space(
     path: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> None:
-    """See that weights of a routed backbone are of the model's routing space.
+    """See that weights of a routed backbone are of the model's routing space, its stem as wide.
 
     Raises:
         CheckpointError: they are not; the message has the first name that differs.
@@ -40,10 +40,22 @@ def check_routing_space(
                 f"checkpoint {path} belongs to another routing space: only {where} has {name!r}"
             )
         if tuple(weights[name].shape) != tuple(own[name].shape):
+            if name == f"{prefix}stem.first.0.weight":  # by then all cells fit
+                _check_stem(path, weights[name], own[name])
             raise CheckpointError(
                 f"checkpoint {path} belongs to another routing space: {name!r} has shape "
                 f"{tuple(weights[name].shape)} in it and {tuple(own[name].shape)} in this model"
             )
+
+
+def _check_stem(path: str, theirs: Tensor, own: Tensor) -> None:
+    """See that stems begin with as many channels: weights are (inner, image channels, 3, 3)."""
+    if len(theirs) != len(own):
+        raise CheckpointError(
+            f"checkpoint {path} has {len(theirs)} channels inside its stem and this model "
+            f"{len(own)}: set MODEL.ROUTING.STEM_CHANNELS to {len(theirs)} (small configs had 64 "
+            "before they set it)"
+        )
 
 
 def other_shapes(path: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -17,7 +17,8 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.datasets import register_coco_instances
-from torch.utils.data import DataLoader
+from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from ..config import SEVERAL_TASKS, task_config, task_numbers
 from ..errors import DataError
@@ -25,6 +26,7 @@ from ..image_keys import name_images
 from .checked_mapper import CheckedMapper, DetectionMapper
 from .checks import check_annotations, check_images, checking_once
 from .classification.class_sets import ClassificationMapper, check_class_labels
+from .classification.stacked_images import StackedBatches, StackedLoader, as_they_come
 from .coco_json import check_file, reading
 
 
@@ -176,11 +178,18 @@ def build_bank_loader(cfg: CfgNode, images: int | None = None, seed: int = 0) ->
 
 
 def _evaluation_loader(cfg: CfgNode, dicts: list[dict]) -> DataLoader:
-    return build_detection_test_loader(
-        dicts,
-        mapper=CheckedMapper(_evaluation_mapper(cfg)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        **_evaluation_batch(cfg),
+    mapper = _evaluation_mapper(cfg)
+    workers, batch = cfg.DATALOADER.NUM_WORKERS, _evaluation_batch(cfg)
+    stacked = mapper.stacked(dicts) if isinstance(mapper, ClassificationMapper) else None
+    if stacked is None:
+        return build_detection_test_loader(
+            dicts, mapper=CheckedMapper(mapper), num_workers=workers, batch_size=batch
+        )
+    return StackedLoader(
+        StackedBatches(stacked),
+        batch_sampler=BatchSampler(InferenceSampler(len(dicts)), batch, drop_last=False),
+        num_workers=workers,
+        collate_fn=as_they_come,
     )
 
 
@@ -238,10 +247,10 @@ def _evaluation_mapper(cfg: CfgNode) -> Callable[[dict], Any]:
     return DetectionMapper(cfg, is_train=False)
 
 
-def _evaluation_batch(cfg: CfgNode) -> dict[str, int]:
+def _evaluation_batch(cfg: CfgNode) -> int:
     if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
-        return {"batch_size": max(1, cfg.INPUT.CLASSIFICATION.TEST_BATCH)}
-    return {}
+        return max(1, cfg.INPUT.CLASSIFICATION.TEST_BATCH)
+    return 1
 
 
 def _check_classification(cfg: CfgNode, names: Sequence[str], dicts: list[dict]) -> None:

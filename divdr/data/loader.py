@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from ..settings import LoaderSettings
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
 from .classification.class_sets import ClassificationMapper
+from .classification.stacked_images import StackedBatches, StackedLoader, as_they_come
 from .mapper import SemanticCropMapper
 
 SeededIndex = tuple[int, int]
@@ -87,6 +89,10 @@ class TrainLoader(DataLoader):
         yield from super().__iter__()
 
 
+class StackedTrainLoader(TrainLoader, StackedLoader):
+    """Likewise, of images in memory."""
+
+
 class SeededDataset(Dataset):
     """Items drawn with randomness that the seed and the position in the stream alone decide.
 
@@ -104,15 +110,22 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, seeded_index: SeededIndex) -> Any:
         position, index = seeded_index
-        # Mappers work on the CPU; torch.manual_seed takes 2 ms on a machine without a GPU, as it
-        # notes its caller for the day that one is initialised.
         _seed_cpu(self._seed, position)
         return self._dataset[index]
 
 
 def seed_everything(*numbers: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators from non-negative numbers."""
-    torch.manual_seed(_seed_cpu(*numbers))
+    seed = _seed_cpu(*numbers)
+    # On a machine without any it takes longer than a step of a small network: it notes its caller
+    # for the day that a GPU is initialised.
+    if _has_accelerator():
+        torch.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return any(d.is_available() for d in (torch.cuda, torch.xpu, torch.backends.mps))
 
 
 def _seed_cpu(*numbers: int) -> int:
@@ -219,13 +232,20 @@ def build_train_loader(
         dicts = [d for d in dicts if select(d)]
     groups = _groups(cfg, dicts)
     keys = [d[IMAGE_KEY] for d in dicts] if all(IMAGE_KEY in d for d in dicts) else None
-    checked = CheckedMapper(mapper or build_mapper(cfg))
-    dataset = MapDataset(DatasetFromList(dicts, copy=False), checked)
-    return TrainLoader(
-        SeededDataset(dataset, seed, keys),
+    mapper = mapper or build_mapper(cfg)
+    stacked = mapper.stacked(dicts) if isinstance(mapper, ClassificationMapper) else None
+    dataset: Dataset
+    if stacked is not None and isinstance(mapper, ClassificationMapper):
+        dataset = StackedBatches(stacked, mapper.augmentation, seed, keys)
+    else:
+        listed = MapDataset(DatasetFromList(dicts, copy=False), CheckedMapper(mapper))
+        dataset = SeededDataset(listed, seed, keys)
+    kind = TrainLoader if stacked is None else StackedTrainLoader
+    return kind(
+        dataset,
         batch_sampler=SeededIndexBatches(_index_stream(cfg, dicts, seed), batch // world, groups),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_as_list,
+        collate_fn=as_they_come,
         # As it starts, a loader draws a number: not from the generator that the model draws from,
         # where a resumed run would go on from another place than one that began earlier.
         generator=torch.Generator().manual_seed(seed % 2**63),
@@ -269,10 +289,6 @@ def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
         f"DATALOADER.SAMPLER_TRAIN {name!r} is unknown; known are TrainingSampler, "
         "RandomSubsetTrainingSampler and RepeatFactorTrainingSampler"
     )
-
-
-def _as_list(items: list) -> list:
-    return items
 
 
 def annotated_images(cfg: CfgNode, part: int = 0, parts: int = 1) -> Iterator[dict]:

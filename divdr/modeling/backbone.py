@@ -67,8 +67,9 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
-    *("layers", "scales", "scales_per_layer", "channels", "ops", "gate", "gate_bias", "norm"),
-    *("drop_path", "reach", "inference", "inference_dtype", "conditional_training", "op_gate"),
+    *("layers", "scales", "scales_per_layer", "channels", "stem_channels", "ops", "gate"),
+    *("gate_bias", "norm", "drop_path", "reach", "inference", "inference_dtype"),
+    *("conditional_training", "op_gate"),
 )
 
 
@@ -92,6 +93,7 @@ class DynamicRouting(Backbone):
         scales: largest number of cells a layer (strides 4, 8, …).
         scales_per_layer: cells of each layer in place of the rule min(l + 2, ``scales``).
         channels: channels at stride 4.
+        stem_channels: channels inside the stem.
         ops: names of the operations a cell sums.
         gate: "small", "full" or "none".
         gate_bias: start value of the gates' last bias.
@@ -117,6 +119,7 @@ class DynamicRouting(Backbone):
         scales: int = RoutingSettings.scales,
         scales_per_layer: Sequence[int] = RoutingSettings.scales_per_layer,
         channels: int = RoutingSettings.channels,
+        stem_channels: int = RoutingSettings.stem_channels,
         ops: Sequence[str] = RoutingSettings.ops,
         gate: str = RoutingSettings.gate,
         gate_bias: float = RoutingSettings.gate_bias,
@@ -143,6 +146,7 @@ class DynamicRouting(Backbone):
         self.network = DynamicRoutingNetwork(
             space,
             channels=channels,
+            stem_channels=stem_channels,
             ops=ops,
             gate=gate,
             gate_bias=gate_bias,

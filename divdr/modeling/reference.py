@@ -159,6 +159,7 @@ def _network(weights: dict[str, Tensor], gate: str) -> DynamicRoutingNetwork:
     network = DynamicRoutingNetwork(
         RoutingSpace.build(layers, max(scales), scales),
         channels=weights["stem.stem_3.1.weight"].shape[0],
+        stem_channels=weights["stem.stem_3.1.weight"].shape[1],
         gate=gate,
         reach="published",
     )

@@ -37,6 +37,7 @@ class DynamicRoutingNetwork(nn.Module):
     Args:
         space: which cells exist.
         channels: C at stride 4; the map of stride 4·2^s has C·2^s channels.
+        stem_channels: those inside the stem.
         ops: names of the operations that every cell sums.
         gate: "small" (gates look at maps shrunk ×1/4), "full", or "none" (the paper's "Fix"
             network: every path open at weight 1).
@@ -61,6 +62,7 @@ class DynamicRoutingNetwork(nn.Module):
         space: RoutingSpace,
         *,
         channels: int = RoutingSettings.channels,
+        stem_channels: int = RoutingSettings.stem_channels,
         ops: Sequence[str] = DEFAULT_OPS,
         gate: str = RoutingSettings.gate,
         gate_bias: float = RoutingSettings.gate_bias,
@@ -94,7 +96,7 @@ class DynamicRoutingNetwork(nn.Module):
             conditional=conditional_training,
             op_gate=op_gate,
         )
-        self.stem = Stem(in_channels, channels, norm)
+        self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)
         self.layers = nn.ModuleList(
             nn.ModuleList(build(node) for node in layer) for layer in space.layers

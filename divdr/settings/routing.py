@@ -294,6 +294,13 @@ class RoutingSettings(Settings):
         low=2,
         source="DR",
     )
+    stem_channels: int = setting(
+        64,
+        "Channels inside the stem, up to its last convolution. It always runs: where CHANNELS are "
+        "few, 64 make it half of the cost, which no gate can save.",
+        low=1,
+        source="DR's code",
+    )
     ops: tuple[str, ...] = setting(
         ("sep_conv_3x3", "skip_connect"),
         "Operations that a cell sums: see divdr.routing.op_names().",

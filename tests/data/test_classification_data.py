@@ -322,7 +322,7 @@ def test_evaluation_has_no_augmentations_and_settings_are_checked():
     pixels = np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     mapper = ClassificationMapper(cfg, is_train=False)
     assert mapper({"pixels": pixels})["image"].permute(1, 2, 0).numpy().tolist() == pixels.tolist()
-    assert ClassificationMapper(cfg, is_train=True).pad_crop == 2
+    assert ClassificationMapper(cfg, is_train=True).augmentation.pad_crop == 2
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(ConfigError, match=r"INPUT\.FORMAT L has 1 channels, MODEL\.PIXEL_MEAN 3"):
         ClassificationMapper(cfg, is_train=True)
@@ -330,8 +330,8 @@ def test_evaluation_has_no_augmentations_and_settings_are_checked():
     with pytest.raises(ConfigError, match="none or horizontal"):
         ClassificationMapper(cfg, is_train=True)
     cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CLASSIFICATION.PAD_CROP = cfg.INPUT.CLASSIFICATION.CUTOUT = 0
     mapper = ClassificationMapper(cfg, is_train=True)
-    mapper.pad_crop = mapper.cutout = 0
     assert mapper({"pixels": pixels})["image"][0].numpy().tolist() == pixels[..., 2].tolist()
 
 

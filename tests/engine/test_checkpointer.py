@@ -13,7 +13,7 @@ from divdr.engine import RoutingCheckpointer, load_for_evaluation
 from divdr.errors import CheckpointError
 
 
-def model(classes=4, layers=3):
+def model(classes=4, layers=3, stem=64):
     cfg = get_divdr_config()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
@@ -24,6 +24,7 @@ def model(classes=4, layers=3):
     cfg.MODEL.ROUTING.LAYERS = layers
     cfg.MODEL.ROUTING.SCALES = 2
     cfg.MODEL.ROUTING.CHANNELS = 4
+    cfg.MODEL.ROUTING.STEM_CHANNELS = stem
     return build_model(cfg)
 
 
@@ -121,6 +122,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
         ({"classes": 6}, r"trained for 6 classes, this model has 4"),
         ({"layers": 4}, r"another routing space: only the checkpoint has .*layers\.2\.0\.changes"),
         ({"layers": 2}, r"another routing space: only this model has .*layers\.1\.0\.changes"),
+        ({"stem": 8}, r"has 8 channels inside its stem and this model 64: set .*CHANNELS to 8 "),
     ],
 )
 def test_weights_of_another_model_are_refused_in_a_sentence(tmp_path, other, message):

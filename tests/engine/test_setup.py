@@ -29,6 +29,7 @@ def test_full_scale_configs_say_what_the_papers_say(
     cfg = load_config(str(repository / "configs" / f"{name}.yaml"))
     routing = cfg.MODEL.ROUTING
     assert (gate, layers, 64) == (routing.GATE, routing.LAYERS, routing.CHANNELS)
+    assert routing.STEM_CHANNELS == 64
     assert (weight, target) == (routing.BUDGET.WEIGHT, routing.BUDGET.TARGET)
     assert (routing.BUDGET.START, routing.BUDGET.RAMP) == (0.4, 0.02)
     assert clustering == routing.CLUSTERING.WEIGHT

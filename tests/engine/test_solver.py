@@ -34,8 +34,10 @@ def test_normalisation_decays_as_its_own_key_says():
         assert decay[id(parameter)] == (0.02 if id(parameter) in of_norms else 0.3), name
 
 
-def test_steps_of_sgd_by_hand():
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda", None)])
+def test_steps_of_sgd_by_hand(device, fused):
     cfg = load_config("", ["SOLVER.BASE_LR", "0.1", "SOLVER.MOMENTUM", "0.5"])
+    cfg.MODEL.DEVICE = device
     cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.01, 0.2
     cfg.SOLVER.BIAS_LR_FACTOR = 3.0
     for nesterov in (False, True):
@@ -44,6 +46,7 @@ def test_steps_of_sgd_by_hand():
         torch.nn.init.constant_(model.weight, 2.0)
         torch.nn.init.constant_(model.bias, 1.0)
         optimizer = build_optimizer(cfg, model)
+        assert optimizer.defaults["fused"] is fused
         wanted = []
         for value, rate, decay in ((2.0, 0.1, 0.01), (1.0, 0.3, 0.2)):
             speed = 0.0

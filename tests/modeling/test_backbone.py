@@ -10,7 +10,7 @@ from divdr import get_divdr_config
 from divdr.errors import ConfigError
 from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, find_backbone
 
-SMALL = {"layers": 3, "scales": 3, "channels": 4}
+SMALL = {"layers": 3, "scales": 3, "channels": 4, "stem_channels": 6}
 
 
 def from_yaml():
@@ -19,6 +19,7 @@ def from_yaml():
     cfg.MODEL.ROUTING.LAYERS = 3
     cfg.MODEL.ROUTING.SCALES = 3
     cfg.MODEL.ROUTING.CHANNELS = 4
+    cfg.MODEL.ROUTING.STEM_CHANNELS = 6
     return build_backbone(cfg)
 
 
@@ -40,6 +41,7 @@ def test_three_ways_to_build_give_one_network(make):
     with torch.no_grad():
         features, expected = backbone(x), wanted(x)
     assert list(features) == ["res2", "res3", "res4"]
+    assert backbone.network.stem.first[0].weight.shape == (6, 3, 3, 3)
     assert all(features[k].equal(expected[k]) for k in expected)
     shapes = backbone.output_shape()
     assert shapes == {

@@ -50,6 +50,20 @@ def test_windows_that_are_no_squares():
         assert module(torch.zeros(1, *shape)).shape[1:] == count_macs(module, shape)[1]
 
 
+def test_a_stem_of_five_channels_by_hand():
+    # 64×96 pixels become 31×47 and 16×24. Normalisation without scale and shift counts 1 a number,
+    # and so does ReLU.
+    network = DynamicRoutingNetwork(RoutingSpace.build(2, 2), channels=4, stem_channels=5).eval()
+    half, quarter = 31 * 47, 16 * 24
+    first = half * (5 * 27 + 2 * 5)
+    second = half * (5 * 9 + 5 * 5 + 2 * 5)
+    third = quarter * (5 * 9 + 4 * 5 + 2 * 4)
+    assert cost_table(network, 64, 96, affine_norm=False).stem == first + second + third
+    with torch.no_grad():
+        maps, _ = network(torch.randn(1, 3, 64, 96))
+    assert [m.shape[1:] for m in maps] == [(4, 16, 24), (8, 8, 12)]
+
+
 def test_tables_for_routes_that_are_given():
     table = cost_table(mixed_network(4, 3), 64, 96)
     assert table.initial.gate > 0

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -22,6 +21,7 @@ from ...settings import ClassificationInputSettings
 from ..folders import register_anew
 from .formats import Images, read_cifar, read_digits, read_fashion_mnist, read_imagenet32
 from .published_lists import Listed, read_cub200, read_food101, read_tiny_imagenet, records_of
+from .stacked_images import Augmentation, StackedImages
 
 _MODES = {"L": "L", "RGB": "RGB", "BGR": "RGB"}
 
@@ -74,10 +74,7 @@ class ClassificationMapper:
         self.image_format = image_format
         self.size = size
         self.square = square
-        self.flip = flip
-        self.pad_crop = pad_crop
-        self.cutout = cutout
-        self.fill = torch.tensor(fill)[:, None, None]
+        self.augmentation = Augmentation(flip, pad_crop, cutout, torch.tensor(fill)[:, None, None])
         self.tasks = {name: number for number, name in enumerate(tasks)}
 
     @classmethod
@@ -111,6 +108,30 @@ class ClassificationMapper:
         Raises:
             DataError: a file that cannot be read, or the model has no such task.
         """
+        item = self._described(dataset_dict)
+        image = torch.from_numpy(self._pixels(dataset_dict).transpose(2, 0, 1).astype(np.float32))
+        if self.image_format == "BGR":
+            image = image.flip(0)
+        item["height"], item["width"] = image.shape[1:]
+        numbers = [int(torch.randint(end, ())) for end in self.augmentation.ends(*image.shape[1:])]
+        item["image"] = self.augmentation(image[None], torch.tensor([numbers]))[0]
+        return item
+
+    def stacked(self, dicts: Sequence[dict[str, Any]]) -> StackedImages | None:
+        """All images of dicts, which this then need not be called for, nor augments; None where
+        one is a file, or they differ in size, or would be resized.
+
+        Raises:
+            DataError: the model has no such task.
+        """
+        # A class derived from this one may do anything.
+        if type(self) is not ClassificationMapper or not all("pixels" in each for each in dicts):
+            return None
+        records = [self._described(each) for each in dicts]
+        pixels = [each["pixels"] for each in dicts]
+        return StackedImages.of(records, pixels, self.image_format, self.size)
+
+    def _described(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         item = {key: value for key, value in dataset_dict.items() if key != "pixels"}
         if self.tasks and "task_name" in item:
             if item["task_name"] not in self.tasks:
@@ -119,11 +140,6 @@ class ClassificationMapper:
                     f"{item['task_name']!r}, for which the model has no readout"
                 )
             item["task"] = self.tasks[item["task_name"]]
-        image = torch.from_numpy(self._pixels(dataset_dict).transpose(2, 0, 1).astype(np.float32))
-        if self.image_format == "BGR":
-            image = image.flip(0)
-        item["image"] = self._augmented(image)
-        item["height"], item["width"] = image.shape[1:]
         return item
 
     def _pixels(self, record: dict[str, Any]) -> np.ndarray:
@@ -152,27 +168,6 @@ class ClassificationMapper:
         if side == self.size:
             return square
         return square.resize((self.size, self.size), Image.Resampling.BILINEAR)
-
-    def _augmented(self, image: Tensor) -> Tensor:
-        height, width = image.shape[1:]
-        if self.flip and _draw(2):
-            image = image.flip(2)
-        if self.pad_crop:
-            room = self.pad_crop
-            top, left = _draw(2 * room + 1), _draw(2 * room + 1)
-            padded = F.pad(image, (room, room, room, room))
-            image = padded[:, top : top + height, left : left + width]
-        if self.cutout:
-            top, left = _draw(height) - self.cutout // 2, _draw(width) - self.cutout // 2
-            image = image.clone()
-            rows = slice(max(0, top), max(0, top + self.cutout))
-            columns = slice(max(0, left), max(0, left + self.cutout))
-            image[:, rows, columns] = self.fill
-        return image
-
-
-def _draw(end: int) -> int:
-    return int(torch.randint(end, ()))
 
 
 _FASHION = (
@@ -302,10 +297,14 @@ def classification_batches(
     dicts = [record for name in names for record in DatasetCatalog.get(name)]
     check_class_labels(cfg, names, dicts)
     mapper = ClassificationMapper(cfg, is_train=False)
+    stacked = mapper.stacked(dicts)
     for start in range(0, len(dicts), size):
-        items = [mapper(record) for record in dicts[start : start + size]]
-        labels = torch.tensor([item["label"] for item in items])
-        yield torch.stack([item["image"] for item in items]), labels
+        part = dicts[start : start + size]
+        labels = torch.tensor([item["label"] for item in part])
+        if stacked is None:
+            yield torch.stack([mapper(item)["image"] for item in part]), labels
+        else:
+            yield stacked.images(range(start, start + len(part))).float(), labels
 
 
 def _register(
