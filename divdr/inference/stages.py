@@ -13,6 +13,7 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.ops import Stem
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
+from ..routing.transfer import to_device
 from .cell_plan import CellPlan
 from .convolution import Chain
 from .decision import (
@@ -117,14 +118,14 @@ class RoutingRecorder:
         initial = torch.tensor(self._initial, dtype=self._initial_dtype).view(-1, len(TRANSFORMS))
         reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])  # (N, cells)
         op_weights = self._op_weights()
-        on_device = None if op_weights is None else _upload(op_weights, device)
+        on_device = None if op_weights is None else to_device(op_weights, device)
         return Routing(
-            activations=_upload(gates.flatten(1), device),
-            logits=_upload(logits.flatten(1), device),
-            initial=_upload(initial, device),
-            reached=_upload(reached, device),
-            expected_cost=_upload(costs.expected(gates, initial, op_weights), device),
-            real_cost=_upload(costs.real(gates, initial, reached, op_weights), device),
+            activations=to_device(gates.flatten(1), device),
+            logits=to_device(logits.flatten(1), device),
+            initial=to_device(initial, device),
+            reached=to_device(reached, device),
+            expected_cost=to_device(costs.expected(gates, initial, op_weights), device),
+            real_cost=to_device(costs.real(gates, initial, reached, op_weights), device),
             full_cost=costs.full_cost,
             fixed_cost=costs.stem,
             full_real_cost=costs.full_real_cost,
@@ -142,12 +143,6 @@ class RoutingRecorder:
         for index, images, weights in self._chosen:
             table[images, index] = weights.float().cpu()
         return table
-
-
-def _upload(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Stages:

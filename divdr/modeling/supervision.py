@@ -28,6 +28,7 @@ from ..routing import (
 )
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
+from .late_figures import put_later
 
 
 def cost_target_loss(
@@ -333,9 +334,7 @@ def _event_storage() -> EventStorage | None:
 def _log_costs(storage: EventStorage, routing: Routing) -> None:
     expected = routing.expected_cost.detach().mean()
     pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
-    expected_gflops, real_gflops = pair.tolist()
-    storage.put_scalar("train/expected_gflops", expected_gflops)
-    storage.put_scalar("train/real_gflops", real_gflops)
+    put_later(storage, ("train/expected_gflops", "train/real_gflops"), pair)
 
 
 def _inputs_of(args: tuple, kwargs: Mapping[str, Any]) -> list[dict]:

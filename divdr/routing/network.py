@@ -25,6 +25,7 @@ from .layer_inputs import InputSum, LayerInputs, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
 from .space import TRANSFORMS, RoutingSpace
+from .transfer import to_device
 
 REACH_KINDS = RoutingSettings.choices("reach")
 DEFAULT_OPS = RoutingSettings.ops
@@ -276,7 +277,7 @@ class DynamicRoutingNetwork(nn.Module):
         maps = input_sum.map(cell.channels, sizes[scale])
         if mask.all():
             return cell(maps, up_size, imposed), None
-        images = mask.nonzero().flatten().to(maps.device)
+        images = to_device(mask.nonzero().flatten(), maps.device)
         maps = maps.index_select(0, images)
         if imposed is not None:
             imposed = imposed.index_select(0, images)
