@@ -1,5 +1,6 @@
 """Numbers that are none, in losses and in files of figures."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from divdr.engine.finite import MetricsFile, finite_losses
+from divdr.engine.finite import LossCheck, MetricsFile
 from divdr.errors import NonFiniteLossError
 
 
@@ -24,7 +25,7 @@ class Model(nn.Module):
         super().__init__()
         self.sem_seg_head = Head()
         self.weight = nn.Parameter(torch.ones(2, 3))
-        self.register_forward_hook(finite_losses)
+        LossCheck.attach(self)
 
     def forward(self, inputs):
         labels = torch.stack([item["sem_seg"] for item in inputs])
@@ -61,6 +62,30 @@ def test_a_broken_network_is_no_batch_without_labels():
     nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(NonFiniteLossError, match="loss_sem_seg"):
         model([item(1)])
+
+
+def test_a_deferred_check_stops_nothing_and_tells_the_device():
+    model = Model()
+    check = LossCheck.of(model)
+    check.deferred = True
+    for inputs, broken in (
+        ([item(1)], 0.0),
+        ([item(1, add=float("inf"))], 1.0),
+        ([item(255)], 0.0),  # no pixel has a class
+        ([item(255, add=float("nan"))], 1.0),
+    ):
+        losses = model(inputs)
+        assert float(check.broken()) == broken
+        assert check.broken() is None
+        if inputs[0]["sem_seg"].min() == 255:
+            assert float(losses["loss_sem_seg"]) == 0
+    # Without gradients there is no step to leave out.
+    with torch.no_grad(), pytest.raises(NonFiniteLossError, match="loss_box"):
+        model([item(1, add=float("nan"))])
+    twin = copy.deepcopy(model)
+    assert LossCheck.of(twin) is not check
+    with pytest.raises(NonFiniteLossError, match="loss_box"):
+        twin([item(1, add=float("nan"))])
 
 
 def test_evaluation_is_left_alone():
