@@ -5,8 +5,9 @@ transforms; L layers, S scales, T = 3 transforms [up, keep, down], D = T × cell
 A(x); K experts; C channels, H rows, W columns.
 """
 
+from .current_plan import CurrentPlan
 from .dispatch import Dispatcher, DispatchPlan
-from .plan import CurrentPlan, InferencePlan
+from .plan import InferencePlan
 from .route import Route, vote
 from .static_network import StaticNetwork
 

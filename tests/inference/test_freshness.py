@@ -6,7 +6,7 @@ import torch
 from planned import routed_network
 
 from divdr.inference import CurrentPlan
-from divdr.inference.plan import Fingerprint
+from divdr.inference.current_plan import Fingerprint
 
 
 def _step(network):

@@ -240,7 +240,7 @@ def test_losses_of_boxes_are_detectron2s_one_by_one(kind, agnostic):
     found = box_losses(expert.predictor, deltas, targets)
     assert (found[targets.labels == BACKGROUND] == 0).all()
     for row in range(len(deltas)):
-        own = targets.at(torch.tensor([row]))
+        own = BoxTargets(*(values[row : row + 1] for values in targets))
         mean = expert.predictor.box_reg_loss(
             own.proposals, own.boxes, deltas[row : row + 1], own.labels
         )
