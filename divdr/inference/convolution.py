@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FUSED_DTYPES = (torch.float32, torch.bfloat16)
+_SIZES_PACKED = 4
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -77,6 +78,8 @@ class Convolution:
         norm: the normalisation after it, or None.
         relu: apply ReLU to the result.
         dtype: precision of weights and maps.
+        packs: keep the weight as oneDNN reads it for each of the first few sizes of maps, where it
+            is fused; else every call brings it into that order.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Convolution:
         norm: nn.Module | None,
         relu: bool,
         dtype: torch.dtype,
+        *,
+        packs: bool = False,
     ) -> None:
         weight, bias = fold(conv, norm)
         self.relu = relu
@@ -100,18 +105,36 @@ class Convolution:
             self._fused and pointwise and self._padding == [0, 0] and dtype == torch.bfloat16
         )
 
+        self._packs = packs and self._fused and packing_available(self._weight)
+        self._packed: dict[torch.Size, Tensor] = {}
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        """The weight, packed for maps of this size if that is done.
+
+        For another size than its own a packed weight is right, and may be twenty times slower.
+        """
+        if not self._packs or not x.is_contiguous(memory_format=torch.channels_last):
+            return self._weight
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            if len(self._packed) >= _SIZES_PACKED or not x.numel():
+                return self._weight
+            options = (self._padding, self._stride, self._dilation, self._groups)
+            packed = self._packed[x.shape] = packed_weight(self._weight, *options, list(x.shape))
+        return packed
+
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W'), memory of its own."""
         options = (self._stride, self._padding, self._dilation, self._groups)
         if self._fused:
-            return fused(x, self._weight, self._bias, *options, self.relu)
+            return fused(x, self._weight_for(x), self._bias, *options, self.relu)
         y = F.conv2d(x, self._weight, self._bias, *options)
         return y.relu_() if self.relu else y
 
     def onto(self, total: Tensor, x: Tensor) -> Tensor:
         """ReLU(``total`` + convolution of ``x``), in the memory of ``total``."""
         if self._sums and can_sum_onto(total, x):
-            return fused_onto(total, x, self._weight, self._bias)
+            return fused_onto(total, x, self._weight_for(x), self._bias)
         return total.add_(self(x)).relu_()
 
 
@@ -141,9 +164,10 @@ class Chain:
     Args:
         module: the module of the network, in evaluation.
         dtype: precision of the maps.
+        packs: see ``Convolution``.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, *, packs: bool = False) -> None:
         self.steps: list[Step] = []
         layers = [m for m in leaves(module) if type(m) is not nn.Identity]
         while layers:
@@ -156,7 +180,7 @@ class Chain:
             relu = bool(layers) and type(layers[0]) is nn.ReLU
             if relu:
                 layers.pop(0)
-            self.steps.append(Convolution(layer, norm, relu, dtype))
+            self.steps.append(Convolution(layer, norm, relu, dtype, packs=packs))
 
     @property
     def is_identity(self) -> bool:
@@ -211,6 +235,41 @@ def fused_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         total, x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
     )
+
+
+def packed_weight(
+    weight: Tensor,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    size: list[int],
+) -> Tensor:
+    """A weight (O, I, kH, kW) in oneDNN's order for maps of a size (N, C, H, W)."""
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, groups, size
+    )
+
+
+def packing_available(weight: Tensor) -> bool:
+    """Whether this PyTorch packs weights and takes them packed."""
+    return hasattr(torch.ops.mkldnn, "_reorder_convolution_weight") and _packs(weight.dtype)
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Try it on small numbers that every precision holds exactly."""
+    with torch.inference_mode(False), torch.no_grad():
+        x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
+        options = ([0, 0], [1, 1], [1, 1], 1)
+        try:
+            own = packed_weight(weight, *options, [1, 3, 4, 4])
+            found = fused(x, own, None, [1, 1], [0, 0], [1, 1], 1, False)
+        except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+            return False
+        return found.float().equal(F.conv2d(x.float(), weight.float()))
 
 
 def can_sum_onto(total: Tensor, x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The plan of a network's present weights: made when it is asked for, kept while nothing changes."""
+"""The plan of a network's present weights: made when asked for, kept while nothing changes."""
 
 from __future__ import annotations
 

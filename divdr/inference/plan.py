@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -11,8 +11,11 @@ from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .decision import ImposedRoute
+from .recorder import Costs, RoutingRecorder
 from .route import Route
-from .stages import Costs, RoutingRecorder, Stages
+from .route_tree import RouteTree
+from .specialised import SpecialisedPlan
+from .stages import Stages
 from .static_network import StaticNetwork
 
 
@@ -52,6 +55,7 @@ class InferencePlan:
         self.device = parameter.device
         self.space = network.space
         self._fixed = network.route if isinstance(network, StaticNetwork) else None
+        self._network = network
         self._stages = Stages(network, self.dtype)
         self._costs = Costs(network)
 
@@ -79,10 +83,24 @@ class InferencePlan:
             if route is not None:
                 raise ValueError("a static sub-network has its own route and takes no other")
             route = self._fixed
+        found = self.unless_changed(x, route, lambda: True)
+        assert found is not None
+        return found
+
+    def unless_changed(
+        self, x: Tensor, route: Tensor | Route | None, current: Callable[[], bool]
+    ) -> tuple[list[Tensor], Routing] | None:
+        """What a call returns; None where ``current``, asked after the stem, says no.
+
+        A GPU runs the stem while the host finds out.
+        """
         given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            outputs, recorder = self._run(x, given)
+            result = self._run(x, given, current)
+            if result is None:
+                return None
+            outputs, recorder = result
             costs = self._costs.at(
                 size,
                 gated_layers=self.space.num_layers if given is None else 0,
@@ -103,17 +121,39 @@ class InferencePlan:
             given: the route, prepared for these N images.
         """
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._run(x, given)[0]
+            result = self._run(x, given, lambda: True)
+            assert result is not None
+            return result[0]
 
-    def _run(self, x: Tensor, given: ImposedRoute | None) -> tuple[list[Tensor], RoutingRecorder]:
+    def specialise(self, batches: Iterable[Tensor]) -> SpecialisedPlan:
+        """A plan that expects the routes of calibration images, with the same results.
+
+        Args:
+            batches: of images (N, in_channels, H, W), normalised, on the device of the plan.
+
+        Raises:
+            ConfigError: it is the plan of a static sub-network, whose route is known, or of a
+                network whose images choose operations, or that has changed to training.
+        """
+        if isinstance(self._network, StaticNetwork):
+            raise ConfigError("the plan of a static sub-network has but one route: nothing to gain")
+        tree = RouteTree(self.space)
+        for x in batches:
+            tree.add(self(x)[1])
+        return SpecialisedPlan(self._network, tree, dtype=self.dtype)
+
+    def _run(
+        self, x: Tensor, given: ImposedRoute | None, current: Callable[[], bool]
+    ) -> tuple[list[Tensor], RoutingRecorder] | None:
         size = (x.shape[-2], x.shape[-1])
         recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype, self._stages.ops)
         stages = self._stages
-        parts = []
+        parts: list[list[Tensor]] = []
         for images in stages.parts(x):
-            input_sums = stages.run(
-                stages.start(x, images), stages.numbers, images, size, given, recorder
-            )
+            input_sums = stages.start(x, images)
+            if not parts and not current():
+                return None
+            input_sums = stages.run(input_sums, stages.numbers, images, size, given, recorder)
             parts.append([input_sum.finish() for input_sum in input_sums])
         if len(parts) == 1:
             return parts[0], recorder

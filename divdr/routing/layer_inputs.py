@@ -16,7 +16,7 @@ class InputSum:
     """Sum of the maps that come to one cell, and which images reach it.
 
     Every image has a row, and no map is written into, for autograd's sake; plans sum in place
-    (``inference.decision.InPlaceInputSum``).
+    (``inference.input_sum.InPlaceInputSum``).
 
     Args:
         count: N.
