@@ -72,7 +72,7 @@ class ConstantMaps:
         if coming is None or cell.gate is None or cell.op_gate is not None:
             return None
         like = input_sum.like
-        key = (cell.node, coming, input_sum.shape, tuple(shapes), like.dtype, like.device)
+        key = (cell.node, coming, input_sum.shape, tuple(shapes), like.dtype)
         if key not in self._known:
             if self._bytes > _MOST_BYTES:
                 return None

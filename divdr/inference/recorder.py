@@ -93,11 +93,6 @@ class RoutingRecorder:
         """Note decisions by :meth:`settle`, by their numbers (2, …) one after the other."""
         self._assumed.append((decisions, numbers))
 
-    def take_assumed(self) -> list[AssumedDecision]:
-        """Decisions that have been assumed and not settled, which are forgotten here."""
-        assumed, self._assumed = self._assumed, []
-        return [decision for decisions, _ in assumed for decision in decisions]
-
     def settle(self) -> set[int]:
         """Note what gates really decided that had been assumed; one wait for the device.
 
@@ -106,10 +101,11 @@ class RoutingRecorder:
         """
         if not self._assumed:
             return set()
-        numbers = torch.cat([own for _, own in self._assumed], dim=1).tolist()
+        assumed, self._assumed = self._assumed, []
+        numbers = torch.cat([own for _, own in assumed], dim=1).tolist()
         wrong: set[int] = set()
         start = 0
-        for decision in self.take_assumed():
+        for decision in (each for decisions, _ in assumed for each in decisions):
             stop = start + len(decision.images) * len(decision.node.transforms)
             real = decision.settled([each[start:stop] for each in numbers])
             pairs = zip(real.openness, decision.openness, strict=True)

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .captured import CapturedCall
-from .decision import AssumedDecision, ImposedRoute
+from .decision import AssumedDecision, CellDecision, ImposedRoute
 from .input_sum import InPlaceInputSum
 from .recorder import Costs, RoutingRecorder
 from .route import Route
@@ -170,12 +170,31 @@ class SpecialisedPlan:
             self._graphs[key] = _Captured(self._stages, line, start, size, source, images, capture)
         graph = self._graphs[key]
         maps, numbers = graph(source)
-        recorder.expect(graph.assumed, numbers)
+        for decision in graph.decisions.known:
+            recorder.note(decision)
+        recorder.expect(graph.decisions.assumed, numbers)
         return maps
+
+
+class _Decisions:
+    """Collects the decisions of a captured route, as a recorder does."""
+
+    def __init__(self) -> None:
+        self.known: list[CellDecision] = []  # of cells that no map comes to
+        self.assumed: list[AssumedDecision] = []
+
+    def note(self, decision: CellDecision, op_weights: Tensor | None = None) -> None:
+        if isinstance(decision, AssumedDecision):
+            self.assumed.append(decision)
+        else:
+            self.known.append(decision)
 
 
 class _Captured:
     """The stages of one route from some stage on, captured.
+
+    Attributes:
+        decisions: made on the way, the same at every replay but for what is assumed.
 
     Args:
         stages: of the network.
@@ -199,7 +218,7 @@ class _Captured:
     ) -> None:
         self._stages, self._line, self._start = stages, line, start
         self._size, self._images = size, images
-        self.assumed: list[AssumedDecision] = []
+        self.decisions = _Decisions()
         self._call = capture(self._run, self._inputs(source))
 
     def __call__(self, source: Tensor | list[InPlaceInputSum]) -> tuple[list[Tensor], Tensor]:
@@ -218,10 +237,11 @@ class _Captured:
             sums = stages.start(inputs[0], images)
         else:
             sums = stages.arrived(inputs, self._start, self._line[0], self._size, images)
-        recorder = RoutingRecorder(len(images), stages.space.num_cells, stages.dtype)
+        self.decisions = found = _Decisions()
         walk = Walk(Branch.of(self._line), images)
-        numbers = stages.numbers[self._start :]
-        sums = stages.run(sums, numbers, images, self._size, None, recorder, walk)
-        self.assumed = recorder.take_assumed()
+        rest = stages.numbers[self._start :]
+        sums = stages.run(sums, rest, images, self._size, None, found, walk)
         maps = [each.finish() for each in sums]
-        return [*maps, torch.cat([decision.numbers for decision in self.assumed], dim=1)]
+        numbers = [decision.numbers for decision in found.assumed]
+        # Without gates there are none.
+        return [*maps, torch.cat(numbers, dim=1) if numbers else maps[0].new_zeros(2, 0)]

@@ -16,12 +16,19 @@ from .constants import ConstantMaps, Outcome
 from .convolution import Chain
 from .decision import AssumedDecision, CellDecision, ImposedRoute, Openness, all_open, from_logits
 from .input_sum import InPlaceInputSum, rows_of
-from .recorder import RoutingRecorder
 from .static_network import StaticNetwork
 
 # Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
 # caches and be slower than fewer images at a time, fewer would pay for every call anew.
 _CPU_BYTES = 4 * 2**20
+
+
+class Recorder(Protocol):
+    """Takes decisions, see ``RoutingRecorder``."""
+
+    def note(self, decision: CellDecision, op_weights: Tensor | None = None) -> None:
+        """Add what a cell decided, and the weights of its operations where they are chosen."""
+        ...
 
 
 class Assumptions(Protocol):
@@ -139,7 +146,7 @@ class Stages:
         images: list[int],
         size: tuple[int, int],
         given: ImposedRoute | None,
-        recorder: RoutingRecorder,
+        recorder: Recorder,
         assumptions: Assumptions | None = None,
     ) -> list[InPlaceInputSum]:
         """Run stages one after the other.
