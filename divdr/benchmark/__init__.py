@@ -20,7 +20,6 @@ from .memory import LiveBytes, Memory, measure_memory, peak_bytes
 from .published_run import PublishedRun
 from .run_modes import (
     Against,
-    CapturedRoute,
     CaseResult,
     Measurement,
     fixed_route,
@@ -30,7 +29,6 @@ from .timing import Times, describe_machine, gemm_peak, in_turns
 
 __all__ = [
     "Against",
-    "CapturedRoute",
     "Case",
     "CaseResult",
     "Line",

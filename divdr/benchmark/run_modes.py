@@ -102,8 +102,8 @@ def _in_one_line(error: Exception) -> str:
 def fixed_route(plan: InferencePlan, x: Tensor, record: Routing) -> Callable[[], Result]:
     """A call that runs images along the routes of a record, without deciding.
 
-    One image on CUDA is captured as a graph, see ``divdr.inference.CapturedRoute``. Several images, each with its
-    own route, go through the plan, whose initial cell then decides for itself.
+    One image on CUDA is captured as a graph, see ``divdr.inference.CapturedRoute``. Several images,
+    each with its own route, go through the plan, whose initial cell then decides for itself.
 
     Args:
         plan: of the network.

@@ -15,6 +15,8 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .plan import InferencePlan
 from .route import Route
+from .route_tree import RouteTree
+from .specialised import SpecialisedPlan
 
 _mode = itemgetter("training")
 _version = attrgetter("_version")
@@ -94,12 +96,21 @@ class _Held:
     network: DynamicRoutingNetwork
     fingerprint: Fingerprint
     plans: dict[torch.dtype | None, InferencePlan] = field(default_factory=dict)
+    # Routes that were seen, and then the plans that expect them.
+    trees: dict[torch.dtype | None, RouteTree] = field(default_factory=dict)
+    specialised: dict[torch.dtype | None, SpecialisedPlan] = field(default_factory=dict)
 
 
 class CurrentPlan:
-    """Holds the plans of a network, one a precision; a copied or pickled holder starts empty."""
+    """Holds the plans of a network, one a precision; a copied or pickled holder starts empty.
 
-    def __init__(self) -> None:
+    Args:
+        images: after so many images :meth:`run` expects their routes, see ``SpecialisedPlan``; 0:
+            it never does.
+    """
+
+    def __init__(self, images: int = 0) -> None:
+        self._images = images
         self._held: _Held | None = None
 
     def of(
@@ -117,44 +128,6 @@ class CurrentPlan:
         held = self._of(network)
         if held is not None and not held.fingerprint.matches():
             held = None
-        return self._plan(held, network, dtype)
-
-    def run(
-        self,
-        network: DynamicRoutingNetwork,
-        x: Tensor,
-        route: Tensor | Route | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[list[Tensor], Routing] | None:
-        """What :meth:`of` gives, run on images; None where it gives none.
-
-        Whether the weights are those of the plan is looked at while a GPU runs the stem.
-
-        Args:
-            network: the supernet.
-            x: (N, in_channels, H, W), as of ``InferencePlan``.
-            route: likewise.
-            dtype: precision of the plan.
-        """
-        held = self._of(network)
-        if x.device.type == "cpu" or held is None or dtype not in held.plans:
-            plan = self.of(network, dtype)
-            return None if plan is None else plan(x, route)
-        if network.training or held.fingerprint.is_watched():
-            return None
-        found = held.plans[dtype].unless_changed(x, route, held.fingerprint.matches)
-        if found is not None:
-            return found
-        plan = self._plan(None, network, dtype)
-        return None if plan is None else plan(x, route)
-
-    def _of(self, network: DynamicRoutingNetwork) -> _Held | None:
-        held = self._held
-        return held if held is not None and held.network is network else None
-
-    def _plan(
-        self, held: _Held | None, network: DynamicRoutingNetwork, dtype: torch.dtype | None
-    ) -> InferencePlan | None:
         if network.training:
             return None
         if held is None:
@@ -166,12 +139,62 @@ class CurrentPlan:
         self._held = held
         return held.plans[dtype]
 
+    def run(
+        self,
+        network: DynamicRoutingNetwork,
+        x: Tensor,
+        route: Tensor | Route | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[list[Tensor], Routing] | None:
+        """What a plan of the present weights gives; None where :meth:`of` gives none.
+
+        Whether the weights are those of the plan is looked at while a GPU runs.
+
+        Args:
+            network: the supernet.
+            x: (N, in_channels, H, W), as of ``InferencePlan``.
+            route: likewise.
+            dtype: precision of the plan.
+        """
+        held = self._of(network)
+        if held is not None and not (network.training or held.fingerprint.is_watched()):
+            ready = held.specialised.get(dtype) or held.plans.get(dtype)
+            if ready is not None:
+                found = ready.unless_changed(x, route, held.fingerprint.matches)
+                if found is not None:
+                    self._learn(held, dtype, route, found[1])
+                    return found
+        plan = self.of(network, dtype)
+        if plan is None:
+            return None
+        found = plan(x, route)
+        assert self._held is not None
+        self._learn(self._held, dtype, route, found[1])
+        return found
+
+    def _learn(
+        self, held: _Held, dtype: torch.dtype | None, route: Tensor | Route | None, seen: Routing
+    ) -> None:
+        """Take in routes that gates decided, until there are enough."""
+        if not self._images or route is not None or dtype in held.specialised:
+            return
+        tree = held.trees.setdefault(dtype, RouteTree(held.network.space))
+        tree.add(seen)
+        if tree.images >= self._images:
+            held.specialised[dtype] = SpecialisedPlan(held.network, tree, dtype=dtype)
+            held.plans.pop(dtype, None)  # its weights need not live on beside the other's
+            held.trees.pop(dtype)
+
+    def _of(self, network: DynamicRoutingNetwork) -> _Held | None:
+        held = self._held
+        return held if held is not None and held.network is network else None
+
     def drop(self) -> None:
         """Forget the plan and its weights."""
         self._held = None
 
     def __deepcopy__(self, memo) -> CurrentPlan:
-        return CurrentPlan()
+        return CurrentPlan(self._images)
 
     def __reduce__(self):
-        return (CurrentPlan, ())
+        return (CurrentPlan, (self._images,))

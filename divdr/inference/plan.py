@@ -90,10 +90,12 @@ class InferencePlan:
     def unless_changed(
         self, x: Tensor, route: Tensor | Route | None, current: Callable[[], bool]
     ) -> tuple[list[Tensor], Routing] | None:
-        """What a call returns; None where ``current``, asked after the stem, says no.
+        """What a call returns; None where ``current`` says no.
 
-        A GPU runs the stem while the host finds out.
+        On a GPU it is asked when the stem is on its way, which runs while the host finds out.
         """
+        if self.device.type == "cpu" and not current():
+            return None
         given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -151,7 +153,7 @@ class InferencePlan:
         parts: list[list[Tensor]] = []
         for images in stages.parts(x):
             input_sums = stages.start(x, images)
-            if not parts and not current():
+            if self.device.type != "cpu" and not parts and not current():
                 return None
             input_sums = stages.run(input_sums, stages.numbers, images, size, given, recorder)
             parts.append([input_sum.finish() for input_sum in input_sums])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,16 +84,31 @@ class SpecialisedPlan:
             x: (N, in_channels, H, W), normalised, on the device of the network.
             route: gate values to follow; nothing is then assumed.
         """
+        found = self.unless_changed(x, route, lambda: True)
+        assert found is not None
+        return found
+
+    def unless_changed(
+        self, x: Tensor, route: Tensor | Route | None, current: Callable[[], bool]
+    ) -> tuple[list[Tensor], Routing] | None:
+        """What a call returns; None where ``current`` says no.
+
+        On a GPU it is asked when all that is expected is on its way.
+        """
+        if (x.device.type == "cpu" or route is not None) and not current():
+            return None
         given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype)
-            parts = [
-                self._follow(x, images, given, recorder)
-                if given is not None
-                else self._expect(x, images, recorder)
-                for images in self._stages.parts(x)
-            ]
+            if given is None:
+                parts = [self._expect(x, images, recorder) for images in self._stages.parts(x)]
+                if x.device.type != "cpu" and not current():
+                    return None
+                self._run_again(x, parts, recorder)
+            else:
+                each = self._stages.parts(x)
+                parts = [self._follow(x, images, given, recorder) for images in each]
             outputs = (
                 parts[0]
                 if len(parts) == 1
@@ -130,16 +145,20 @@ class SpecialisedPlan:
                     break
             else:
                 found = [each.finish() for each in sums]
-        maps, wrong = found, recorder.settle()
-        if wrong:
-            again = sorted(wrong)
-            self.runs_again += len(again)
-            recorder.forget(again)
-            rows = [images.index(image) for image in again]
+        return found
+
+    def _run_again(self, x: Tensor, parts: list[list[Tensor]], recorder: RoutingRecorder) -> None:
+        """Put right the maps of images that decided something else than was assumed."""
+        wrong = recorder.settle()
+        self.runs_again += len(wrong)
+        recorder.forget(wrong)
+        for images, maps in zip(self._stages.parts(x), parts, strict=True):
+            again = [image for image in images if image in wrong]
+            if not again:
+                continue
             for whole, own in zip(maps, self._follow(x, again, None, recorder), strict=True):
-                for row, one in zip(rows, own, strict=True):
-                    whole[row].copy_(one)
-        return maps
+                for image, one in zip(again, own, strict=True):
+                    whole[image - images[0]].copy_(one)
 
     def _replayed(
         self,
