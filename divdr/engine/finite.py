@@ -7,7 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -94,9 +94,18 @@ class LossCheck:
     ) -> Any:
         changed = None
         semantic = [name for name in losses if "sem_seg" in name]
-        # Labels come on the host: whether there are any is known without the device.
-        if semantic and _nothing_labelled(model, args):
-            changed = _without(output, semantic)
+        labels = _labels(model, args) if semantic else []
+        if labels and labels[0].device.type == "cpu":
+            if _nothing_labelled(model, args):
+                changed = _without(output, semantic)
+        elif labels:
+            ignored = cast(Any, model).sem_seg_head.ignore_value
+            nothing = torch.stack([(label == ignored).all() for label in labels]).all()
+            changed = {
+                k: torch.where(nothing, torch.nan_to_num(v), v) if k in semantic else v
+                for k, v in output.items()
+            }
+        if changed is not None:
             losses = {name: changed[name] for name in losses}
         finite = _stacked(losses).isfinite().all()
         self._broken = (~finite).float()
@@ -118,14 +127,21 @@ def _without(output: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {k: torch.nan_to_num(v) if k in names else v for k, v in output.items()}
 
 
-def _nothing_labelled(model: nn.Module, args: tuple) -> bool:
+def _labels(model: nn.Module, args: tuple) -> list[Tensor]:
+    """Of every image of the batch; none if some have none, or no value is ignored."""
     ignored = getattr(getattr(model, "sem_seg_head", None), "ignore_value", None)
     inputs = args[0] if args else None
     if ignored is None or not isinstance(inputs, list):
-        return False
+        return []
     labels = [item.get("sem_seg") for item in inputs if isinstance(item, Mapping)]
+    found = [label for label in labels if isinstance(label, Tensor)]
+    return found if len(found) == len(labels) else []
+
+
+def _nothing_labelled(model: nn.Module, args: tuple) -> bool:
+    labels = _labels(model, args)
     return bool(labels) and all(
-        isinstance(label, Tensor) and _all_are(label, ignored) for label in labels
+        _all_are(label, cast(Any, model).sem_seg_head.ignore_value) for label in labels
     )
 
 

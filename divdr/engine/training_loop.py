@@ -18,6 +18,7 @@ from ..errors import ConfigError, NonFiniteLossError
 from ..modeling import late_figures, put_scalar_at, unwrap
 from ..routing import several_processes
 from ..settings import PrecisionSettings
+from .batches import batch_on_device
 from .finite import LossCheck, not_finite
 
 FULL = "float32"
@@ -97,6 +98,8 @@ class TrainingLoop(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        if self._device == "cuda":
+            data = batch_on_device(data, next(self.model.parameters()).device)
         mixed = self.dtype != torch.float32
         with torch.autocast(self._device, dtype=self.dtype if mixed else None, enabled=mixed):
             losses = self.model(data)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
+from host_waits import HostWaits
 from torch import nn
 
 from divdr.engine.finite import LossCheck, MetricsFile
@@ -86,6 +87,23 @@ def test_a_deferred_check_stops_nothing_and_tells_the_device():
     assert LossCheck.of(twin) is not check
     with pytest.raises(NonFiniteLossError, match="loss_box"):
         twin([item(1, add=float("nan"))])
+
+
+@pytest.mark.parametrize(("labels", "wanted"), [((255, 255), 0.0), ((255, 1), None)])
+def test_labels_on_a_device_are_looked_at_there(labels, wanted):
+    model = Model()
+    LossCheck.of(model).deferred = True
+    inputs = [item(label) for label in labels]
+    with HostWaits() as device:
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        broken = LossCheck.of(model).broken()
+        assert device.waits == [], device.places
+    assert float(broken) == 0
+    assert model.weight.grad.isfinite().all()
+    assert (
+        float(losses["loss_sem_seg"].detach()) == 0 if wanted == 0 else losses["loss_sem_seg"] > 0
+    )
 
 
 def test_evaluation_is_left_alone():
