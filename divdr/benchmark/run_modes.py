@@ -27,6 +27,7 @@ PUBLISHED = "published"
 IMAGE_BY_IMAGE = "published, image by image"
 NETWORK = "network"
 PLAN = "plan"
+SPECIALISED = "specialised plan"
 STATIC = "fixed route"
 PLAN_BF16 = "plan, bf16"
 STATIC_BF16 = "fixed route, bf16"
@@ -189,6 +190,7 @@ def measure(
         functions[IMAGE_BY_IMAGE] = partial(published.image_by_image, x)
     functions[NETWORK] = partial(network, x)
     functions[PLAN] = partial(plan, x)
+    functions[SPECIALISED] = partial(plan.specialise([x]), x)
     functions[STATIC] = fixed_route(plan, x, record)
     functions[PLAN_BF16] = partial(half, x)
     functions[STATIC_BF16] = fixed_route(half, x, record)
