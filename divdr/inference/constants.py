@@ -6,8 +6,10 @@ behind it. Their gates and maps depend on weights and sizes alone, so that they 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from torch import Tensor
 
@@ -35,10 +37,8 @@ class Outcome:
 
     def decided(self, images: list[int]) -> CellDecision:
         """The decision of as many images as come."""
-        one, count = self.decision, len(images)
-        return CellDecision(
-            one.node, images, one.gates * count, one.logits * count, None, one.dtype
-        )
+        one, n = self.decision, len(images)
+        return CellDecision(one.node, images, one.gates * n, one.logits * n, None, one.dtype)
 
     def send(self, images: list[int], targets: Sequence[InPlaceInputSum]) -> None:
         """Bring the maps to the next layer."""
@@ -47,11 +47,12 @@ class Outcome:
 
 
 class ConstantMaps:
-    """Outcomes that are known, by cell, what comes to it, and sizes."""
+    """Outcomes that are known, by the size of maps, then by cell and what comes to it."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Outcome] = {}
-        self._bytes = 0
+        self._known: dict[tuple[int, int, int], dict[Hashable, Outcome]] = {}
+        self._bytes: Counter[tuple[int, int, int]] = Counter()
+        self._names = count()
 
     def of(
         self,
@@ -65,19 +66,23 @@ class ConstantMaps:
         Args:
             cell: whose gates decide.
             input_sum: of images that reach it.
-            shapes: (C, H, W) of the next layer's maps by scale.
+            shapes: (C, H, W) of the network's maps by scale.
             finer: (rows, columns) of the next finer map, for the up transform.
         """
         coming = input_sum.constants
         if coming is None or cell.gate is None or cell.op_gate is not None:
             return None
-        like = input_sum.like
-        key = (cell.node, coming, input_sum.shape, tuple(shapes), like.dtype)
-        if key not in self._known:
-            if self._bytes > _MOST_BYTES:
-                return None
-            self._known[key] = self._run(cell, input_sum, shapes, finer)
-        return self._known[key]
+        size, key = shapes[0], (cell.node, coming, input_sum.like.dtype)
+        known = self._known.setdefault(size, {})
+        if key not in known:
+            if self._bytes.total() > _MOST_BYTES:
+                # Those of other sizes go; if there are none, the cell runs as any other.
+                if len(self._known) == 1:
+                    return None
+                self._known = {size: known}
+                self._bytes = Counter({size: self._bytes[size]})
+            known[key] = self._run(cell, input_sum, shapes, finer)
+        return known[key]
 
     def _run(
         self,
@@ -92,5 +97,6 @@ class ConstantMaps:
         targets = [InPlaceInputSum([0], shape, input_sum.like) for shape in shapes]
         cell.run(x, decision, targets, finer)
         maps = {scale: t.finish() for scale, t in enumerate(targets) if t.constants is None}
-        self._bytes += sum(one.numel() * one.element_size() for one in maps.values())
-        return Outcome(len(self._known), decision, maps)
+        memory = sum(one.numel() * one.element_size() for one in maps.values())
+        self._bytes[shapes[0]] += memory
+        return Outcome(next(self._names), decision, maps)

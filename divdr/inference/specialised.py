@@ -23,6 +23,7 @@ from .stages import Stages
 MOST_GRAPHS = 8
 """Captured routes, each with memory of its own."""
 _FREQUENT = 2  # times that a route has come before it is captured
+_MOST_SEEN = 1000
 
 
 class SpecialisedPlan:
@@ -182,6 +183,8 @@ class SpecialisedPlan:
         size = (like.shape[-2], like.shape[-1]) if size is None else size
         key = (line, start, size, len(images), like.dtype)
         if key not in self._graphs:
+            if len(self._seen) >= _MOST_SEEN:  # ever new sizes
+                self._seen.clear()
             self._seen[key] += 1
             if self._seen[key] < _FREQUENT or len(self._graphs) >= MOST_GRAPHS:
                 return None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from planned import fix_gates, pictures, routed_network, same_maps, same_record
 
 from divdr.errors import ConfigError
-from divdr.inference import InferencePlan, Route, SpecialisedPlan, StaticNetwork
+from divdr.inference import InferencePlan, Route, SpecialisedPlan, StaticNetwork, constants
 from divdr.inference.captured import CapturedCall, CapturedRoute
 from divdr.inference.cell_plan import CellPlan
 from divdr.inference.route_tree import RouteTree
@@ -252,3 +252,12 @@ def test_a_fixed_route_captured():
         wanted, other = plan(images, route)
         same_maps(maps, wanted)
         same_record(record, other)
+
+
+def test_maps_of_other_sizes_make_room(monkeypatch):
+    monkeypatch.setattr(constants, "_MOST_BYTES", 0)
+    network = routed_network(5, 4, reach="published", shift=-0.8)
+    x, smaller = pictures(2), pictures(2, 32, 32)
+    plan, special = specialised(network, [x])
+    for images in (x, smaller, x, smaller):
+        same(plan, special, images)
