@@ -155,6 +155,12 @@ def test_a_frequent_route_is_captured_from_the_last_parting_on(layer):
     routes = {tuple(row) for row in (plan(x)[1].activations > 0).tolist()}
     assert Recorded.made == len(routes)
     assert special.runs_again == 0
+    # What was returned stays when another image runs.
+    kept = special(x[:1])[0]
+    before = [maps.clone() for maps in kept]
+    for image in range(1, 8):
+        special(x[image : image + 1])
+    assert all(maps.equal(own) for maps, own in zip(kept, before, strict=True))
     with HostWaits() as device:
         special(x[:1])
     assert len(device.waits) == (2 if layer > 0 else 1), device.places
