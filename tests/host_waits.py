@@ -90,7 +90,8 @@ class HostWaits(TorchFunctionMode):
         device = next((each for each in devices if each is not None), None)
         if name in ("to", "type_as", "copy_", "cuda") and seen:
             return self._copy(name, args, kwargs, device)
-        brings = name in _MADE_OF_NUMBERS and device == "cuda"
+        there = args and isinstance(args[0], torch.Tensor) and not on_host
+        brings = name in _MADE_OF_NUMBERS and device == "cuda" and not there
         if brings or (not on_host and self._asks(name, args, seen)):
             self._wait(name)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")}
