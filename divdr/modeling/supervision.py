@@ -25,6 +25,7 @@ from ..routing import (
     budget_loss,
     process_count,
     several_processes,
+    to_device,
 )
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
@@ -52,13 +53,9 @@ def cost_target_loss(
     Raises:
         ConfigError: no route of the training images costs what is asked for.
     """
-    costs = torch.stack(
-        [
-            routing.real_cost.mean(),
-            routing.real_cost.new_tensor(routing.fixed_cost),
-            routing.real_cost.new_tensor(routing.full_real_cost),
-        ]
-    )
+    real = routing.real_cost.mean()
+    bounds = torch.tensor([routing.fixed_cost, routing.full_real_cost], dtype=real.dtype)
+    costs = torch.cat([real[None], to_device(bounds, real.device)])
     # Passes without gradients (precise BatchNorm) are no training.
     trained = torch.is_grad_enabled()
     batch = BatchCost(*(_mean_over_processes(costs) if trained else costs).tolist())
