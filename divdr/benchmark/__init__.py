@@ -20,7 +20,6 @@ from .memory import LiveBytes, Memory, measure_memory, peak_bytes
 from .published_run import PublishedRun
 from .run_modes import (
     Against,
-    CapturedRoute,
     CaseResult,
     Measurement,
     fixed_route,
@@ -38,7 +37,6 @@ from .training import (
 
 __all__ = [
     "Against",
-    "CapturedRoute",
     "Case",
     "CaseResult",
     "Line",

@@ -1,15 +1,13 @@
-"""Optimizer, learning rate schedule and mixed precision, with the additions of divdr's recipe."""
+"""Optimizer and learning rate schedule, with the additions of divdr's recipe."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -25,12 +23,18 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..routing import to_iterations
-from ..settings import OptimizerSettings, PrecisionSettings
+from ..settings import OptimizerSettings
+
+LOOK_EVERY = 20
+"""Iterations between looks at losses on a GPU; Detectron2 writes its log as often."""
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD as Detectron2 builds it, Adam or AdamW, plus ``SOLVER.GATE_LR_FACTOR`` and clipping of
     the norm of all gradients together (``CLIP_GRADIENTS.CLIP_TYPE: full_model``).
+
+    It is fused on a CPU, and where losses are looked at less often than every iteration: only fused
+    optimisers of PyTorch's can skip a step by a flag of the device.
 
     Raises:
         ConfigError: ``SOLVER.OPTIMIZER`` is unknown.
@@ -46,9 +50,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr_factor_func=lambda name: factor if is_gate_parameter(name) else 1.0,
     )
     common: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    # One kernel for all weights, an eighth of a loop's time; on a GPU PyTorch chooses well itself.
-    # Of a scaled loss a fused step divides the gradients itself, behind the clipping below.
-    if cfg.MODEL.DEVICE == "cpu" and not solver.AMP.ENABLED:
+    # One kernel for all weights, an eighth of a loop's time.
+    if cfg.MODEL.DEVICE == "cpu" or loss_check_period(cfg) > 1:
         common["fused"] = True
     optimizer: torch.optim.Optimizer
     name = solver.get("OPTIMIZER", OptimizerSettings.optimizer)  # a key of Panoptic-DeepLab
@@ -73,6 +76,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def loss_check_period(cfg: CfgNode) -> int:
+    """Iterations between looks at the losses, by ``SOLVER.LOSS_CHECK_PERIOD`` and the device.
+
+    On a CPU nobody waits for them, so that every iteration looks unless the key says otherwise.
+    """
+    period = cfg.SOLVER.LOSS_CHECK_PERIOD
+    return period or (1 if cfg.MODEL.DEVICE == "cpu" else LOOK_EVERY)
 
 
 def is_gate_parameter(name: str) -> bool:
@@ -174,65 +186,3 @@ def _restarts(cfg: CfgNode) -> ParamScheduler:
         [length / whole for length in lengths],
         ["rescaled"] * len(lengths),
     )
-
-
-AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
-
-
-class MixedPrecisionTrainer(SimpleTrainer):
-    """Detectron2's training loop under autocast, with scaled gradients where float16 needs them.
-
-    Its ``AMPTrainer`` does the same on CUDA alone.
-
-    Args:
-        model: the model, perhaps wrapped for several processes.
-        data_loader: gives its inputs.
-        optimizer: of its parameters.
-        dtype: "float16", or "bfloat16", which needs no scaling.
-
-    Raises:
-        ConfigError: another ``dtype``.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable,
-        optimizer: torch.optim.Optimizer,
-        dtype: str = PrecisionSettings.dtype,
-    ) -> None:
-        super().__init__(model, data_loader, optimizer)
-        if dtype not in AMP_DTYPES:
-            raise ConfigError(
-                f"SOLVER.AMP.DTYPE must be one of {', '.join(AMP_DTYPES)}, not {dtype!r}"
-            )
-        self.dtype = AMP_DTYPES[dtype]
-        self._device = next(model.parameters()).device.type
-        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=dtype == "float16")
-
-    def run_step(self) -> None:
-        """One iteration; it moves no weight where a gradient is not finite, but scales by less."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self._device, dtype=self.dtype):
-            losses = self.model(data)
-            total = sum(losses.values())
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
-        if hasattr(self, "after_backward"):  # Detectron2 0.6 has no such moment
-            self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Detectron2's, and the scale."""
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, in this or the other precision."""
-        super().load_state_dict(state_dict)
-        scaler = state_dict.get("grad_scaler")
-        if scaler and self.grad_scaler.is_enabled():  # bfloat16 leaves none
-            self.grad_scaler.load_state_dict(scaler)

@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     hooks,
 )
@@ -61,20 +60,21 @@ from ..routing import DynamicRoutingNetwork
 from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
-from .finite import MetricsFile, finite_losses, plain_numbers
+from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
-    MixedPrecisionTrainer,
     advance,
     build_lr_scheduler,
     build_optimizer,
+    loss_check_period,
     with_restarts,
 )
 from .stage_hook import StageHook, first_iteration, last_iteration, stage_starts
+from .training_loop import FULL, LossHook, TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,9 @@ class Trainer(DefaultTrainer):
             optimizer = self.build_optimizer(cfg, model)
             loader = together(self.build_train_loader, cfg)
         wrapped = _distributed(model)
-        self._trainer = (
-            MixedPrecisionTrainer(wrapped, loader, optimizer, cfg.SOLVER.AMP.DTYPE)
-            if cfg.SOLVER.AMP.ENABLED
-            else SimpleTrainer(wrapped, loader, optimizer)
-        )
+        amp, period = cfg.SOLVER.AMP, loss_check_period(cfg)
+        dtype = amp.DTYPE if amp.ENABLED else FULL
+        self._trainer = TrainingLoop(wrapped, loader, optimizer, dtype, period)
         whole = cfg.SOLVER.MAX_ITER
         restarting = with_restarts(cfg, stage_starts(model, whole))
         self.scheduler = self.build_lr_scheduler(restarting, optimizer)
@@ -137,7 +135,7 @@ class Trainer(DefaultTrainer):
         attach_routing_from_config(model, cfg)
         attach_expert_balance_from_config(model, cfg)
         freeze_around_mixtures(model)
-        model.register_forward_hook(finite_losses)
+        LossCheck.attach(model)
         return model
 
     @classmethod
@@ -214,6 +212,7 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, self.model
         networks = [m for m in model.modules() if isinstance(m, DynamicRoutingNetwork)]
         own: list[HookBase] = [
+            LossHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)),
             PartitionHook(cfg, model),
             BoxPartitionHook(cfg, model),
             SeedHook(self.seed),

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    SemSegEvaluator,
 )
 from detectron2.modeling import Backbone
 from detectron2.utils import comm
@@ -27,13 +21,13 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import ConfigError
-from ..image_files import check_label_map, read_labels
 from ..modeling import attached_experts, attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from ..modeling.segmentors import segmentation_mixture_of
 from ..moe import SingleGate
 from .backbone_cost import BackboneCostEvaluator
+from .checked_evaluators import CheckedSemSegEvaluator, NumberedCOCOEvaluator
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .expert_cost_evaluator import ExpertCostEvaluator
 from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
@@ -200,64 +194,6 @@ def _instance_evaluators(
     if cfg is not None and len(cfg.TEST.KEYPOINT_OKS_SIGMAS):
         options["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
     return [NumberedCOCOEvaluator(name, output_dir=folder, **options)]
-
-
-class NumberedCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator, for files whose annotations are numbered in any way.
-
-    pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
-    of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
-
-    Args:
-        dataset_name: name in the catalog.
-        options: of Detectron2's evaluator.
-    """
-
-    def __init__(self, dataset_name: str, **options: Any) -> None:
-        super().__init__(dataset_name, **options)
-        entries = self._coco_api.dataset.get("annotations", [])
-        if all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in entries):
-            return
-        for number, entry in enumerate(entries, 1):
-            entry["id"] = number
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-            self._coco_api.createIndex()
-
-
-class CheckedSemSegEvaluator(SemSegEvaluator):
-    """Detectron2's evaluator of classes, with divdr's reader of labels, each of which is checked.
-
-    Detectron2's own counts labels that are no classes as others, or cannot go on.
-
-    Args:
-        dataset_name: name in the catalog.
-        folder: takes the predictions.
-    """
-
-    def __init__(self, dataset_name: str, folder: str) -> None:
-        options: dict[str, Any] = {}
-        # Detectron2 0.6 reads labels itself and has no such argument.
-        if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
-            options["sem_seg_loading_fn"] = self._last_labels
-        super().__init__(dataset_name, distributed=True, output_dir=folder, **options)
-        self._last: np.ndarray = np.zeros((0, 0), np.uint8)
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Count what was predicted for the pixels of each class.
-
-        Raises:
-            DataError: labels cannot be read, are of another size than their image, or no classes.
-        """
-        for item, output in zip(inputs, outputs, strict=True):
-            path = self.input_file_to_gt_file[item["file_name"]]
-            self._last = read_labels(path)
-            size = tuple(output["sem_seg"].shape[-2:])
-            classes, ignore = self._num_classes, self._ignore_label
-            check_label_map(self._last, path, classes=classes, ignore=ignore, size=size)
-            super().process([item], [output])
-
-    def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
-        return self._last.astype(dtype)
 
 
 def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:

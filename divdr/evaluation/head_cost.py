@@ -13,6 +13,7 @@ from torch import nn
 from ..modeling import SingleGateSegmentor
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
 from ..moe import Cost, call_macs, without_data
+from ..routing import to_host
 from .routing_evaluator import gathered
 
 
@@ -66,7 +67,7 @@ class BoxHeadCostEvaluator(_Watching):
         ran = self._heads.ran if isinstance(self._heads, MixtureROIHeads) else None
         if ran is None:
             ran = torch.zeros((sum(self._counts), 0), dtype=torch.bool)
-        for part in ran.split(self._counts):
+        for part in ran.cpu().split(self._counts):
             self._rows.append((len(part), float(self._cost.of(part).sum()), int(part.sum())))
 
     def evaluate(self) -> OrderedDict | None:
@@ -116,7 +117,8 @@ class SegmentationHeadCostEvaluator(_Watching):
         if isinstance(head, SingleGateSegmentor):
             assert head.macs is not None
             assert head.ran is not None
-            self._rows.extend(zip(head.macs.tolist(), head.ran.sum(1).tolist(), strict=True))
+            macs, ran = to_host([head.macs, head.ran])
+            self._rows.extend(zip(macs.tolist(), ran.sum(1).tolist(), strict=True))
             return
         key = tuple(self._shapes.items())
         if key not in self._macs:

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from ..checkpoint import write_text_atomically
 from ..modeling import ImageClassifier
 from ..moe import SingleGate
+from ..routing import to_host
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """τ of the curves."""
@@ -51,15 +52,19 @@ class MixtureEvaluator(DatasetEvaluator):
         images, labels = self._model.batch(inputs), self._model.labels(inputs)
         self._images += len(images)
         cost = self._system.cost(*images.shape[-2:])
-        for name, (logits, ran) in self._system.compared(images, labels, THRESHOLDS).items():
-            right = (logits.argmax(1) == labels).sum().double()
-            row = torch.stack([right, cost.of(ran).sum(), ran.sum().double()]).cpu()
+        found = self._system.compared(images, labels, THRESHOLDS)
+        right = [(logits.argmax(1) == labels).sum() for logits, _ in found.values()]
+        ran = [each for _, each in found.values()]
+        best = [self._system.expert_losses(images, labels).argmin(1)] if self._best.shape[1] else []
+        # All of it crosses from a GPU at once.
+        count = len(found)
+        moved = to_host([*right, *ran, labels, *best])
+        for name, hits, chosen in zip(found, moved[:count], moved[count:], strict=False):
+            row = torch.stack([hits.double(), cost.of(chosen).sum(), chosen.sum().double()])
             self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + row
-        if self._best.shape[1]:
-            best = self._system.expert_losses(images, labels).argmin(1)
-            self._best.index_put_(
-                (labels.cpu(), best.cpu()), torch.ones(len(labels)), accumulate=True
-            )
+        for nearest in moved[2 * count + 1 :]:
+            own = (moved[2 * count], nearest)
+            self._best.index_put_(own, torch.ones(len(labels)), accumulate=True)
 
     def evaluate(self) -> OrderedDict | None:
         """{"mixture": figures} on the main process, None on the others."""

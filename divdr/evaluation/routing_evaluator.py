@@ -24,7 +24,7 @@ from ..modeling import (
     neck_macs,
     unwrap,
 )
-from ..routing import Routing
+from ..routing import Routing, to_host
 from ..routing.open_paths import is_closed
 from ..settings import ClusteringSettings
 
@@ -113,12 +113,21 @@ class RoutingEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note the records of a batch."""
-        for number, (item, output) in enumerate(zip(inputs, outputs, strict=True)):
-            if "routing" not in output:
-                continue
-            record = output["routing"]
-            head = self._head_macs(record.size, number)
-            self._rows.append(self._row(str(item.get("file_name", "")), record, head))
+        seen = [
+            (number, str(item.get("file_name", "")), output["routing"])
+            for number, (item, output) in enumerate(zip(inputs, outputs, strict=True))
+            if "routing" in output
+        ]
+        counts = [len(record.tensors()) for _, _, record in seen]
+        own = self._head.macs if isinstance(self._head, SingleGateSegmentor) else None
+        extra = [] if own is None else [own]  # of all images
+        # All records of the batch cross from a GPU at once.
+        moved = to_host([*extra, *(t for _, _, record in seen for t in record.tensors())])
+        macs, moved = moved[: len(extra)], moved[len(extra) :]
+        for (number, name, record), count in zip(seen, counts, strict=True):
+            record, moved = record.with_tensors(moved[:count]), moved[count:]
+            head = float(macs[0][number]) if macs else self._head_macs(record.size)
+            self._rows.append(self._row(name, record, head))
 
     def evaluate(self) -> OrderedDict | None:
         """{"routing": figures} on the main process, None on the others."""
@@ -128,15 +137,16 @@ class RoutingEvaluator(DatasetEvaluator):
         return OrderedDict(routing=self._figures(sorted(rows, key=lambda row: row.name)))
 
     def _row(self, name: str, record: Routing, head: float) -> _Row:
+        """Of one image, whose record is on the host."""
         costs = [torch.stack([record.expected_cost[0], record.real_cost[0]])]
         for height, width in self._sizes:
             costs.append(torch.cat(self._routed.backbone.network.cost(record, height, width)))
         return _Row(
             name=name,
-            activations=record.activations[0].float().cpu().numpy(),
-            values=self._routed.clustered_values(record)[0].float().cpu().numpy(),
-            reached=record.reached[0].cpu().numpy(),
-            costs=torch.stack(costs).double().cpu().numpy(),
+            activations=record.activations[0].float().numpy(),
+            values=self._routed.clustered_values(record)[0].float().numpy(),
+            reached=record.reached[0].numpy(),
+            costs=torch.stack(costs).double().numpy(),
             share=float(record.real_share[0]),
             bounds=(float(record.fixed_cost), float(record.full_real_cost)),
             head=head,
@@ -151,10 +161,8 @@ class RoutingEvaluator(DatasetEvaluator):
             self._neck_macs[size] = neck_macs(self._neck, *size)
         return self._neck_macs[size]
 
-    def _head_macs(self, size: tuple[int, int], number: int) -> float:
-        """Of an image's size and number in the batch: what of a mixture ran for it."""
-        if isinstance(self._head, SingleGateSegmentor):
-            return 0.0 if self._head.macs is None else float(self._head.macs[number])
+    def _head_macs(self, size: tuple[int, int]) -> float:
+        """Of an image's size; of other heads than the decoder 0."""
         if not isinstance(self._head, DynamicRoutingDecoder):
             return 0.0
         space = self._routed.backbone.space

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..routing import several_processes
+from ..routing import from_all_processes, several_processes, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -175,19 +175,27 @@ class ActivationBank:
         self._settle()
         mine = sorted(self._changed)
         steps = [self._steps[self._slots[key]] for key in mine]
-        payload = (mine, self._gather(mine, self._storage.dtype).cpu(), steps)
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, payload)
+        dist.all_gather_object(gathered, (mine, steps))
+        # Rows go as tensors: of a whole data set they are a hundred megabytes.
+        longest = max(len(keys) for keys, _ in gathered)
+        if longest == 0:
+            return
+        own = self._storage.new_zeros(longest, self.dim)
+        own[: len(mine)] = self._gather(mine, self._storage.dtype)
+        # As bytes, which every back end of processes knows.
+        parts = from_all_processes(own.flatten().view(torch.uint8)).view(self._storage.dtype)
+        rows = parts.view(len(gathered), longest, self.dim)
         # Where the winner of each key stands, as (rank, position).
         winners: dict[str, tuple[int, int]] = {}
-        for rank, (keys, _, their_steps) in enumerate(gathered):
+        for rank, (keys, their_steps) in enumerate(gathered):
             for position, key in enumerate(keys):
                 held = winners.get(key)
-                if held is None or their_steps[position] > gathered[held[0]][2][held[1]]:
+                if held is None or their_steps[position] > gathered[held[0]][1][held[1]]:
                     winners[key] = (rank, position)
-        for rank, (_, rows, their_steps) in enumerate(gathered):
+        for rank, (_, their_steps) in enumerate(gathered):
             won = {key: place for key, (owner, place) in winners.items() if owner == rank}
-            self._write(won, rows, their_steps)
+            self._write(won, rows[rank], their_steps)
         self._changed.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,7 +236,7 @@ class ActivationBank:
 
     def _gather(self, keys: Iterable[str], dtype: torch.dtype = torch.float) -> Tensor:
         slots = torch.tensor([self._slots[key] for key in keys], dtype=torch.long)
-        return self._storage[slots.to(self.device)].to(dtype)
+        return self._storage[to_device(slots, self.device)].to(dtype)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -238,7 +246,9 @@ class ActivationBank:
             return
         waiting, self._waiting = self._waiting, []
         finite = torch.cat([rows.isfinite().all(1) for _, rows, _ in waiting]).tolist()
-        for keys, rows, step in waiting:
+        kept: dict[str, int] = {}  # where the row of each key stands among all that waited
+        steps: list[int] = []
+        for keys, _, step in waiting:
             whole, finite = finite[: len(keys)], finite[len(keys) :]
             if not all(whole):
                 logger.warning(
@@ -247,8 +257,12 @@ class ActivationBank:
                     whole.count(False),
                     len(whole),
                 )
-            kept = {key: place for place, key in enumerate(keys) if whole[place]}
-            self._write(kept, rows, [step] * len(keys))
+            start = len(steps)
+            steps += [step] * len(keys)
+            for place, key in enumerate(keys, start):
+                if whole[place - start] and (key not in kept or steps[kept[key]] <= step):
+                    kept[key] = place
+        self._write(kept, torch.cat([rows for _, rows, _ in waiting]), steps)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -271,10 +285,10 @@ class ActivationBank:
         if not slots:
             return
         self._reserve(len(self._slots))
-        taken = rows.detach()[torch.tensor(sources, device=rows.device)]
+        taken = rows.detach()[to_device(torch.tensor(sources), rows.device)]
         limit = torch.finfo(self._storage.dtype).max
         taken = taken.clamp(-limit, limit).to(self._storage)
-        self._storage[torch.tensor(slots, device=self.device)] = taken
+        self._storage[to_device(torch.tensor(slots), self.device)] = taken
 
     def _reserve(self, size: int) -> None:
         """Grow by doubling, so that adding images one by one copies each row only a few times."""

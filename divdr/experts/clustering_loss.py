@@ -75,7 +75,9 @@ def cluster_variance(a: Tensor, centres: Tensor, assignment: Tensor, floor: floa
     Returns:
         A tensor without dimensions, of the dtype of `centres`.
     """
-    total = (a.double() - centres.double()[assignment]).square().sum()
+    # In double precision only the sum: a copy of a large data set's activations would be huge.
+    away = a - centres.to(a.dtype)[assignment]
+    total = away.square_().sum(dtype=torch.double)
     return (total / max(len(a) - 1, 1)).clamp(min=floor).to(centres.dtype)
 
 

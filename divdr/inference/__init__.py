@@ -5,17 +5,23 @@ transforms; L layers, S scales, T = 3 transforms [up, keep, down], D = T × cell
 A(x); K experts; C channels, H rows, W columns.
 """
 
+from .captured import CapturedCall, CapturedRoute
+from .current_plan import CurrentPlan
 from .dispatch import Dispatcher, DispatchPlan
-from .plan import CurrentPlan, InferencePlan
+from .plan import InferencePlan
 from .route import Route, vote
+from .specialised import SpecialisedPlan
 from .static_network import StaticNetwork
 
 __all__ = [
+    "CapturedCall",
+    "CapturedRoute",
     "CurrentPlan",
     "DispatchPlan",
     "Dispatcher",
     "InferencePlan",
     "Route",
+    "SpecialisedPlan",
     "StaticNetwork",
     "vote",
 ]

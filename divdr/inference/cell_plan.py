@@ -11,7 +11,8 @@ from ..routing.chosen_ops import chosen_sum
 from ..routing.gate import Gate
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
-from .decision import CellDecision, InPlaceInputSum, rows_of
+from .decision import CellDecision
+from .input_sum import InPlaceInputSum, rows_of
 from .static_network import StaticCell
 
 
@@ -21,11 +22,12 @@ class GatePlan:
     Args:
         gate: the gate of the network, in evaluation.
         dtype: precision of the maps.
+        packs: see ``Convolution``.
     """
 
-    def __init__(self, gate: Gate, dtype: torch.dtype) -> None:
+    def __init__(self, gate: Gate, dtype: torch.dtype, *, packs: bool = False) -> None:
         self._gate = gate
-        self._reduce = Chain(gate.reduce, dtype)
+        self._reduce = Chain(gate.reduce, dtype, packs=packs)
         self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self._weight = gate.predict.weight.detach().flatten(1).to(self._dtype)
         bias = gate.predict.bias
@@ -44,6 +46,7 @@ class CellPlan:
     Args:
         cell: the cell of the network, in evaluation.
         dtype: precision of the maps.
+        packs: see ``Convolution``.
 
     Attributes:
         node: place in the routing space.
@@ -52,13 +55,15 @@ class CellPlan:
         op_gate: chooses operations for each image; None where all are summed.
     """
 
-    def __init__(self, cell: Cell | StaticCell, dtype: torch.dtype) -> None:
+    def __init__(self, cell: Cell | StaticCell, dtype: torch.dtype, *, packs: bool = False) -> None:
         self.node = cell.node
         self.channels = cell.channels
-        self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype)
+        self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype, packs=packs)
         self.op_gate = cell.op_gate
-        self._ops = [Chain(op, dtype) for op in cell.ops.values()]
-        self._changes = {name: Chain(change, dtype) for name, change in cell.changes.items()}
+        self._ops = [Chain(op, dtype, packs=packs) for op in cell.ops.values()]
+        self._changes = {
+            name: Chain(change, dtype, packs=packs) for name, change in cell.changes.items()
+        }
         self._residual = self._find_residual()
 
     def _find_residual(self) -> Chain | None:

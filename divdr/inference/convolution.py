@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..routing.ops import PointwiseConv2d
+from .fused_ops import (
+    can_sum_onto,
+    fused,
+    fused_onto,
+    fusing_available,
+    packed_weight,
+    packing_available,
+)
 
-_FUSED_DTYPES = (torch.float32, torch.bfloat16)
+_SIZES_PACKED = 4
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -79,6 +86,8 @@ class Convolution:
         norm: the normalisation after it, or None.
         relu: apply ReLU to the result.
         dtype: precision of weights and maps.
+        packs: keep the weight as oneDNN reads it for each of the first few sizes of maps, where it
+            is fused; else every call brings it into that order.
     """
 
     def __init__(
@@ -87,6 +96,8 @@ class Convolution:
         norm: nn.Module | None,
         relu: bool,
         dtype: torch.dtype,
+        *,
+        packs: bool = False,
     ) -> None:
         weight, bias = fold(conv, norm)
         self.relu = relu
@@ -102,18 +113,36 @@ class Convolution:
             self._fused and pointwise and self._padding == [0, 0] and dtype == torch.bfloat16
         )
 
+        self._packs = packs and self._fused and packing_available(self._weight)
+        self._packed: dict[torch.Size, Tensor] = {}
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        """The weight, packed for maps of this size if that is done.
+
+        For another size than its own a packed weight is right, and may be twenty times slower.
+        """
+        if not self._packs or not x.is_contiguous(memory_format=torch.channels_last):
+            return self._weight
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            if len(self._packed) >= _SIZES_PACKED or not x.numel():
+                return self._weight
+            options = (self._padding, self._stride, self._dilation, self._groups)
+            packed = self._packed[x.shape] = packed_weight(self._weight, *options, list(x.shape))
+        return packed
+
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W'), memory of its own."""
         options = (self._stride, self._padding, self._dilation, self._groups)
         if self._fused:
-            return fused(x, self._weight, self._bias, *options, self.relu)
+            return fused(x, self._weight_for(x), self._bias, *options, self.relu)
         y = F.conv2d(x, self._weight, self._bias, *options)
         return y.relu_() if self.relu else y
 
     def onto(self, total: Tensor, x: Tensor) -> Tensor:
         """ReLU(``total`` + convolution of ``x``), in the memory of ``total``."""
         if self._sums and can_sum_onto(total, x):
-            return fused_onto(total, x, self._weight, self._bias)
+            return fused_onto(total, x, self._weight_for(x), self._bias)
         return total.add_(self(x)).relu_()
 
 
@@ -143,9 +172,10 @@ class Chain:
     Args:
         module: the module of the network, in evaluation.
         dtype: precision of the maps.
+        packs: see ``Convolution``.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, *, packs: bool = False) -> None:
         self.steps: list[Step] = []
         layers = [m for m in leaves(module) if type(m) is not nn.Identity]
         while layers:
@@ -158,7 +188,7 @@ class Chain:
             relu = bool(layers) and type(layers[0]) is nn.ReLU
             if relu:
                 layers.pop(0)
-            self.steps.append(Convolution(layer, norm, relu, dtype))
+            self.steps.append(Convolution(layer, norm, relu, dtype, packs=packs))
 
     @property
     def is_identity(self) -> bool:
@@ -187,66 +217,3 @@ class Chain:
         for step in self.steps[:-1]:
             x = step(x)
         return x
-
-
-def fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    """``conv2d`` and, if ``relu``, ReLU: (N, C, H, W) → (N, C', H', W')."""
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], ""
-    )
-
-
-def fused_onto(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``total`` ← ReLU(``total`` + pointwise convolution of ``x``), in place.
-
-    Only for maps where :func:`can_sum_onto` holds.
-    """
-    return torch.ops.mkldnn._convolution_pointwise_.binary(
-        total, x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, "relu", [], ""
-    )
-
-
-def can_sum_onto(total: Tensor, x: Tensor) -> bool:
-    """Whether the fused sum takes these maps: it fails where it cannot tell channels last apart."""
-    layout = torch.channels_last
-    return (
-        x.shape[1] > 1
-        and x.shape[2] * x.shape[3] > 1
-        and total.is_contiguous(memory_format=layout)
-        and x.is_contiguous(memory_format=layout)
-    )
-
-
-def fusing_available(tensor: Tensor) -> bool:
-    """Whether the fused operations serve a tensor's device and precision."""
-    if tensor.device.type != "cpu" or tensor.dtype not in _FUSED_DTYPES:
-        return False
-    return torch.backends.mkldnn.is_available() and _works(tensor.dtype)
-
-
-@cache
-def _works(dtype: torch.dtype) -> bool:
-    """Try both on small numbers that every precision holds exactly."""
-    with torch.inference_mode(False), torch.no_grad():
-        x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
-        bias = torch.tensor([1.0, -2.0, 0.0]).to(dtype)
-        wanted = F.conv2d(x.float(), weight.float(), bias.float())
-        total = x.clone()
-        try:
-            one = fused(x, weight, bias, [1, 1], [0, 0], [1, 1], 1, True)
-            fused_onto(total, x, weight, bias)
-        except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-            return False
-        right = one.float().equal(wanted.relu())
-        return right and total.float().equal((wanted + x.float()).relu())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,138 +10,22 @@ from torch import Tensor
 from ..routing.gate import open_gates
 from ..routing.open_paths import is_closed, is_open, leads_on
 from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
+from .input_sum import Weights, rows_of
 from .route import Route
-
-
-def rows_of(x: Tensor, positions: Sequence[int]) -> Tensor:
-    """Rows of (n, …) at rising ``positions``: a view if they lie side by side, else a copy."""
-    first, last = positions[0], positions[-1]
-    if last - first + 1 == len(positions):
-        return x if len(positions) == x.shape[0] else x[first : last + 1]
-    return torch.cat([x[i : i + 1] for i in positions])
-
-
-@dataclass
-class Weights:
-    """One gate value for each of m images.
-
-    Attributes:
-        values: m numbers on the host.
-        column: the same, (m,) on the device of the maps.
-    """
-
-    values: list[float]
-    column: Tensor
-
-    def scale_(self, maps: Tensor) -> Tensor:
-        """Multiply maps (m, C, H, W) in place."""
-        return maps.mul_(self.factors(maps))
-
-    def factors(self, maps: Tensor) -> Tensor:
-        """(m, 1, 1, 1) in the precision of ``maps``."""
-        return self.column.to(maps.dtype).view(-1, 1, 1, 1)
-
-
-class InPlaceInputSum:
-    """Weighted sum of the maps that come to one cell, in place.
-
-    It is to plans what ``routing.layer_inputs.InputSum`` is to training, which cannot share it:
-    autograd needs the maps that were summed, and which images reach a cell is known only after all
-    maps have come. A plan decides first, so that only these images have rows here, and the memory
-    of the first map becomes that of the sum.
-
-    Args:
-        images: the n images that reach the cell, rising.
-        shape: (C, H, W) of their maps.
-        like: a tensor of the device and precision to use.
-
-    Attributes:
-        images: as given.
-        like: as given.
-    """
-
-    def __init__(self, images: list[int], shape: tuple[int, int, int], like: Tensor) -> None:
-        self.images = images
-        self._row = {image: row for row, image in enumerate(images)}
-        self._shape = shape
-        self.like = like
-        self._maps: Tensor | None = None
-        self._filled: set[int] = set()
-
-    def add(self, maps: Tensor, images: list[int], weights: Weights | None = None) -> None:
-        """Add maps times their weights. The sum may overwrite and keep ``maps``.
-
-        Args:
-            maps: (m, C, H, W), memory that is not read afterwards.
-            images: the m images they belong to, rising.
-            weights: theirs; None for 1.
-        """
-        if images == self.images and not self._filled:
-            # Taken over, not copied: the first map of all images becomes the sum.
-            self._maps = maps if weights is None else weights.scale_(maps)
-            self._filled = set(images)
-        elif images == self.images and len(self._filled) == len(images):
-            memory = self._memory()
-            if weights is None:
-                memory.add_(maps)
-            else:
-                memory.addcmul_(maps, weights.factors(maps))
-        else:
-            # Row by row: index_add would need the other rows' memory set to zero before.
-            for position, image in enumerate(images):
-                value = 1.0 if weights is None else weights.values[position]
-                self._add_one(maps[position], image, value)
-
-    def part(self, images: list[int]) -> InPlaceInputSum:
-        """The sum so far of some of ``images``, to go on by itself.
-
-        The memory is shared; parts must not have an image in common, and come before `finish`.
-        """
-        wanted = set(images)
-        members = [image for image in self.images if image in wanted]
-        part = InPlaceInputSum(members, self._shape, self.like)
-        if members:
-            maps = rows_of(self._whole(), [self._row[image] for image in members])
-            part.add(maps, members)
-        return part
-
-    def finish(self) -> Tensor:
-        """The sum, (n, C, H, W), zero for an image that nothing came for; then forgets it."""
-        maps = self._whole()
-        self._maps = None
-        return maps
-
-    def _whole(self) -> Tensor:
-        maps = self._memory()
-        for image in self.images:
-            if image not in self._filled:
-                maps[self._row[image]].zero_()
-                self._filled.add(image)
-        return maps
-
-    def _add_one(self, one: Tensor, image: int, value: float) -> None:
-        row = self._memory()[self._row[image]]
-        if image in self._filled:
-            row.add_(one, alpha=value)
-        elif value == 1.0:
-            row.copy_(one)
-        else:
-            torch.mul(one, value, out=row)
-        self._filled.add(image)
-
-    def _memory(self) -> Tensor:
-        if self._maps is None:
-            self._maps = torch.empty(
-                (len(self.images), *self._shape),
-                dtype=self.like.dtype,
-                device=self.like.device,
-                memory_format=torch.channels_last,
-            )
-        return self._maps
-
 
 Rows = list[list[float]]
 """One row [up, keep, down] an image, on the host."""
+
+
+Openness = tuple[int, ...] | None
+"""What one image's gates of a cell open: transforms, rising; None where the cell is closed."""
+
+
+def openness(row: Sequence[float], node: Node) -> Openness:
+    """What gates [up, keep, down] of a cell open."""
+    if is_closed(sum(row)):
+        return None
+    return tuple(t for t in node.transforms if is_open(row[t], False))
 
 
 class CellDecision:
@@ -160,6 +43,7 @@ class CellDecision:
         passing: positions among ``images`` for which the cell is closed.
         active: the other positions.
         opened: by transform, positions that run it.
+        openness: the same for each image.
     """
 
     def __init__(
@@ -174,11 +58,15 @@ class CellDecision:
         self.node, self.images, self.gates, self.logits = node, images, gates, logits
         self.dtype = dtype
         self._columns = columns
-        closed = [is_closed(sum(row)) for row in gates]
-        self.passing = [p for p, shut in enumerate(closed) if shut]
-        self.active = [p for p, shut in enumerate(closed) if not shut]
+        self._place([openness(row, node) for row in gates])
+
+    def _place(self, each: Sequence[Openness]) -> None:
+        """Note which of the images pass, and which run what."""
+        self.openness = list(each)
+        self.passing = [p for p, opened in enumerate(each) if opened is None]
+        self.active = [p for p, opened in enumerate(each) if opened is not None]
         self.opened = {
-            t: [p for p in self.active if is_open(gates[p][t], False)] for t in node.transforms
+            t: [p for p in self.active if t in (each[p] or ())] for t in self.node.transforms
         }
 
     def images_at(self, positions: Sequence[int]) -> list[int]:
@@ -233,6 +121,40 @@ def from_logits(
         decisions.append(CellDecision(node, members, host[1], host[0], columns, flat.dtype))
         start = stop
     return decisions
+
+
+class AssumedDecision(CellDecision):
+    """What the gates of one cell are taken to open, before the host knows their values.
+
+    Args:
+        node: the cell.
+        images: the n images, rising.
+        assumed: what each of them is taken to open.
+        logits: (n, transforms) on the device.
+
+    Attributes:
+        numbers: (2, n · transforms) logits and gates on the device, for :meth:`settled`.
+    """
+
+    def __init__(
+        self, node: Node, images: list[int], assumed: Sequence[Openness], logits: Tensor
+    ) -> None:
+        self.node, self.images, self.dtype = node, images, logits.dtype
+        self.gates, self.logits = [], []
+        gates = open_gates(logits)
+        self._columns = {t: gates[:, i] for i, t in enumerate(node.transforms)}
+        self._place(assumed)
+        self.numbers = torch.stack([logits.flatten(), gates.flatten()])
+
+    def weights(self, transform: int, positions: list[int]) -> Weights | None:
+        """Gate values at positions, known on the device alone."""
+        assert self._columns is not None
+        return Weights(None, rows_of(self._columns[transform], positions))
+
+    def settled(self, numbers: Sequence[list[float]]) -> CellDecision:
+        """What the gates really decided, by ``numbers`` on the host."""
+        logits, gates = (_rows(each, self.node) for each in numbers)
+        return CellDecision(self.node, self.images, gates, logits, None, self.dtype)
 
 
 def _rows(numbers: list[float], node: Node) -> Rows:

@@ -21,7 +21,8 @@ from ..routing.record import Routing
 from ..routing.space import TRANSFORMS, RoutingSpace
 from ..settings import ClusteringSettings
 from .decision import ImposedRoute
-from .stages import Costs, RoutingRecorder, Stages
+from .recorder import Costs, RoutingRecorder
+from .stages import Stages
 from .static_network import StaticNetwork
 
 

@@ -2,74 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .decision import ImposedRoute
+from .recorder import Costs, RoutingRecorder
 from .route import Route
-from .stages import Costs, RoutingRecorder, Stages
+from .route_tree import RouteTree
+from .specialised import SpecialisedPlan
+from .stages import Stages
 from .static_network import StaticNetwork
-
-_Holder = Mapping[str, Tensor | None]
-
-
-class Fingerprint:
-    """What a module looked like at one moment: its layers, their modes and their tensors.
-
-    A change of a tensor is seen by the tensor's identity, version and memory: steps of optimisers,
-    ``load_state_dict``, ``to``, edits in place and assignment of ``.data``. One edit leaves no
-    trace in PyTorch: in place through ``.data`` (``p.data.mul_(2)``).
-
-    Args:
-        module: what to look at.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._modules = [(m, m.training) for m in module.modules()]
-        self._children = [
-            (m._modules, tuple(m._modules.values())) for m, _ in self._modules if m._modules
-        ]
-        self._tensors: list[tuple[_Holder, str, Tensor, Tensor, int]] = []
-        self._versions: list[tuple[Tensor, int]] = []
-        self._sums: list[tuple[Tensor, float]] = []
-        for m, _ in self._modules:
-            for holder in (m._parameters, m._buffers):
-                for name, tensor in holder.items():
-                    if tensor is not None:
-                        self._note(holder, name, tensor)
-
-    def _note(self, holder: _Holder, name: str, tensor: Tensor) -> None:
-        # The alias keeps the memory, so that no other tensor gets its address.
-        alias = tensor.detach()
-        self._tensors.append((holder, name, tensor, alias, alias.data_ptr()))
-        if tensor.is_inference():
-            # Tensors made in inference mode count no versions; sums tell most changes.
-            self._sums.append((tensor, float(tensor.double().sum())))
-        else:
-            self._versions.append((tensor, tensor._version))
-
-    def matches(self) -> bool:
-        """Whether nothing that can be seen has changed since."""
-        return (
-            all(m.training == training for m, training in self._modules)
-            and all(tuple(now.values()) == then for now, then in self._children)
-            and all(
-                holder.get(name) is tensor and tensor.data_ptr() == address
-                for holder, name, tensor, _, address in self._tensors
-            )
-            and all(tensor._version == version for tensor, version in self._versions)
-            and all(float(tensor.double().sum()) == total for tensor, total in self._sums)
-        )
-
-    def is_watched(self) -> bool:
-        """Whether a layer has forward hooks."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m, _ in self._modules)
 
 
 class InferencePlan:
@@ -108,6 +55,7 @@ class InferencePlan:
         self.device = parameter.device
         self.space = network.space
         self._fixed = network.route if isinstance(network, StaticNetwork) else None
+        self._network = network
         self._stages = Stages(network, self.dtype)
         self._costs = Costs(network)
 
@@ -135,10 +83,26 @@ class InferencePlan:
             if route is not None:
                 raise ValueError("a static sub-network has its own route and takes no other")
             route = self._fixed
+        found = self.unless_changed(x, route, lambda: True)
+        assert found is not None
+        return found
+
+    def unless_changed(
+        self, x: Tensor, route: Tensor | Route | None, current: Callable[[], bool]
+    ) -> tuple[list[Tensor], Routing] | None:
+        """What a call returns; None where ``current`` says no.
+
+        On a GPU it is asked when the stem is on its way, which runs while the host finds out.
+        """
+        if self.device.type == "cpu" and not current():
+            return None
         given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            outputs, recorder = self._run(x, given)
+            result = self._run(x, given, current)
+            if result is None:
+                return None
+            outputs, recorder = result
             costs = self._costs.at(
                 size,
                 gated_layers=self.space.num_layers if given is None else 0,
@@ -159,66 +123,40 @@ class InferencePlan:
             given: the route, prepared for these N images.
         """
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._run(x, given)[0]
+            result = self._run(x, given, lambda: True)
+            assert result is not None
+            return result[0]
 
-    def _run(self, x: Tensor, given: ImposedRoute | None) -> tuple[list[Tensor], RoutingRecorder]:
+    def specialise(self, batches: Iterable[Tensor]) -> SpecialisedPlan:
+        """A plan that expects the routes of calibration images, with the same results.
+
+        Args:
+            batches: of images (N, in_channels, H, W), normalised, on the device of the plan.
+
+        Raises:
+            ConfigError: it is the plan of a static sub-network, whose route is known, or of a
+                network whose images choose operations, or that has changed to training.
+        """
+        if isinstance(self._network, StaticNetwork):
+            raise ConfigError("the plan of a static sub-network has but one route: nothing to gain")
+        tree = RouteTree(self.space)
+        for x in batches:
+            tree.add(self(x)[1])
+        return SpecialisedPlan(self._network, tree, dtype=self.dtype)
+
+    def _run(
+        self, x: Tensor, given: ImposedRoute | None, current: Callable[[], bool]
+    ) -> tuple[list[Tensor], RoutingRecorder] | None:
         size = (x.shape[-2], x.shape[-1])
         recorder = RoutingRecorder(len(x), self.space.num_cells, self.dtype, self._stages.ops)
         stages = self._stages
-        parts = []
+        parts: list[list[Tensor]] = []
         for images in stages.parts(x):
-            input_sums = stages.run(
-                stages.start(x, images), stages.numbers, images, size, given, recorder
-            )
+            input_sums = stages.start(x, images)
+            if self.device.type != "cpu" and not parts and not current():
+                return None
+            input_sums = stages.run(input_sums, stages.numbers, images, size, given, recorder)
             parts.append([input_sum.finish() for input_sum in input_sums])
         if len(parts) == 1:
             return parts[0], recorder
         return [torch.cat(maps) for maps in zip(*parts, strict=True)], recorder
-
-
-@dataclass
-class _Held:
-    network: DynamicRoutingNetwork
-    fingerprint: Fingerprint
-    plans: dict[torch.dtype | None, InferencePlan] = field(default_factory=dict)
-
-
-class CurrentPlan:
-    """Holds the plans of a network, one a precision; a copied or pickled holder starts empty."""
-
-    def __init__(self) -> None:
-        self._held: _Held | None = None
-
-    def of(
-        self, network: DynamicRoutingNetwork, dtype: torch.dtype | None = None
-    ) -> InferencePlan | None:
-        """A plan with the network's present weights; None where a plan would not do the same.
-
-        That is so while the network is in training, and where hooks wait for its layers' forwards,
-        which a plan does not call.
-
-        Args:
-            network: the supernet.
-            dtype: precision of the plan, see ``InferencePlan``.
-        """
-        if network.training:
-            return None
-        held = self._held
-        if held is None or held.network is not network or not held.fingerprint.matches():
-            held = _Held(network, Fingerprint(network))
-        if held.fingerprint.is_watched():
-            return None
-        if dtype not in held.plans:
-            held.plans[dtype] = InferencePlan(network, dtype=dtype)
-        self._held = held
-        return held.plans[dtype]
-
-    def drop(self) -> None:
-        """Forget the plan and its weights."""
-        self._held = None
-
-    def __deepcopy__(self, memo) -> CurrentPlan:
-        return CurrentPlan()
-
-    def __reduce__(self):
-        return (CurrentPlan, ())

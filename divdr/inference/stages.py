@@ -3,151 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..routing.cost import SIZES_KEPT, CostTensors, cost_table
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.ops import Stem
-from ..routing.record import Routing
-from ..routing.space import TRANSFORMS
+from ..routing.space import Node
 from .cell_plan import CellPlan
+from .constants import ConstantMaps, Outcome
 from .convolution import Chain
-from .decision import (
-    CellDecision,
-    ImposedRoute,
-    InPlaceInputSum,
-    Rows,
-    all_open,
-    from_logits,
-    rows_of,
-)
+from .decision import AssumedDecision, CellDecision, ImposedRoute, Openness, all_open, from_logits
+from .input_sum import InPlaceInputSum, rows_of
 from .static_network import StaticNetwork
 
 # Images run side by side on a CPU while their maps of stride 4 fit in this: more would leave the
 # caches and be slower than fewer images at a time, fewer would pay for every call anew.
 _CPU_BYTES = 4 * 2**20
 
-_BLANK = [0.0] * len(TRANSFORMS)
 
-
-class Costs:
-    """Cost tables of a network by input size, on the host."""
-
-    def __init__(self, network: DynamicRoutingNetwork | StaticNetwork) -> None:
-        # A static sub-network has all parts that are counted.
-        self._network = cast(DynamicRoutingNetwork, network)
-        self._known: dict[tuple[int, int, int, bool], CostTensors] = {}
-
-    def at(self, size: tuple[int, int], *, gated_layers: int, initial_gate: bool) -> CostTensors:
-        """The table for an input (height, width) where gates run in the first layers alone."""
-        key = (*size, gated_layers, initial_gate)
-        if key not in self._known:
-            if len(self._known) >= SIZES_KEPT:
-                self._known.clear()
-            table = cost_table(self._network, *size)
-            gated = sum(self._network.space.scales_per_layer[:gated_layers])
-            self._known[key] = table.without_gates(gated, initial_gate).tensors("cpu")
-        return self._known[key]
-
-
-class RoutingRecorder:
-    """Collects the cells' decisions for N images until they make the record.
-
-    Args:
-        count: N.
-        cells: reported cells of the network.
-        dtype: precision of the maps.
-        ops: O, operations of a cell where they are chosen by image, else 0.
-    """
-
-    def __init__(self, count: int, cells: int, dtype: torch.dtype, ops: int = 0) -> None:
-        self._ops = ops
-        self._chosen: list[tuple[int, list[int], Tensor]] = []
-        self._cells = cells
-        self._gates = [[_BLANK] * cells for _ in range(count)]
-        self._logits = [[_BLANK] * cells for _ in range(count)]
-        self._reached = [[False] * cells for _ in range(count)]
-        self._initial: Rows = []
-        self._initial_dtype = torch.promote_types(torch.float32, dtype)
-        self._dtype = torch.float32
+class Recorder(Protocol):
+    """Takes decisions, see ``RoutingRecorder``."""
 
     def note(self, decision: CellDecision, op_weights: Tensor | None = None) -> None:
-        """Add what a cell decided for the images that reach it.
-
-        Args:
-            decision: of its gate.
-            op_weights: (active, O) of its operations, for images whose cell is not closed.
-
-        The initial cell decides for the images in their order, some at a time or all at once.
-        """
-        index = decision.node.index
-        if op_weights is not None:
-            self._chosen.append((index, decision.images_at(decision.active), op_weights))
-        if index < 0:
-            self._initial += decision.gates
-            self._initial_dtype = decision.dtype
-            return
-        self._dtype = torch.promote_types(self._dtype, decision.dtype)
-        for image, gates, logits in zip(
-            decision.images, decision.gates, decision.logits, strict=True
-        ):
-            self._gates[image][index] = gates
-            self._logits[image][index] = logits
-            self._reached[image][index] = True
-
-    def gates(self) -> Tensor:
-        """(N, cells, T) gates noted so far."""
-        return self._table(self._gates)
-
-    def logits(self) -> Tensor:
-        """(N, cells, T) logits noted so far."""
-        return self._table(self._logits)
-
-    def _table(self, rows: list[Rows]) -> Tensor:
-        shape = (len(rows), self._cells, len(TRANSFORMS))
-        return torch.tensor(rows, dtype=self._dtype).view(shape)
-
-    def record(self, costs: CostTensors, size: tuple[int, int], device: torch.device) -> Routing:
-        """The record, on ``device``."""
-        gates, logits = self.gates(), self.logits()  # (N, cells, T)
-        # Views, as a batch of no images makes lists that do not tell their other axes.
-        initial = torch.tensor(self._initial, dtype=self._initial_dtype).view(-1, len(TRANSFORMS))
-        reached = torch.tensor(self._reached, dtype=torch.bool).view(gates.shape[:2])  # (N, cells)
-        op_weights = self._op_weights()
-        on_device = None if op_weights is None else _upload(op_weights, device)
-        return Routing(
-            activations=_upload(gates.flatten(1), device),
-            logits=_upload(logits.flatten(1), device),
-            initial=_upload(initial, device),
-            reached=_upload(reached, device),
-            expected_cost=_upload(costs.expected(gates, initial, op_weights), device),
-            real_cost=_upload(costs.real(gates, initial, reached, op_weights), device),
-            full_cost=costs.full_cost,
-            fixed_cost=costs.stem,
-            full_real_cost=costs.full_real_cost,
-            size=size,
-            op_weights=on_device,
-            # Without noise, what would be chosen is what was.
-            op_loads=None if on_device is None else (on_device > 0).to(on_device.dtype),
-        )
-
-    def _op_weights(self) -> Tensor | None:
-        """(N, cells, O) on the host; None where all operations are summed."""
-        if not self._ops:
-            return None
-        table = torch.zeros(len(self._gates), self._cells, self._ops)
-        for index, images, weights in self._chosen:
-            table[images, index] = weights.float().cpu()
-        return table
+        """Add what a cell decided, and the weights of its operations where they are chosen."""
+        ...
 
 
-def _upload(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+class Assumptions(Protocol):
+    """What the gates of a stage are taken to open, before the host knows."""
+
+    def assumed(self, node: Node, images: list[int]) -> list[Openness] | None:
+        """Of images that reach a cell; None: ask its gate."""
+        ...
+
+    def saw(self, decisions: list[CellDecision]) -> None:
+        """Take in what the cells of the stage decided, or were taken to."""
+        ...
 
 
 class Stages:
@@ -156,6 +49,8 @@ class Stages:
     Args:
         network: the network, in evaluation.
         dtype: precision of weights and maps.
+        specialised: pack weights for each size of maps on a CPU, and run cells that no map comes
+            to once. Both take memory.
 
     Attributes:
         space: the routing space.
@@ -164,7 +59,14 @@ class Stages:
         ops: O, operations of a cell where they are chosen by image, else 0.
     """
 
-    def __init__(self, network: DynamicRoutingNetwork | StaticNetwork, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: DynamicRoutingNetwork | StaticNetwork,
+        dtype: torch.dtype,
+        *,
+        specialised: bool = False,
+    ) -> None:
+        self._constants = ConstantMaps() if specialised else None
         self.space = network.space
         self.numbers = range(self.space.num_layers + 1)
         self.dtype = dtype
@@ -173,10 +75,11 @@ class Stages:
         self._reach = network.initial.reach
         stem = network.stem
         # The stem's children run in a row; another module in its place runs as it is.
-        self._stem = Chain(nn.Sequential(*stem.children()) if type(stem) is Stem else stem, dtype)
+        row = nn.Sequential(*stem.children()) if type(stem) is Stem else stem
+        self._stem = Chain(row, dtype, packs=specialised)
         self._cells: list[list[CellPlan]] = [[] for _ in range(self.space.num_layers + 1)]
         for cell in (network.initial, *network.cells()):
-            self._cells[cell.node.layer + 1].append(CellPlan(cell, dtype))
+            self._cells[cell.node.layer + 1].append(CellPlan(cell, dtype, packs=specialised))
 
     def parts(self, x: Tensor) -> list[list[int]]:
         """Neighbouring images of x (N, in_channels, H, W) that best run side by side."""
@@ -208,6 +111,34 @@ class Stages:
         input_sum.add(maps if self._stem.owns_result else maps.clone(), images)
         return [input_sum]
 
+    def arrived(
+        self,
+        inputs: list[Tensor],
+        number: int,
+        decided: Iterable[tuple[int, Openness]],
+        size: tuple[int, int],
+        images: list[int],
+    ) -> list[InPlaceInputSum]:
+        """Input sums of a stage of which each cell is reached by all images, or none.
+
+        Args:
+            inputs: (n, C, H, W) of the cells that are reached, by scale; they are overwritten.
+            number: of the stage.
+            decided: the numbers of these cells, and what they will open.
+            size: (height, width) of the network's input in pixels.
+            images: all that run.
+        """
+        sizes, given = self.space.map_sizes(*size), iter(inputs)
+        numbers = {index for index, _ in decided}
+        found = []
+        for cell in self._cells[number]:
+            reached = cell.node.index in numbers
+            shape = (cell.channels, *sizes[cell.node.scale])
+            found.append(InPlaceInputSum(images if reached else [], shape, inputs[0][:0]))
+            if reached:
+                found[-1].add(next(given), images)
+        return found
+
     def run(
         self,
         input_sums: list[InPlaceInputSum],
@@ -215,7 +146,8 @@ class Stages:
         images: list[int],
         size: tuple[int, int],
         given: ImposedRoute | None,
-        recorder: RoutingRecorder,
+        recorder: Recorder,
+        assumptions: Assumptions | None = None,
     ) -> list[InPlaceInputSum]:
         """Run stages one after the other.
 
@@ -226,6 +158,7 @@ class Stages:
             size: (height, width) of the network's input in pixels.
             given: a route to follow; None lets the gates decide.
             recorder: takes the decisions.
+            assumptions: what gates are taken to open; None asks each.
 
         Returns:
             Input sums of the stage after them; after the last one, of all images at every scale.
@@ -234,20 +167,48 @@ class Stages:
         like = input_sums[0].like
         for number in stages:
             # The cells that some image reaches; for each, its images, and their maps (n, C, H, W).
-            cells = [c for c, s in zip(self._cells[number], input_sums, strict=True) if s.images]
-            members = [s.images for s in input_sums if s.images]
-            inputs = [s.finish() for s in input_sums if s.images]
-            decisions = _decide(cells, members, inputs, given)
+            reached = [
+                (c, s) for c, s in zip(self._cells[number], input_sums, strict=True) if s.images
+            ]
+            shapes = [(self.channels * 2**scale, *size) for scale, size in enumerate(sizes)]
+            known = [self._outcome(c, s, shapes, given) for c, s in reached]
+            live = [pair for pair, outcome in zip(reached, known, strict=True) if outcome is None]
+            inputs = [s.finish() for _, s in live]
+            cells, members = [c for c, _ in live], [s.images for _, s in live]
+            asked = iter(_decide(cells, members, inputs, given, assumptions))
+            decisions = [
+                next(asked) if outcome is None else outcome.decided(s.images)
+                for (_, s), outcome in zip(reached, known, strict=True)
+            ]
+            if assumptions is not None:
+                assumptions.saw(decisions)
             input_sums = [
-                InPlaceInputSum(images, (self.channels * 2**scale, *sizes[scale]), like)
+                InPlaceInputSum(images, shapes[scale], like)
                 for scale, images in enumerate(self._reached(number, decisions, images))
             ]
-            for cell, decision in zip(cells, decisions, strict=True):
+            for (cell, _), decision, outcome in zip(reached, decisions, known, strict=True):
                 finer = sizes[cell.node.scale - 1] if cell.node.scale else None
+                if outcome is not None:
+                    outcome.send(decision.images, input_sums)
+                    recorder.note(decision)
+                    continue
                 # Popped, so that the map is freed as soon as the cell is done with it.
                 op_weights = cell.run(inputs.pop(0), decision, input_sums, finer)
                 recorder.note(decision, op_weights)
         return input_sums
+
+    def _outcome(
+        self,
+        cell: CellPlan,
+        input_sum: InPlaceInputSum,
+        shapes: list[tuple[int, int, int]],
+        given: ImposedRoute | None,
+    ) -> Outcome | None:
+        """What a cell is known to make of its input sum; None: it has to run."""
+        if self._constants is None or given is not None or input_sum.constants is None:
+            return None
+        scale = cell.node.scale
+        return self._constants.of(cell, input_sum, shapes, shapes[scale - 1][1:] if scale else None)
 
     def _reached(
         self, number: int, decisions: list[CellDecision], everyone: list[int]
@@ -268,6 +229,7 @@ def _decide(
     members: list[list[int]],
     inputs: list[Tensor],
     given: ImposedRoute | None,
+    assumptions: Assumptions | None,
 ) -> list[CellDecision]:
     """Decisions of the cells of one layer, with at most one wait for the device."""
     decisions: dict[int, CellDecision] = {}
@@ -279,9 +241,14 @@ def _decide(
         elif cell.gate is None:
             decisions[index] = all_open(cell.node, images)
         else:
-            asked.append(index)
-    logits = [cells[i].gate(inputs[i]) for i in asked]  # type: ignore[misc]
+            rows = None if assumptions is None else assumptions.assumed(cell.node, images)
+            if rows is None:
+                asked.append(index)
+            else:
+                logits = cell.gate(inputs[index])
+                decisions[index] = AssumedDecision(cell.node, images, rows, logits)
+    answered = [cells[i].gate(inputs[i]) for i in asked]  # type: ignore[misc]
     nodes = [cells[i].node for i in asked]
-    answers = from_logits(nodes, [members[i] for i in asked], logits)
+    answers = from_logits(nodes, [members[i] for i in asked], answered)
     decisions.update(zip(asked, answers, strict=True))
     return [decisions[index] for index in range(len(cells))]

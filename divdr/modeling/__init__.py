@@ -20,6 +20,7 @@ from .expert_balance import (
 )
 from .expert_cost import ExpertCosts
 from .expert_record import ExpertRecord, ExpertRouting
+from .late_figures import late_figures, put_scalar_at
 from .multi_task import MultiTask
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
@@ -62,8 +63,10 @@ __all__ = [
     "find_backbone",
     "freeze_around_mixtures",
     "image_keys",
+    "late_figures",
     "neck_macs",
     "periods_from_config",
+    "put_scalar_at",
     "static_model",
     "unwrap",
     "with_routing",

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..inference import CurrentPlan, InferencePlan, Route
+from ..inference import CurrentPlan, Route
 from ..moe import Decision, OpGates, number_decisions
 from ..routing import (
     BatchNorm,
@@ -68,8 +68,8 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
     *("layers", "scales", "scales_per_layer", "channels", "stem_channels", "ops", "gate"),
-    *("gate_bias", "norm", "drop_path", "reach", "inference", "inference_dtype"),
-    *("conditional_training", "op_gate"),
+    *("gate_bias", "norm", "drop_path", "reach", "inference", "inference_images"),
+    *("inference_dtype", "conditional_training", "op_gate"),
 )
 
 
@@ -101,7 +101,9 @@ class DynamicRouting(Backbone):
         drop_path: largest drop path probability.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
         in_channels: channels of the image.
-        inference: "plan", or "reference" to run the network itself in evaluation too.
+        inference: "plan", "specialised" for one that expects the routes of the first images, or
+            "reference" to run the network itself in evaluation too.
+        inference_images: how many these are.
         inference_dtype: "float32" (the network's own precision) or "bfloat16" for plans.
         conditional_training: leave out of training what no image of a batch opens.
         op_gate: whether each cell's operations are chosen by image, and how many.
@@ -128,6 +130,7 @@ class DynamicRouting(Backbone):
         reach: str = RoutingSettings.reach,
         in_channels: int = 3,
         inference: str = RoutingSettings.inference,
+        inference_images: int = RoutingSettings.inference_images,
         inference_dtype: str = RoutingSettings.inference_dtype,
         conditional_training: bool = RoutingSettings.conditional_training,
         op_gate: OpGateSettings = RoutingSettings.op_gate,
@@ -161,7 +164,12 @@ class DynamicRouting(Backbone):
         self._last: LastRecord[Routing] = LastRecord()
         self._inference = inference
         self._inference_dtype = INFERENCE_DTYPES[inference_dtype]
-        self._plan = CurrentPlan()
+        if inference == "specialised" and op_gate.name != "sum":
+            raise ConfigError(
+                'MODEL.ROUTING.INFERENCE "specialised" cannot run images that choose operations '
+                "(MODEL.ROUTING.OP_GATE)"
+            )
+        self._plan = CurrentPlan(inference_images if inference == "specialised" else 0)
         self._route: Route | Tensor | None = None
         self._executor: Executor | None = None
 
@@ -252,11 +260,13 @@ class DynamicRouting(Backbone):
         """Normalised images (N, C, H, W) → {"res2": (N, C, H/4, W/4), "res3": …}."""
         route = None if self.training else self._route
         free = self._may_be_replaced(x)
-        plan = self._current_plan(x) if free and self._inference == "plan" else None
+        planned = None
         if free and self._executor is not None:
-            outputs, self._last.record = self._executor(x)
-        elif plan is not None:
-            outputs, self._last.record = plan(x, route)
+            planned = self._executor(x)
+        elif free and self._inference != "reference":
+            planned = self._plan.run(self.network, x, route, self._plan_dtype(x))
+        if planned is not None:
+            outputs, self._last.record = planned
         else:
             if isinstance(route, Route):
                 route = route.activations
@@ -288,12 +298,12 @@ class DynamicRouting(Backbone):
             or getattr(self, "_is_replica", False)
         )
 
-    def _current_plan(self, x: Tensor) -> InferencePlan | None:
+    def _plan_dtype(self, x: Tensor) -> torch.dtype | None:
         dtype = self._inference_dtype
         device = x.device.type
         if dtype is None and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return self._plan.of(self.network, dtype)
+        return dtype
 
 
 def find_backbone(model: torch.nn.Module) -> DynamicRouting:

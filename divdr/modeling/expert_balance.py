@@ -21,6 +21,7 @@ from ..settings import OpGateSettings, RoutedResNetSettings
 from .attach import unwrap
 from .backbone import DynamicRouting
 from .expert_record import ExpertRecord, ExpertRouting, expert_parts
+from .late_figures import put_later
 
 _ATTRIBUTE = "_divdr_expert_balance"
 
@@ -108,8 +109,7 @@ class ExpertSupervision:
         self.balance.to(record.ran.device)
         found = self.balance(record.weights, record.loads)
         if storage is not None:
-            storage.put_scalar("train/importance", float(found.importance.detach()))
-            storage.put_scalar("train/load", float(found.load.detach()))
+            put_later(storage, ("train/importance", "train/load"), torch.stack(list(found)))
         weight = self.weight_at(iteration)
         return {"loss_importance": weight * found.importance, "loss_load": weight * found.load}
 

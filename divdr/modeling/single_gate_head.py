@@ -77,7 +77,7 @@ class SingleGateHead(ExitThreshold, nn.Module):
         Raises:
             ConfigError: there are fewer rows than experts.
         """
-        if stage.name != "gate" or bool(self.gate.fitted):
+        if stage.name != "gate" or self.gate.is_fitted:
             return
         settings = self.settings
         self._reservoir = Reservoir(settings.cluster_rows, self.seed)

@@ -25,9 +25,11 @@ from ..routing import (
     budget_loss,
     process_count,
     several_processes,
+    to_device,
 )
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
+from .late_figures import put_later
 
 
 def cost_target_loss(
@@ -51,13 +53,9 @@ def cost_target_loss(
     Raises:
         ConfigError: no route of the training images costs what is asked for.
     """
-    costs = torch.stack(
-        [
-            routing.real_cost.mean(),
-            routing.real_cost.new_tensor(routing.fixed_cost),
-            routing.real_cost.new_tensor(routing.full_real_cost),
-        ]
-    )
+    real = routing.real_cost.mean()
+    bounds = torch.tensor([routing.fixed_cost, routing.full_real_cost], dtype=real.dtype)
+    costs = torch.cat([real[None], to_device(bounds, real.device)])
     # Passes without gradients (precise BatchNorm) are no training.
     trained = torch.is_grad_enabled()
     batch = BatchCost(*(_mean_over_processes(costs) if trained else costs).tolist())
@@ -333,9 +331,7 @@ def _event_storage() -> EventStorage | None:
 def _log_costs(storage: EventStorage, routing: Routing) -> None:
     expected = routing.expected_cost.detach().mean()
     pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
-    expected_gflops, real_gflops = pair.tolist()
-    storage.put_scalar("train/expected_gflops", expected_gflops)
-    storage.put_scalar("train/real_gflops", real_gflops)
+    put_later(storage, ("train/expected_gflops", "train/real_gflops"), pair)
 
 
 def _inputs_of(args: tuple, kwargs: Mapping[str, Any]) -> list[dict]:

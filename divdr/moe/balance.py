@@ -117,7 +117,7 @@ class Balance(nn.Module):
         together = own.detach().clone()
         add_up(together)
         earlier = self.past.sum(0)
-        kept = min(int(self.count), len(self.past)) if len(self.past) else 0
+        kept = self.count.clamp(max=len(self.past))  # no number: it is the device's
         # The value is that of all sums; the gradient that of the own one, as said above.
         scale = process_count() * (kept + 1)
         total = (together + earlier) + scale * (own - own.detach())
@@ -131,5 +131,5 @@ class Balance(nn.Module):
     @torch.no_grad()
     def _keep(self, together: Tensor) -> None:
         if len(self.past):
-            self.past[int(self.count) % len(self.past)] = together
+            self.past.index_copy_(0, self.count[None] % len(self.past), together[None])
             self.count += 1

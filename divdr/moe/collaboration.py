@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..routing import HostFact
 from ..settings import CollaborationSettings
 from .choice import confident, delegated
 from .class_partition import cluster_partition, given_partition, random_partition
@@ -181,6 +182,7 @@ class Collaboration(DelegatorFirst, nn.Module):
         self.distillation: Distillation | None = None
         # Whether a trained delegator was taken over; checkpoints keep it.
         self.register_buffer("has_delegator", torch.tensor(False))
+        self._taken_over = HostFact(bool)
         self._by_class = settings.selection in ("random", "category")
         if settings.selection != "taught" and delegator.subtask_selector is not None:
             raise ConfigError(
@@ -267,7 +269,9 @@ class Collaboration(DelegatorFirst, nn.Module):
             ConfigError: there are subtasks, and no trained delegator was taken over.
         """
         check_labels(labels, self.num_classes)
-        if self.delegator.subtask_selector is not None and not bool(self.has_delegator):
+        if self.delegator.subtask_selector is not None and not self._taken_over.of(
+            self.has_delegator
+        ):
             raise ConfigError("subtasks need the delegator of a collaboration trained without them")
         targets = self.distillation.targets(x) if self.distillation is not None else None
         if self.trains_delegator:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from ..routing import process_count
+from ..routing import process_count, to_device
 from .named import NamedInput
 
 
@@ -166,10 +166,10 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     Raises:
         DataError: names the first that is none.
     """
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
+    wrong = (labels < 0) | (labels >= num_classes)
+    if bool(wrong.any()):
         raise DataError(
-            f"label {int(wrong[0])} is no class; there are {num_classes} classes, from 0"
+            f"label {int(labels[wrong][0])} is no class; there are {num_classes} classes, from 0"
         )
 
 
@@ -186,10 +186,10 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     count = process_count()
     if count == 1:
         return rows.detach(), slice(0, len(rows))
-    own = torch.tensor([len(rows)], device=rows.device)
+    own = to_device(torch.tensor([len(rows)]), rows.device)
     lengths = [torch.zeros_like(own) for _ in range(count)]
     dist.all_gather(lengths, own)
-    sizes = [int(length) for length in lengths]
+    sizes = torch.cat(lengths).tolist()
     padded = rows.new_zeros((max(sizes), rows.shape[1]))
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in range(count)]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..routing import to_device
+
 
 class Group(NamedTuple):
     """An expert's samples and what it made of them.
@@ -31,7 +33,9 @@ Dispatch = Callable[[Experts, Tensor, Tensor], Iterator[Group]]
 """Runs experts on a batch as (N, E) says: :func:`run_groups`, or :func:`run_all` beside it."""
 
 
-def run_groups(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
+def run_groups(
+    experts: Experts, x: Tensor, chosen: Tensor, on_host: Tensor | None = None
+) -> Iterator[Group]:
     """Run every expert once, on the samples that chose it; one that nobody chose does not run.
 
     The host looks at ``chosen`` once, whatever the number of experts.
@@ -40,11 +44,13 @@ def run_groups(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
         experts: E modules, or functions.
         x: (N, ...) the batch.
         chosen: (N, E) bool; a sample can choose several experts, or none.
+        on_host: the same on the host, where it has been looked at already.
 
     Yields:
         The groups that are not empty, in the order of the experts.
     """
-    for number, (expert, (rows, places)) in enumerate(zip(experts, _rows(chosen), strict=False)):
+    rows_of_all = _rows(chosen, chosen.cpu() if on_host is None else on_host)
+    for number, (expert, (rows, places)) in enumerate(zip(experts, rows_of_all, strict=False)):
         if len(places):
             # The whole batch needs no copy.
             part = x if len(places) == len(x) else x[rows]
@@ -56,20 +62,26 @@ def run_all(experts: Experts, x: Tensor, chosen: Tensor) -> Iterator[Group]:
 
     This is what dispatch by groups is compared with.
     """
-    for number, (expert, (rows, places)) in enumerate(zip(experts, _rows(chosen), strict=False)):
+    rows_of_all = _rows(chosen, chosen.cpu())
+    for number, (expert, (rows, places)) in enumerate(zip(experts, rows_of_all, strict=False)):
         output = expert(x)
         if len(places):
             yield Group(number, rows, output[rows], places)
 
 
-def _rows(chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _rows(chosen: Tensor, on_host: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Of every expert the places (R,) that chose it, where ``chosen`` is and on the host."""
-    places = [column.nonzero()[:, 0] for column in chosen.cpu().unbind(1)]
+    places = [column.nonzero()[:, 0] for column in on_host.unbind(1)]
     if chosen.device.type == "cpu":
         return [(each, each) for each in places]
-    sizes = [len(each) for each in places]
-    rows = torch.cat(places).to(chosen.device, non_blocking=True).split(sizes)
-    return list(zip(rows, places, strict=True))
+    return list(zip(_uploaded(places, chosen.device), places, strict=True))
+
+
+def _uploaded(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Numbers of the host on a device, all in one copy."""
+    if not parts:
+        return ()
+    return to_device(torch.cat(list(parts)), device).split([len(each) for each in parts])
 
 
 def scatter_sum(groups: Sequence[Group], count: int, weights: Tensor | None = None) -> Tensor:
@@ -103,16 +115,22 @@ def overwrite(answers: Tensor, groups: Iterable[Group]) -> Tensor:
 def restrict(groups: Sequence[Group], wanted: Tensor) -> list[Group]:
     """Those rows of the groups for which ``wanted`` (N, E) holds.
 
-    Groups without any are left out, so that not even a zero gradient reaches their experts.
+    Groups without any are left out, so that not even a zero gradient reaches their experts. The
+    host waits for nothing where ``wanted`` is there already, as the rows of the groups mostly are.
     """
-    parts = []
     host = wanted.cpu()
-    for group in groups:
-        places = group.rows.cpu() if group.places is None else group.places
-        kept = host[places, group.expert].nonzero()[:, 0]
-        if len(kept) == len(places):
+    all_places = [g.rows.cpu() if g.places is None else g.places for g in groups]
+    kept = [
+        host[places, group.expert].nonzero()[:, 0]
+        for group, places in zip(groups, all_places, strict=True)
+    ]
+    device = groups[0].rows.device if groups else host.device
+    parts = []
+    for group, places, few, own in zip(
+        groups, all_places, kept, _uploaded(kept, device), strict=True
+    ):
+        if len(few) == len(places):
             parts.append(group)
-        elif len(kept):
-            own = kept.to(group.rows.device, non_blocking=True)
-            parts.append(Group(group.expert, group.rows[own], group.output[own], places[kept]))
+        elif len(few):
+            parts.append(Group(group.expert, group.rows[own], group.output[own], places[few]))
     return parts

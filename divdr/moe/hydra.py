@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..routing import BatchNorm
+from ..routing import BatchNorm, HostFact, no_negative
 from ..settings import GatingSettings, HydraSettings
 from .choice import above, check_selection, one_hot_choice
 from .class_partition import given_partition
@@ -74,11 +74,11 @@ class NeededGroups(NamedTuple):
             chosen: (N, nb) bool, by the gater.
             own: (N, nb) bool, each sample's own branch; None: branches have no loss of their own.
         """
-        needed = chosen if own is None else chosen | own
-        groups = list(run_groups(branches, maps, needed))
         if own is None:
-            return cls(groups, [])
-        return cls(restrict(groups, chosen), restrict(groups, own))
+            return cls(list(run_groups(branches, maps, chosen)), [])
+        both = torch.stack([chosen, own]).cpu()  # the only wait for the device
+        groups = list(run_groups(branches, maps, chosen | own, both.any(0)))
+        return cls(restrict(groups, both[0]), restrict(groups, both[1]))
 
 
 def own_loss(
@@ -164,6 +164,7 @@ class Hydra(nn.Module):
         self.in_channels = in_channels
         # -1: no partition has been set yet.
         self.register_buffer("partition", torch.full((num_classes,), -1, dtype=torch.int64))
+        self._known = HostFact(no_negative)
         initialise(self)
 
     def set_partition(self, partition: Tensor) -> None:
@@ -190,7 +191,7 @@ class Hydra(nn.Module):
     @property
     def has_partition(self) -> bool:
         """Whether one was set or loaded."""
-        return bool((self.partition >= 0).all())
+        return self._known.of(self.partition)
 
     def forward(self, images: Tensor) -> Prediction:
         """(N, C, H, W) to logits (Eq. 2) and the branches that ran."""
@@ -204,9 +205,12 @@ class Hydra(nn.Module):
         maps = self.stem(images)
         gate_logits = self.gater(maps)
         chosen = [self._choose(gate_logits, threshold) for threshold in thresholds]
-        needed = torch.stack(chosen).any(0)
-        groups = list(self.dispatch(self.branches, maps, needed))
-        return [Prediction(self.combine(restrict(groups, own), len(images)), own) for own in chosen]
+        every = torch.stack(chosen)
+        groups = list(self.dispatch(self.branches, maps, every.any(0)))
+        return [
+            Prediction(self.combine(restrict(groups, host), len(images)), own)
+            for own, host in zip(chosen, every.cpu(), strict=True)
+        ]
 
     def combine(self, groups: Sequence[Group], count: int) -> Tensor:
         """(count, C) logits from the branches' projections: sum, combiner, pooling, classifier."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..experts import kmeans
+from ..routing import HostFact, no_negative
 from .class_partition import cluster_partition
 from .embedding import common_divisors, process_count
 from .soft_targets import divergence
@@ -54,6 +55,12 @@ class SampleGate(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("owners", torch.full((num_classes,), -1, dtype=torch.int64))
         self.register_buffer("fitted", torch.tensor(False))
+        self._fitted, self._of_classes = HostFact(bool), HostFact(no_negative)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are clusters."""
+        return self._fitted.of(self.fitted)
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, D) to logits (N, K)."""
@@ -94,9 +101,9 @@ class SampleGate(nn.Module):
         Raises:
             ConfigError: there is no partition yet, or it is of classes and these are not given.
         """
-        if not bool(self.fitted):
+        if not self.is_fitted:
             raise ConfigError("the gate has no clusters yet: call fit_samples or fit_classes first")
-        if len(self.owners) and int(self.owners[0]) >= 0:
+        if len(self.owners) and self._of_classes.of(self.owners):
             if labels is None:
                 raise ConfigError("the experts are for classes: g₀ needs the samples' classes")
             return F.one_hot(self.owners[labels], len(self.centres)).float()

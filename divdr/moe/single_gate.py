@@ -126,7 +126,7 @@ class SingleGate(ExitThreshold, nn.Module):
         """The prediction at each τ; base and gate run once for all of them."""
         maps = self.shared(images)
         z, logits = self.base(maps)
-        if not len(self.experts) or not bool(self.gate.fitted):
+        if not len(self.experts) or not self.gate.is_fitted:
             ran = torch.zeros((len(images), len(self.experts)), dtype=torch.bool, device=z.device)
             return [Prediction(logits.float(), ran) for _ in thresholds]
         gate = self.gate(z).float().softmax(1)
@@ -304,7 +304,7 @@ class SingleGate(ExitThreshold, nn.Module):
         if not len(self.experts):
             return
         first = stage.name == "gate" and stage == self._first("gate")
-        if first and not bool(self.gate.fitted):
+        if first and not self.gate.is_fitted:
             if self.base_weights is not None:
                 fill((self.shared, self.base), self.base_weights())
             self.cluster(batches)

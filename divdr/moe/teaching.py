@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..routing import to_device
 from ..settings import TeachingSettings
 from .choice import one_hot_choice
 from .embedding import gather_rows
@@ -120,12 +121,14 @@ def common_lesson(
     experts = tcp.shape[1]
     numbers = torch.zeros_like(tcp[:, 0]) if subtask is None else subtask.to(tcp.dtype)
     together, own = gather_rows(torch.cat([tcp, probabilities, numbers[:, None]], dim=1))
-    tcp, probabilities, numbers = together.split([experts, experts, 1], dim=1)
+    device = together.device
+    # The assignment goes step by step: on a device each would let the host wait, here it does once.
+    tcp, probabilities, numbers = together.cpu().split([experts, experts, 1], dim=1)
     if subtask is None:
         lesson = teach(tcp, probabilities, alpha, settings)
     else:
         lesson = teach_subtasks(tcp, probabilities, numbers[:, 0], alpha, settings)
-    return Lesson(*(part[own] for part in lesson))
+    return Lesson(*(to_device(part[own], device) for part in lesson))
 
 
 def common_portions(expert: Tensor, experts: int, alpha: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routing import to_device
 
 
 def balanced_capacities(samples: int, experts: int) -> Tensor:
@@ -41,18 +42,19 @@ def vogel_assignment(costs: Tensor, capacities: Tensor | None = None) -> Tensor:
         ValueError: costs are no finite matrix with a column.
         ConfigError: the capacities do not suffice, or are not one a column.
     """
+    device, costs = costs.device, costs.cpu()  # small, and a wait for the device at every step
     if costs.dim() != 2 or costs.shape[1] == 0 or not bool(torch.isfinite(costs).all()):
         raise ValueError(f"Expected finite costs (M, N) with N > 0, got {tuple(costs.shape)}.")
     rows, columns = costs.shape
     if capacities is None:
         capacities = balanced_capacities(rows, columns)
-    left = capacities.to(costs.device, torch.int64).clone()
+    left = capacities.to("cpu", torch.int64).clone()
     if left.shape != (columns,) or bool((left < 0).any()) or int(left.sum()) < rows:
         raise ConfigError(
             f"capacities {capacities.tolist()} cannot take {rows} samples on {columns} experts"
         )
-    assigned = torch.full((rows,), -1, dtype=torch.int64, device=costs.device)
-    waiting = torch.arange(rows, device=costs.device)
+    assigned = torch.full((rows,), -1, dtype=torch.int64)
+    waiting = torch.arange(rows)
     while len(waiting):
         opened = left.nonzero()[:, 0]
         wanted, order = _preferences(costs[waiting][:, opened])
@@ -64,15 +66,13 @@ def vogel_assignment(costs: Tensor, capacities: Tensor | None = None) -> Tensor:
         stays = torch.ones_like(waiting, dtype=torch.bool)
         stays[taken] = False
         waiting = waiting[stays]
-    return assigned
+    return to_device(assigned, device)
 
 
 def _preferences(costs: Tensor) -> tuple[Tensor, Tensor]:
     """Cheapest column of every row, and the rows from the largest penalty to the smallest."""
     if costs.shape[1] == 1:
-        return costs.new_zeros(len(costs), dtype=torch.int64), torch.arange(
-            len(costs), device=costs.device
-        )
+        return torch.zeros(len(costs), dtype=torch.int64), torch.arange(len(costs))
     lowest, index = costs.topk(2, dim=1, largest=False)
     order = (lowest[:, 1] - lowest[:, 0]).argsort(descending=True, stable=True)
     return index[:, 0], order

@@ -22,6 +22,7 @@ from .ops import build_op, op_names, register_op
 from .record import Routing
 from .schedule import Periods, Ramp, to_iterations
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node, RoutingSpace
+from .transfer import HostFact, no_negative, to_device, to_host
 
 __all__ = [
     "DEFAULT_OPS",
@@ -37,6 +38,7 @@ __all__ = [
     "CostTarget",
     "CostTensors",
     "DynamicRoutingNetwork",
+    "HostFact",
     "Node",
     "Periods",
     "Ramp",
@@ -50,10 +52,13 @@ __all__ = [
     "from_all_processes",
     "merge_moments",
     "moments",
+    "no_negative",
     "op_names",
     "process_count",
     "register_op",
     "several_processes",
     "tie",
+    "to_device",
+    "to_host",
     "to_iterations",
 ]

@@ -19,6 +19,7 @@ from .gate import Gate, open_gates
 from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
+from .transfer import to_device
 from .weighted_sum import Part
 
 
@@ -185,12 +186,15 @@ class Cell(nn.Module):
         Args:
             x: (n, C·2^scale, H, W).
             decision: what :meth:`judge` made of them.
-            answers: what :meth:`questions` asked, on the host.
+            answers: what :meth:`questions` asked, on the host. Training does without, unless
+                operations are chosen: it then runs what it might have left out.
         """
         chosen = answers[2] if decision.choice is not None else None
         if not self.training:
             return CellResult(self._run_open(x, decision, answers[0], answers[1], chosen))
-        some, any_closed = answers[0].tolist(), bool(answers[1])
+        some, any_closed = [True] * len(TRANSFORMS), True
+        if answers:
+            some, any_closed = answers[0].tolist(), bool(answers[1])
         needed = self._needed(some)
         cell_outputs = self._run_needed(x, decision, any_closed, needed, chosen)
         return CellResult(cell_outputs, self._others(needed, chosen))
@@ -341,7 +345,7 @@ def transformed(feature: Tensor, transform: int, changes: nn.ModuleDict) -> Tens
 
 def _positions(mask: Tensor, device: torch.device) -> Tensor | None:
     """Positions where a CPU mask holds, on ``device``; None if it holds everywhere."""
-    return None if bool(mask.all()) else mask.nonzero().flatten().to(device)
+    return None if bool(mask.all()) else to_device(mask.nonzero().flatten(), device)
 
 
 def _rows(x: Tensor, positions: Tensor | None) -> Tensor:

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from .transfer import to_device
+
 
 class OpChoice(NamedTuple):
     """What was chosen for n images.
@@ -62,7 +64,7 @@ def chosen_sum(
         chosen = (weights.detach() > 0).cpu()  # the only wait for the device
     parts = []
     for number, op in enumerate(ops):
-        rows = chosen[:, number].nonzero()[:, 0].to(x.device)
+        rows = to_device(chosen[:, number].nonzero()[:, 0], x.device)
         if len(rows):
             y = op(x if len(rows) == len(x) else x.index_select(0, rows))
         elif always:

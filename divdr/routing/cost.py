@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .open_paths import is_closed, is_open
 from .ops import SqueezeExcite
 from .space import KEEP, TRANSFORMS
+from .transfer import to_device
 
 if TYPE_CHECKING:
     from .cell import Cell
@@ -173,21 +174,24 @@ class CostTensors:
         rows = (table.initial, *table.cells)  # the initial cell is row 0 of every tensor
         self.stem = table.stem
         self._last = table.last_layer
-        self._cell = torch.tensor([r.cell for r in rows], device=device)  # (1 + cells,)
-        self._gate = torch.tensor([r.gate for r in rows], device=device)  # (1 + cells,)
-        self._transform = torch.tensor(
-            [[t or 0.0 for t in r.transforms] for r in rows], device=device
-        )  # (1 + cells, T)
+        self._cell = torch.tensor([r.cell for r in rows])  # (1 + cells,)
+        self._gate = torch.tensor([r.gate for r in rows])  # (1 + cells,)
+        transforms = [[t or 0.0 for t in r.transforms] for r in rows]
+        self._transform = torch.tensor(transforms)  # (1 + cells, T)
         # Where operations are chosen by image: (cells, O) and (cells,).
         count = max(len(r.ops) for r in table.cells)
         # Cells that a static sub-network leaves out have none.
         each = [r.ops or (0.0,) * count for r in table.cells]
-        self._ops = torch.tensor(each, device=device) if count else None
-        self._op_gate = torch.tensor([r.op_gate for r in table.cells], device=device)
+        self._ops = torch.tensor(each) if count else None
+        self._op_gate = torch.tensor([r.op_gate for r in table.cells])
         exists = [[t is not None for t in r.transforms] for r in rows]
-        ones = torch.tensor(exists, dtype=torch.float32, device=device)[None]  # (1, 1 + cells, T)
+        ones = torch.tensor(exists, dtype=torch.float32)[None]  # (1, 1 + cells, T)
         self.full_cost = float(self.expected(ones[:, 1:], ones[:, 0]))
         self.full_real_cost = self.stem + self.full_cost + float(self._gate.sum())
+        # Summed on the host, and only then brought there: training sees ever new input sizes.
+        for name in ("_cell", "_gate", "_transform", "_ops", "_op_gate"):
+            values = getattr(self, name)
+            setattr(self, name, None if values is None else to_device(values, device))
 
     @_in_full_precision
     def expected(

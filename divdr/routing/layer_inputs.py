@@ -65,7 +65,7 @@ class InputSum:
     """What comes to one cell; every image has a row.
 
     No map is written into, for autograd's sake; plans sum in place
-    (``inference.decision.InPlaceInputSum``).
+    (``inference.input_sum.InPlaceInputSum``).
 
     Args:
         template: (N, …), of the batch, and of the device and precision to use.

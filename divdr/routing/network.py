@@ -26,6 +26,7 @@ from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
 from .space import TRANSFORMS, RoutingSpace
+from .transfer import to_host
 
 REACH_KINDS = RoutingSettings.choices("reach")
 DEFAULT_OPS = RoutingSettings.ops
@@ -171,18 +172,19 @@ class DynamicRoutingNetwork(nn.Module):
         reached: list[Tensor] = []  # of each cell, (N,)
         for layer, scales in zip([*self._layers(), None], self._scales(), strict=True):
             input_sums, masks = layer_inputs.reach(visits, scales)  # masks (cells of the layer, N)
-            runs = masks.any(dim=1)
-            questions = [visit.questions() if visit is not None else [] for visit in visits]
-            # One wait for the device a layer.
-            host_runs, host_masks, *answers = _on_host(
-                [_anywhere(runs) if together else runs, masks, *itertools.chain(*questions)]
-            )
-            for visit, asked in zip(visits, questions, strict=True):
+            flags = []
+            if layer is not None:
+                runs = masks.any(dim=1)
+                flags = [_anywhere(runs) if together else runs, masks]
+            # Training asks nothing of the last layer where an answer is a wait.
+            silent = layer is None and self.training and maps.device.type != "cpu"
+            known, answers = _ask(flags, [_questions(visit, silent) for visit in visits])
+            for visit, own in zip(visits, answers, strict=True):
                 if visit is not None:
-                    own, answers = answers[: len(asked)], answers[len(asked) :]
                     layer_inputs.send(visit, visit.run(own), input_sums)
             if layer is None:
                 break
+            host_runs, host_masks = known
             reached.extend(masks)
             visits = []
             for cell, input_sum, needed, images in zip(
@@ -292,6 +294,21 @@ class _DecisionRows:
         return to_batch_rows(part, visit.images, len(self._like))
 
 
+def _questions(visit: Visit | None, silent: bool) -> list[Tensor]:
+    # Operations that are chosen cannot run without asking.
+    if visit is None or (silent and visit.decision.choice is None):
+        return []
+    return visit.questions()
+
+
+def _ask(
+    flags: list[Tensor], questions: list[list[Tensor]]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Flags, and the answers to each cell's questions, on the host: one wait for the device."""
+    answers = iter(to_host([*flags, *itertools.chain(*questions)]))
+    return [next(answers) for _ in flags], [[next(answers) for _ in own] for own in questions]
+
+
 def _images(masks: Tensor, host_masks: Tensor) -> list[Tensor | None]:
     """Positions (n,) of the images that reach each cell; None where all do.
 
@@ -306,13 +323,6 @@ def _images(masks: Tensor, host_masks: Tensor) -> list[Tensor | None]:
     return [
         None if count == masks.shape[1] else order[row, :count] for row, count in enumerate(counts)
     ]
-
-
-def _on_host(flags: Sequence[Tensor]) -> list[Tensor]:
-    """Bool tensors of any shapes, all on one device, by one copy."""
-    host = torch.cat([flag.flatten() for flag in flags]).cpu()
-    parts = host.split([flag.numel() for flag in flags])
-    return [part.view(flag.shape) for part, flag in zip(parts, flags, strict=True)]
 
 
 def _anywhere(running: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from .transfer import to_host
 
 
 @dataclass
@@ -63,8 +66,20 @@ class Routing:
         return self._map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> Routing:
-        """The record on another device."""
+        """The record on another device; on its way to the host in one copy."""
+        if torch.device(device).type == "cpu":
+            return self.with_tensors(to_host(self.tensors()))
         return self._map(lambda t: t.to(device))
+
+    def tensors(self) -> list[Tensor]:
+        """All that are there, in the order of the fields."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Routing:
+        """The record with others in place of its :meth:`tensors`."""
+        given = iter(tensors)
+        return self._map(lambda _: next(given))
 
     def _map(self, function) -> Routing:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

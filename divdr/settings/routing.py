@@ -330,9 +330,16 @@ class RoutingSettings(Settings):
     inference: str = setting(
         "plan",
         'What runs in evaluation: "plan" (weights folded, batches grouped by route; the same '
-        'results in less time) or "reference" (the network that is trained). Training never uses a '
-        "plan.",
-        choices=("plan", "reference"),
+        'results in less time), "specialised" (a plan that then expects the routes of the first '
+        'INFERENCE_IMAGES images; the same results) or "reference" (the network that is trained). '
+        "Training never uses a plan.",
+        choices=("plan", "specialised", "reference"),
+    )
+    inference_images: int = setting(
+        64,
+        'INFERENCE "specialised" expects the routes of so many images, the first that it sees.',
+        unit="images",
+        low=1,
     )
     inference_dtype: str = setting(
         "float32",

@@ -39,6 +39,15 @@ class SolverSettings(Settings):
         low=0,
         source="DR",
     )
+    loss_check_period: int = setting(
+        0,
+        "Look at the losses, and log them, every so many iterations. A loss that is not finite "
+        "never reaches the weights: with more than 1 the device skips its step, and training stops "
+        "at the next look. 0: every 20 iterations on a GPU, which must not wait for each, and "
+        "every iteration on a CPU.",
+        unit="iterations",
+        low=0,
+    )
     stop_iter: int = setting(
         0,
         "Stop after this many iterations of the schedule that MAX_ITER sets; 0: after all. Resumed "

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from divdr.engine.solver import MixedPrecisionTrainer
+from divdr.engine.training_loop import TrainingLoop
 from divdr.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ class _Line(torch.nn.Module):
 def trainer_of(dtype, batches):
     model = _Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return MixedPrecisionTrainer(model, batches, optimizer, dtype)
+    return TrainingLoop(model, batches, optimizer, dtype)
 
 
 def steps(trainer, count):

@@ -148,7 +148,8 @@ def test_synchronised_normalisation_of_detectron2_on_cpus(monkeypatch):
         trainer._distributed(model)
 
 
-def test_loss_that_is_not_finite(capsys, folder, overrides):
+@pytest.mark.parametrize(("looks", "saves"), [(0, 1), (20, 4)])
+def test_loss_that_is_not_finite(capsys, folder, overrides, looks, saves):
     root, _ = folder
     reported = run(
         capsys,
@@ -156,8 +157,10 @@ def test_loss_that_is_not_finite(capsys, folder, overrides):
         overrides,
         "SOLVER.BASE_LR",
         "1e12",
+        "SOLVER.LOSS_CHECK_PERIOD",
+        looks,
         "SOLVER.CHECKPOINT_PERIOD",
-        "1",
+        saves,
         "SOLVER.CLIP_GRADIENTS.ENABLED",
         "False",
     )

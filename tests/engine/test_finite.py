@@ -1,5 +1,6 @@
 """Numbers that are none, in losses and in files of figures."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
+from host_waits import HostWaits
 from torch import nn
 
-from divdr.engine.finite import MetricsFile, finite_losses
+from divdr.engine.finite import LossCheck, MetricsFile
 from divdr.errors import NonFiniteLossError
 
 
@@ -24,7 +26,7 @@ class Model(nn.Module):
         super().__init__()
         self.sem_seg_head = Head()
         self.weight = nn.Parameter(torch.ones(2, 3))
-        self.register_forward_hook(finite_losses)
+        LossCheck.attach(self)
 
     def forward(self, inputs):
         labels = torch.stack([item["sem_seg"] for item in inputs])
@@ -61,6 +63,47 @@ def test_a_broken_network_is_no_batch_without_labels():
     nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(NonFiniteLossError, match="loss_sem_seg"):
         model([item(1)])
+
+
+def test_a_deferred_check_stops_nothing_and_tells_the_device():
+    model = Model()
+    check = LossCheck.of(model)
+    check.deferred = True
+    for inputs, broken in (
+        ([item(1)], 0.0),
+        ([item(1, add=float("inf"))], 1.0),
+        ([item(255)], 0.0),  # no pixel has a class
+        ([item(255, add=float("nan"))], 1.0),
+    ):
+        losses = model(inputs)
+        assert float(check.broken()) == broken
+        assert check.broken() is None
+        if inputs[0]["sem_seg"].min() == 255:
+            assert float(losses["loss_sem_seg"]) == 0
+    # Without gradients there is no step to leave out.
+    with torch.no_grad(), pytest.raises(NonFiniteLossError, match="loss_box"):
+        model([item(1, add=float("nan"))])
+    twin = copy.deepcopy(model)
+    assert LossCheck.of(twin) is not check
+    with pytest.raises(NonFiniteLossError, match="loss_box"):
+        twin([item(1, add=float("nan"))])
+
+
+@pytest.mark.parametrize(("labels", "wanted"), [((255, 255), 0.0), ((255, 1), None)])
+def test_labels_on_a_device_are_looked_at_there(labels, wanted):
+    model = Model()
+    LossCheck.of(model).deferred = True
+    inputs = [item(label) for label in labels]
+    with HostWaits() as device:
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        broken = LossCheck.of(model).broken()
+        assert device.waits == [], device.places
+    assert float(broken) == 0
+    assert model.weight.grad.isfinite().all()
+    assert (
+        float(losses["loss_sem_seg"].detach()) == 0 if wanted == 0 else losses["loss_sem_seg"] > 0
+    )
 
 
 def test_evaluation_is_left_alone():

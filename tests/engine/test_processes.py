@@ -26,7 +26,7 @@ from divdr.engine.partition_hook import PartitionHook
 from divdr.engine.setup import together
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
-from divdr.evaluation.evaluators import CheckedSemSegEvaluator
+from divdr.evaluation.checked_evaluators import CheckedSemSegEvaluator
 from divdr.modeling import ImageClassifier
 
 

@@ -34,10 +34,10 @@ def test_normalisation_decays_as_its_own_key_says():
         assert decay[id(parameter)] == (0.02 if id(parameter) in of_norms else 0.3), name
 
 
-@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda", None)])
-def test_steps_of_sgd_by_hand(device, fused):
+@pytest.mark.parametrize(("device", "period", "fused"), [("cpu", 0, True), ("cuda", 1, None)])
+def test_steps_of_sgd_by_hand(device, period, fused):
     cfg = load_config("", ["SOLVER.BASE_LR", "0.1", "SOLVER.MOMENTUM", "0.5"])
-    cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE, cfg.SOLVER.LOSS_CHECK_PERIOD = device, period
     cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.01, 0.2
     cfg.SOLVER.BIAS_LR_FACTOR = 3.0
     for nesterov in (False, True):

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
+from host_waits import HostWaits
 from PIL import Image
 from torch import nn
 
@@ -56,7 +57,10 @@ def test_annotations_are_found_whatever_their_ids(tmp_path, first):
     found = Instances((40, 40))
     found.pred_boxes = Boxes(torch.tensor([[0.0, 0, 15, 15], [20, 20, 35, 35]]))
     found.scores, found.pred_classes = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
-    evaluator.process([{"image_id": 5}], [{"instances": found}])
+    with HostWaits() as device:
+        evaluator.process([{"image_id": 5}], [{"instances": found}])
+    # What from_numpy makes, the stand-in does not see, and takes for the device's.
+    assert [each for each in device.waits if each != "numpy"] == ["cpu"], device.places
     # Both boxes are predicted exactly.
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from host_waits import HostWaits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_processes import join
@@ -311,3 +312,19 @@ def test_rows_follow_the_device():
     assert bank.rows.is_cuda
     assert bank.rows.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     assert not bank.state_dict()["rows"].is_cuda
+
+
+def test_noting_waits_for_nothing_and_reading_once():
+    bank = ActivationBank(4)
+    with HostWaits() as device:
+        for step in range(50):
+            rows = torch.full((3, 4), float(step), device="cuda")
+            device.waits.clear()
+            bank.update([f"{step % 7}", f"{step}", "last"], rows, step)
+            assert device.waits == [], device.places
+        len(bank)
+        # Which of the rows are finite.
+        assert device.waits == ["tolist"], device.places
+    assert len(bank) == 51
+    assert bank.rows[bank.keys.index("last")].tolist() == [49.0] * 4
+    assert bank.steps[bank.keys.index("3")] == 45

@@ -7,7 +7,6 @@ from planned import pictures, routed_network, same_maps, same_record
 
 from divdr.benchmark import (
     Against,
-    CapturedRoute,
     Case,
     CaseResult,
     Line,
@@ -25,7 +24,7 @@ from divdr.benchmark import (
     targets,
 )
 from divdr.errors import ConfigError
-from divdr.inference import InferencePlan
+from divdr.inference import CapturedRoute, InferencePlan
 from divdr.inference.route import Route
 
 SMALL = {"layers": 6, "scales": 3, "channels": 4}
@@ -84,8 +83,7 @@ def test_a_captured_route_follows_its_input():
     route = Route.of(network.space, record)
     captured = CapturedRoute(plan, batch[:1], route)
     for image in (batch[:1], batch[1:]):
-        captured.input.copy_(image)
-        maps, follows = captured()
+        maps, follows = captured(image)
         wanted, routing = plan(image, route)
         same_maps(maps, wanted, 1e-5)
         same_record(follows, routing, 1e-5)

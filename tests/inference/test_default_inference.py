@@ -11,8 +11,10 @@ from detectron2.modeling import SemanticSegmentor, build_backbone
 from planned import pictures, same_maps
 
 from divdr import add_divdr_config, get_divdr_config
+from divdr.errors import ConfigError
 from divdr.inference import InferencePlan, Route
 from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, attach_routing
+from divdr.settings import OpGateSettings
 
 SMALL = {"layers": 3, "scales": 3, "channels": 4}
 
@@ -21,13 +23,13 @@ SMALL = {"layers": 3, "scales": 3, "channels": 4}
 def planned(monkeypatch):
     """Precisions of the plans that ran, in order."""
     calls = []
-    run = InferencePlan.__call__
+    run = InferencePlan.unless_changed
 
     def counted(plan, *args):
         calls.append(plan.dtype)
         return run(plan, *args)
 
-    monkeypatch.setattr(InferencePlan, "__call__", counted)
+    monkeypatch.setattr(InferencePlan, "unless_changed", counted)
     return calls
 
 
@@ -291,3 +293,18 @@ def test_evaluation_of_a_data_set_equals_the_network(planned):
 def test_a_config_of_the_package_builds_with_the_keys():
     cfg = get_divdr_config()
     assert cfg.MODEL.ROUTING.INFERENCE == "plan"
+
+
+def test_a_specialised_plan_by_a_key(planned):
+    model = backbone(inference="specialised", inference_images=3)
+    for _ in range(2):
+        agrees(model, x())
+    assert len(planned) == 2
+    for images in (x(), pictures(2, 33, 47, 7).float(), pictures(1, 40, 40, 3).float()):
+        agrees(model, images)
+    assert len(planned) == 2
+    model.train().eval()
+    agrees(model, x())
+    assert len(planned) == 3
+    with pytest.raises(ConfigError, match="OP_GATE"):
+        backbone(inference="specialised", op_gate=OpGateSettings(name="noisy_top_k"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from planned import routed_network
 
-from divdr.inference import CurrentPlan
-from divdr.inference.plan import Fingerprint
+from divdr.inference import CurrentPlan, InferencePlan
+from divdr.inference.current_plan import Fingerprint
 
 
 def _step(network):
@@ -128,6 +128,46 @@ def test_weights_made_in_inference_mode_are_followed():
         assert holder.of(network) is plan
         network.stem.first[0].weight.mul_(2)
         assert holder.of(network) is not plan
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_specialised_plan_follows_every_change(change):
+    network = routed_network().eval()
+    holder = CurrentPlan(images=4)
+    x = torch.randn(2, 3, 32, 32).double()
+    for _ in range(3):
+        holder.run(network, x)
+    assert holder._held.specialised
+    change(network)
+    if not all(m.training == network.training for m in network.modules()):
+        return  # a layer alone trains: its batch statistics are no plan's
+    found = holder.run(network, x.to(next(network.parameters()).dtype))[0]
+    wanted = network(x.to(next(network.parameters()).dtype))[0]
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert not holder._held.specialised
+
+
+def test_routes_are_learned_from_the_first_images_that_gates_decide_for():
+    network = routed_network()
+    holder = CurrentPlan(images=5)
+    x = torch.randn(2, 3, 32, 32).double()
+    route = InferencePlan(network)(x)[1].activations
+    for _ in range(4):
+        holder.run(network, x, route)
+    assert not holder._held.specialised
+    for count in (1, 2, 3):
+        assert not holder._held.specialised
+        holder.run(network, x)
+        assert bool(holder._held.specialised) == (count == 3)
+    assert not holder._held.plans
+    maps, record = holder.run(network, x, route)
+    wanted, other = InferencePlan(network)(x, route)
+    assert all(one.allclose(two) for one, two in zip(maps, wanted, strict=True))
+    assert record.real_cost.equal(other.real_cost)
+    assert holder.run(network.train(), x) is None
+    assert copy.deepcopy(holder)._images == 5
 
 
 def test_copies_start_without_a_plan():

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from planned import agrees, pictures, routed_network
 
-from divdr.inference import convolution
+from divdr.inference import convolution, fused_ops
 from divdr.inference.convolution import Convolution
 
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -75,9 +75,17 @@ def test_a_missing_or_wrong_operation_is_noticed(monkeypatch):
         raise AttributeError("no such operation")
 
     for broken in (missing, lambda x, *args: x):
-        convolution._works.cache_clear()
-        monkeypatch.setattr(convolution, "fused", broken)
-        assert not convolution.fusing_available(torch.zeros(1))
-    monkeypatch.undo()
-    convolution._works.cache_clear()
-    assert not convolution.fusing_available(torch.zeros(1, dtype=torch.float64))
+        for name in ("fused", "packed_weight"):
+            for known in (fused_ops._works, fused_ops._packs):
+                known.cache_clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(fused_ops, name, broken)
+                if name == "fused":
+                    assert not fused_ops.fusing_available(torch.zeros(1))
+                # Plain weights, which the second leaves as they are, always serve.
+                assert fused_ops.packing_available(torch.zeros(1)) == (
+                    name == "packed_weight" and broken is not missing
+                )
+    for known in (fused_ops._works, fused_ops._packs):
+        known.cache_clear()
+    assert not fused_ops.fusing_available(torch.zeros(1, dtype=torch.float64))

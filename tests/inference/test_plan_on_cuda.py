@@ -68,3 +68,55 @@ def test_moving_makes_a_new_plan():
     network.cuda()
     assert holder.of(network) is not plan
     assert holder.of(network).device.type == "cuda"
+
+
+@pytest.mark.parametrize("reach", ["open", "published"])
+def test_a_specialised_plan_captures_its_routes_and_gives_the_same(reach):
+    network = routed_network(5, 4, reach=reach).float().cuda()
+    plan = InferencePlan(network)
+    batch = pictures(6).float().cuda()
+    special = plan.specialise([batch[:3]])
+    for _ in range(3):  # captured when a route comes again
+        for image in range(6):
+            (maps, record), (wanted, other) = (
+                special(batch[image : image + 1]),
+                plan(batch[image : image + 1]),
+            )
+            assert record.activations.allclose(other.activations, atol=1e-5)
+            same_maps(maps, wanted, 1e-4)
+    assert special._graphs
+    maps, _ = special(batch)
+    same_maps(maps, plan(batch)[0], 1e-4)
+
+
+def test_a_captured_route_waits_once():
+    network = routed_network(5, 4).float().cuda()
+    plan = InferencePlan(network)
+    image = pictures(1).float().cuda()
+    special = plan.specialise([image])
+    for _ in range(3):
+        special(image)
+    assert waits(lambda: special(image)) <= 1
+
+
+def test_a_changed_weight_is_noticed_behind_a_graph():
+    network = routed_network(3, 3).float().cuda()
+    holder = CurrentPlan(images=1)
+    image = pictures(1).float().cuda()
+    for _ in range(4):
+        holder.run(network, image)
+    with torch.no_grad():
+        network.stem.first[0].weight.mul_(1.5)
+        wanted, _ = network(image)
+    same_maps(holder.run(network, image)[0], wanted, 1e-4)
+
+
+def test_a_step_in_which_a_loss_is_broken_is_skipped_on_the_device():
+    weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
+    optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    for broken, wanted in ((1.0, 1.0), (0.0, 0.9)):
+        optimizer.found_inf = torch.tensor(broken, device="cuda")
+        weight.grad = torch.full_like(weight, float("nan") if broken else 1.0)
+        optimizer.step()
+        assert weight.tolist() == pytest.approx([wanted] * 3)

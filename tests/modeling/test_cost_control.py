@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils.events import EventStorage
+from host_waits import HostWaits
 
 from divdr.engine import load_config
 from divdr.errors import ConfigError
@@ -134,3 +135,13 @@ def test_processes_agree_on_the_mean_of_their_images(tmp_path):
     assert noted["train/real_share"] == pytest.approx((one + other) / 2, rel=1e-5)
     assert noted["train/budget_multiplier"] == noted_too["train/budget_multiplier"]
     assert state == state_too
+
+
+def test_a_target_asks_once_a_step():
+    x = torch.randn(2, 3, 32, 32)
+    counts = []
+    for model in (steered(share=0.5, gain=10.0, memory=1000)[0], _Model().train()):
+        with HostWaits() as device:
+            sum(model(x).values()).backward()
+        counts.append(len(device.waits))
+    assert counts[0] == counts[1] + 1

@@ -23,6 +23,7 @@ from ...moe import (
     named_classifier,
     named_input,
 )
+from ...routing import to_device
 from ...settings import HydraSettings
 from ..partition_source import PartitionSource, partition_as_set
 from .builders import build_classifier
@@ -120,7 +121,7 @@ class ImageClassifier(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) pixels as the system sees them, on its device."""
-        return (pixels.to(self.device).float() - self.pixel_mean) / self.pixel_std
+        return (to_device(pixels, self.device).float() - self.pixel_mean) / self.pixel_std
 
     def labels(self, inputs: list[dict]) -> Tensor:
         """(N,) int64.
@@ -130,7 +131,7 @@ class ImageClassifier(nn.Module):
         """
         if not all("label" in item for item in inputs):
             raise DataError("an image of the batch has no label")
-        return torch.tensor([item["label"] for item in inputs], device=self.device)
+        return to_device(torch.tensor([item["label"] for item in inputs]), self.device)
 
     def tasks(self, inputs: list[dict]) -> list[Tensor]:
         """(N,) int64, what a system of several tasks is given beside the images; else nothing.
@@ -145,7 +146,7 @@ class ImageClassifier(nn.Module):
                 f"the model has {self.system.tasks} tasks; an image of the batch does not say by "
                 '"task" which is its'
             )
-        return [torch.tensor([item["task"] for item in inputs], device=self.device)]
+        return [to_device(torch.tensor([item["task"] for item in inputs]), self.device)]
 
     def _cost(self, images: Tensor) -> Cost:
         size = (images.shape[-2], images.shape[-1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError
 from ...moe import given_partition
+from ...routing import HostFact, no_negative
 
 
 class BranchClasses(nn.Module):
@@ -37,6 +38,7 @@ class BranchClasses(nn.Module):
         # -1: no partition has been set yet.
         self.register_buffer("partition", torch.full((num_classes,), -1, dtype=torch.int64))
         self.register_buffer("keys", torch.zeros(num_classes, dtype=torch.int64))
+        self._known = HostFact(no_negative)
 
     def set(self, partition: Tensor, classes: Sequence[str]) -> None:
         """Say which branch each class (C,) belongs to, and what the classes are called.
@@ -55,7 +57,7 @@ class BranchClasses(nn.Module):
     @property
     def known(self) -> bool:
         """Whether a partition was set or loaded."""
-        return bool((self.partition >= 0).all())
+        return self._known.of(self.partition)
 
     def check(self, classes: Sequence[str]) -> None:
         """See that the partition is of these classes; without one nothing is wrong.

@@ -33,7 +33,8 @@ from ...moe import (
 from ...routing import to_iterations
 from ...settings import BoxCollaborationSettings
 from ..neck_cost import module_macs
-from .expert import BoxExpert, BoxTargets, ExpertPass, expert_losses
+from .box_losses import BoxTargets, predictor_losses
+from .expert import BoxExpert, ExpertPass, expert_losses
 from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
 
@@ -189,7 +190,7 @@ class CoEBoxHead(DelegatorFirst, BoxMixture):
         prediction = BoxPrediction(scores, deltas, ran)
         losses = {}
         if not frozen:
-            losses = predictor.losses((scores, deltas), proposals)
+            losses = predictor_losses(predictor, scores, deltas, proposals)
         if second:
             logits = self.selector(rough.detach())
             targets = BoxTargets.of(proposals)

@@ -7,42 +7,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Instances
-from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor, nn
 
-from ...errors import ConfigError
 from ...moe import true_class_probability
-
-
-class BoxTargets(NamedTuple):
-    """What sampled proposals should give.
-
-    Attributes:
-        labels: (M,) int64 classes; background is the class after the last.
-        proposals: (M, 4) their boxes.
-        boxes: (M, 4) the true ones; those of background are never looked at.
-    """
-
-    labels: Tensor
-    proposals: Tensor
-    boxes: Tensor
-
-    @classmethod
-    def of(cls, sampled: list[Instances]) -> BoxTargets:
-        """Of proposals as Detectron2 samples them; without objects an image has no ``gt_boxes``."""
-        true = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in sampled]
-        return cls(
-            torch.cat([p.gt_classes for p in sampled]),
-            torch.cat([p.proposal_boxes.tensor for p in sampled]),
-            torch.cat([boxes.tensor for boxes in true]),
-        )
-
-    def at(self, rows: Tensor) -> BoxTargets:
-        """Those of some rows."""
-        return BoxTargets(*(values[rows] for values in self))
+from .box_losses import BoxTargets, box_losses
 
 
 class BoxExpert(nn.Module):
@@ -66,41 +35,6 @@ class BoxExpert(nn.Module):
         """Scores (R, C + 1) and deltas (R, B), in float32, of what :meth:`forward` gave."""
         classes = self.predictor.num_classes + 1
         return outputs[:, :classes].float(), outputs[:, classes:].float()
-
-    def box_losses(self, deltas: Tensor, targets: BoxTargets) -> Tensor:
-        """(M,) loss of each proposal's box, weighted as Detectron2 does; 0 for background.
-
-        Raises:
-            ConfigError: ``BBOX_REG_LOSS_TYPE`` is none of Detectron2's.
-        """
-        predictor = self.predictor
-        losses = deltas.new_zeros(len(deltas))
-        objects = ((targets.labels >= 0) & (targets.labels < predictor.num_classes)).nonzero()[:, 0]
-        own = targets.at(objects)
-        moved = deltas[objects]
-        if deltas.shape[1] > self._box_dim:  # one box a class
-            moved = moved.unflatten(1, (-1, self._box_dim))
-            moved = moved[torch.arange(len(objects), device=deltas.device), own.labels]
-        found = _box_losses(predictor, moved, own)
-        weight = predictor.loss_weight.get("loss_box_reg", 1.0)
-        return losses.index_add(0, objects, weight * found)
-
-    @property
-    def _box_dim(self) -> int:
-        return len(self.predictor.box2box_transform.weights)
-
-
-def _box_losses(predictor: FastRCNNOutputLayers, deltas: Tensor, targets: BoxTargets) -> Tensor:
-    """(R,) unweighted loss of objects' deltas (R, 4), by ``BBOX_REG_LOSS_TYPE``."""
-    kind = predictor.box_reg_loss_type
-    if kind == "smooth_l1":
-        true = predictor.box2box_transform.get_deltas(targets.proposals, targets.boxes)
-        return smooth_l1_loss(deltas, true, predictor.smooth_l1_beta, reduction="none").sum(1)
-    overlaps = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
-    if kind not in overlaps:
-        raise ConfigError(f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE {kind!r} is unknown")
-    boxes = predictor.box2box_transform.apply_deltas(deltas, targets.proposals)
-    return overlaps[kind](boxes, targets.boxes, reduction="none")
 
 
 class ExpertPass(NamedTuple):
@@ -141,7 +75,7 @@ def expert_losses(
         own = weights[:, number]
         each = F.cross_entropy(seen.scores, targets.labels, reduction="none")
         classes.append((own * each).sum())
-        boxes.append((own * seen.expert.box_losses(seen.deltas, targets)).sum())
+        boxes.append((own * box_losses(seen.expert.predictor, seen.deltas, targets)).sum())
     return {
         "loss_expert_cls": torch.stack(classes).sum(),
         "loss_expert_box_reg": torch.stack(boxes).sum(),

@@ -36,6 +36,7 @@ from ...settings import BoxHydraSettings
 from ..attach import unwrap
 from ..neck_cost import module_macs
 from ..partition_source import PartitionSource, partition_as_set
+from .box_losses import predictor_losses
 from .class_branches import BranchClasses
 from .layers import BoxLayers
 from .mixture_roi_heads import BoxMixture, BoxPrediction
@@ -169,7 +170,7 @@ class HydraBoxHead(BoxMixture):
         own = self.classes.owners(labels, chosen)
         groups = NeededGroups.of(self.branches, maps, chosen, own if self.branch_heads else None)
         scores, deltas = predictor(self._combine(groups.chosen, len(pooled)))
-        losses = predictor.losses((scores, deltas), proposals)
+        losses = predictor_losses(predictor, scores, deltas, proposals)
         losses["loss_cls"] = settings.ensemble_weight * losses["loss_cls"]
         losses["loss_gater"] = settings.gater_weight * self._gater_loss(gate_logits, labels)
         if self.branch_heads:
@@ -218,10 +219,10 @@ class HydraBoxHead(BoxMixture):
         objects alone, an eighth of the proposals, pulled the backbone up to ten times as hard as
         the loss of the classes.
         """
-        objects = (labels < self.classes.num_classes).nonzero()[:, 0]
-        branches = self.classes.of(labels[objects])
-        total = F.cross_entropy(gate_logits[objects].float(), branches, reduction="sum")
-        return total / max(1, len(labels))
+        objects = labels < self.classes.num_classes
+        branches = self.classes.of(labels)
+        each = F.cross_entropy(gate_logits.float(), branches, reduction="none")
+        return torch.where(objects, each, 0.0).sum() / max(1, len(labels))
 
 
 def _sizes(shape: ShapeSpec) -> tuple[int, int, int]:

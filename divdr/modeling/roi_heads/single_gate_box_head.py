@@ -36,7 +36,8 @@ from ...moe import (
 from ...settings import BoxSingleGateSettings
 from ..neck_cost import module_macs
 from ..single_gate_head import SingleGateHead
-from .expert import BoxExpert, BoxTargets
+from .box_losses import BoxTargets, box_losses
+from .expert import BoxExpert
 from .mixture_roi_heads import BoxMixture, BoxPrediction
 
 
@@ -126,7 +127,7 @@ class SingleGateBoxHead(SingleGateHead, BoxMixture):
         shared, features = self._base(pooled)
         scores, deltas = predictor(features)
         ran = torch.zeros((len(pooled), len(self.experts)), dtype=torch.bool, device=pooled.device)
-        if not bool(self.gate.fitted):
+        if not self.gate.is_fitted:
             return BoxPrediction(scores, deltas, ran)
         probabilities = scores.float().softmax(1)
         gate = self.gate(features).float().softmax(1)
@@ -184,7 +185,7 @@ class SingleGateBoxHead(SingleGateHead, BoxMixture):
             own, moved = expert.split(expert(shared))
             each = F.cross_entropy(own, true.labels, reduction="none")
             classes.append(weighted_mean(each, weights))
-            boxes.append(weighted_mean(expert.box_losses(moved, true), weights))
+            boxes.append(weighted_mean(box_losses(expert.predictor, moved, true), weights))
         return prediction, {
             "loss_expert_cls": torch.stack(classes).sum(),
             "loss_expert_box_reg": torch.stack(boxes).sum(),

@@ -242,7 +242,7 @@ class SingleGateSegmentor(SingleGateHead):
         self, features: dict[str, Tensor], logits: Tensor, z: Tensor, rows: Windows, pixels: int
     ) -> Tensor:
         chosen = torch.zeros((len(z), len(self.experts)), dtype=torch.bool, device=z.device)
-        if bool(self.gate.fitted):
+        if self.gate.is_fitted:
             largest = logits.float().softmax(1).amax(1, keepdim=True)
             sure = rows.means(largest, pixels)[:, 0]
             gate = self.gate(z).float().softmax(1)

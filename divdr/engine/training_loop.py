@@ -1,0 +1,251 @@
+"""Detectron2's training loop, in full or mixed precision; its host seldom waits for the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..errors import ConfigError, NonFiniteLossError
+from ..modeling import late_figures, put_scalar_at, unwrap
+from ..routing import several_processes
+from ..settings import PrecisionSettings
+from .batches import batch_on_device
+from .finite import LossCheck, not_finite
+
+FULL = "float32"
+AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
+
+
+class _Step(NamedTuple):
+    """What the host knows of an iteration once it has looked.
+
+    Attributes:
+        iteration: its number.
+        losses: by name, of this process.
+        broken: whether a loss was not finite, on any process.
+        data_time: seconds that the loader took.
+    """
+
+    iteration: int
+    losses: dict[str, float]
+    broken: bool
+    data_time: float
+
+
+class TrainingLoop(SimpleTrainer):
+    """Forward, backward, step; under autocast with scaled gradients where float16 needs them.
+
+    A loss that is not finite never reaches the weights. With a period of 1 the host knows every
+    loss before it is learned from. With more, only the device does: there the optimiser skips that
+    step, momentum included, on all processes; the host looks at the losses of a whole period in
+    one copy, and then stops. Running statistics have seen such a batch by then, so :meth:`look`
+    comes before every checkpoint and evaluation too (:class:`LossHook`).
+
+    Args:
+        model: the model, perhaps wrapped for several processes.
+        data_loader: gives its inputs.
+        optimizer: of its parameters.
+        dtype: "float32", "float16", or "bfloat16", which needs no scaling.
+        period: iterations between looks at the losses; it is 1 in any case where the optimiser is
+            not fused, and so cannot skip a step on the device, and where no
+            :class:`~divdr.engine.finite.LossCheck` is attached to the model.
+
+    Attributes:
+        period: as it came out.
+
+    Raises:
+        ConfigError: another ``dtype``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        dtype: str = FULL,
+        period: int = 1,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        if dtype != FULL and dtype not in AMP_DTYPES:
+            raise ConfigError(
+                f"SOLVER.AMP.DTYPE must be one of {', '.join(AMP_DTYPES)}, not {dtype!r}"
+            )
+        self.dtype = AMP_DTYPES.get(dtype, torch.float32)
+        self._device = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=dtype == "float16")
+        self._check = LossCheck.of(unwrap(model))
+        skips = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.period = max(1, period) if skips and self._check is not None else 1
+        if self._check is not None:
+            self._check.deferred = self.period > 1
+        self._has_momentum = False
+        self._seen: list[_Step] = []
+
+    def run_step(self) -> None:
+        """One iteration; it moves no weight where a gradient is not finite, but scales by less."""
+        if self.period > 1:
+            late_figures(get_event_storage()).read_by_trainer = True
+            self._make_momentum()
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        if self._device == "cuda":
+            data = batch_on_device(data, next(self.model.parameters()).device)
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self._device, dtype=self.dtype if mixed else None, enabled=mixed):
+            losses = self.model(data)
+            if isinstance(losses, Tensor):
+                losses = {"total_loss": losses}
+            total = sum(losses.values())
+        broken = None
+        if self.period > 1:
+            assert self._check is not None
+            broken = self._check.broken()
+            broken = total.new_zeros((), dtype=torch.float32) if broken is None else broken
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(total if broken is None else self._spoilt(total, broken)).backward()
+        if hasattr(self, "after_backward"):  # Detectron2 0.6 has no such moment
+            self.after_backward()
+        if broken is None:
+            self._write_metrics(losses, data_time)
+        self._step(broken)
+        if broken is not None:
+            self._note(losses, broken, data_time)
+            if (self.iter + 1) % self.period == 0:
+                self.look()
+
+    def _spoilt(self, total: Tensor, broken: Tensor) -> Tensor:
+        """A loss whose gradients are all no numbers where one of the losses is not finite.
+
+        The scaler looks at the gradients of all processes; a loss may be infinite where its
+        gradient is not.
+        """
+        if not self.grad_scaler.is_enabled():
+            return total
+        return total * torch.where(broken > 0, torch.nan, 1.0)
+
+    def _step(self, broken: Tensor | None) -> None:
+        if self.grad_scaler.is_enabled():
+            # Before the step, in whose beginning gradients are clipped.
+            self.grad_scaler.unscale_(self.optimizer)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            return
+        if broken is None:
+            self.optimizer.step()
+            return
+        if several_processes():  # the gradients of one process are those of all
+            dist.all_reduce(broken, dist.ReduceOp.MAX)
+        # What a GradScaler tells a fused optimiser: above 0 it leaves everything as it is.
+        self.optimizer.found_inf = broken
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf
+
+    def _make_momentum(self) -> None:
+        """Give SGD momentum of 0 before its first step, which is what that step then makes of it.
+
+        If it skips its first step, PyTorch's fused SGD would take memory as it finds it.
+        """
+        if self._has_momentum or not isinstance(self.optimizer, torch.optim.SGD):
+            return
+        self._has_momentum = True
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                state = self.optimizer.state[parameter]
+                if parameter.requires_grad and state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def _note(self, losses: Mapping[str, Tensor], broken: Tensor, data_time: float) -> None:
+        values = [value.detach().float().flatten()[0] for value in losses.values()]
+        take = partial(self._take, self.iter, tuple(losses), data_time)
+        late_figures(get_event_storage()).wait(torch.stack([*values, broken]), take)
+
+    def _take(
+        self, iteration: int, names: tuple[str, ...], data_time: float, values: list[float]
+    ) -> None:
+        losses = dict(zip(names, values[:-1], strict=True))
+        self._seen.append(_Step(iteration, losses, values[-1] > 0, data_time))
+
+    def look(self) -> None:
+        """Read losses and figures since the last look, and log them; a collective call.
+
+        Raises:
+            NonFiniteLossError: a loss was not finite, on any process.
+        """
+        if self.period == 1:
+            return
+        storage = get_event_storage()
+        late_figures(storage).read()
+        own, self._seen = self._seen, []
+        every = comm.all_gather(own)
+        for steps in zip(*every, strict=True):
+            if any(step.broken for step in steps):
+                raise _error(steps)
+            at = steps[0].iteration
+            put_scalar_at(storage, "rank_data_time", steps[comm.get_rank()].data_time, at)
+            if not comm.is_main_process():
+                continue
+            means = {
+                name: sum(step.losses[name] for step in steps) / len(steps)
+                for name in steps[0].losses
+            }
+            put_scalar_at(storage, "data_time", max(step.data_time for step in steps), at)
+            put_scalar_at(storage, "total_loss", sum(means.values()), at)
+            for name, value in means.items() if len(means) > 1 else ():
+                put_scalar_at(storage, name, value, at)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's, and the scale."""
+        scaler = self.grad_scaler.state_dict()
+        return {**super().state_dict(), **({} if self._full else {"grad_scaler": scaler})}
+
+    @property
+    def _full(self) -> bool:
+        return self.dtype == torch.float32
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave, in this or another precision."""
+        super().load_state_dict(state_dict)
+        self._has_momentum = False
+        scaler = state_dict.get("grad_scaler")
+        if scaler and self.grad_scaler.is_enabled():  # bfloat16 leaves none
+            self.grad_scaler.load_state_dict(scaler)
+
+
+def _error(steps: Iterable[_Step]) -> NonFiniteLossError:
+    """Of an iteration on all processes."""
+    steps = list(steps)
+    names = [name for step in steps for name in not_finite(step.losses)]
+    what = ", ".join(dict.fromkeys(names)) or "a loss"
+    return NonFiniteLossError(
+        f"{what} is not finite in iteration {steps[0].iteration}, which was left out; training "
+        "stops, the last good checkpoint stays"
+    )
+
+
+class LossHook(HookBase):
+    """Looks at the losses before anything that lasts is made of the model.
+
+    Args:
+        periods: iterations between checkpoints, and between evaluations; 0: at the end alone.
+    """
+
+    def __init__(self, periods: Iterable[int]) -> None:
+        self.periods = [period for period in periods if period > 0]
+
+    def after_step(self) -> None:
+        """Look if a checkpoint or an evaluation follows."""
+        done = self.trainer.iter + 1
+        if done >= self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+            self.trainer._trainer.look()

@@ -1,0 +1,102 @@
+"""Detectron2's evaluators of instances and of classes, for the data that they take wrongly."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..image_files import check_label_map, read_labels
+from ..routing import to_host
+
+
+class NumberedCOCOEvaluator(COCOEvaluator):
+    """Detectron2's evaluator, for files whose annotations are numbered in any way.
+
+    pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
+    of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
+
+    Args:
+        dataset_name: name in the catalog.
+        options: of Detectron2's evaluator.
+    """
+
+    def __init__(self, dataset_name: str, **options: Any) -> None:
+        super().__init__(dataset_name, **options)
+        entries = self._coco_api.dataset.get("annotations", [])
+        if all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in entries):
+            return
+        for number, entry in enumerate(entries, 1):
+            entry["id"] = number
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            self._coco_api.createIndex()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Note what was found, which crosses from a GPU at once for all images of the batch."""
+        found = [output["instances"] for output in outputs if "instances" in output]
+        fields = [each for instances in found for each in instances.get_fields().values()]
+        tensors = [_data(each) for each in fields]
+        moved = iter(to_host([each for each in tensors if each is not None]))
+        here = []
+        for output in outputs:
+            if "instances" in output:
+                instances = output["instances"]
+                own = Instances(instances.image_size)
+                for name, value in instances.get_fields().items():
+                    own.set(name, value if _data(value) is None else _with_data(value, next(moved)))
+                output = {**output, "instances": own}
+            here.append(output)
+        super().process(inputs, here)
+
+
+def _data(value: Any) -> Tensor | None:
+    """The numbers of a field of instances, if they are one tensor."""
+    if isinstance(value, Tensor):
+        return value
+    return value.tensor if type(value) is Boxes else None
+
+
+def _with_data(value: Tensor | Boxes, data: Tensor) -> Tensor | Boxes:
+    return data if isinstance(value, Tensor) else Boxes(data)
+
+
+class CheckedSemSegEvaluator(SemSegEvaluator):
+    """Detectron2's evaluator of classes, with divdr's reader of labels, each of which is checked.
+
+    Detectron2's own counts labels that are no classes as others, or cannot go on.
+
+    Args:
+        dataset_name: name in the catalog.
+        folder: takes the predictions.
+    """
+
+    def __init__(self, dataset_name: str, folder: str) -> None:
+        options: dict[str, Any] = {}
+        # Detectron2 0.6 reads labels itself and has no such argument.
+        if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator.__init__).parameters:
+            options["sem_seg_loading_fn"] = self._last_labels
+        super().__init__(dataset_name, distributed=True, output_dir=folder, **options)
+        self._last: np.ndarray = np.zeros((0, 0), np.uint8)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Count what was predicted for the pixels of each class.
+
+        Raises:
+            DataError: labels cannot be read, are of another size than their image, or no classes.
+        """
+        for item, output in zip(inputs, outputs, strict=True):
+            path = self.input_file_to_gt_file[item["file_name"]]
+            self._last = read_labels(path)
+            size = tuple(output["sem_seg"].shape[-2:])
+            classes, ignore = self._num_classes, self._ignore_label
+            check_label_map(self._last, path, classes=classes, ignore=ignore, size=size)
+            super().process([item], [output])
+
+    def _last_labels(self, path: str, dtype: Any = None, **ignored: Any) -> np.ndarray:
+        return self._last.astype(dtype)
