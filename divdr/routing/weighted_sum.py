@@ -129,8 +129,6 @@ def _zeros(like: Tensor, count: int) -> Tensor:
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """Sum over each image's numbers of a · b, (m,), in float32 at least."""
-    # In the order of memory: a view, of which no product is written.
+    # In the order of memory: views. A batched product of matrices takes four times as long.
     first, second = (t.permute(0, 2, 3, 1).flatten(1) for t in (a, b))
-    if a.dtype in (torch.float32, torch.float64):
-        return torch.bmm(first[:, None], second[:, :, None])[:, 0, 0]
-    return (first * second).sum(dim=1, dtype=torch.float32)
+    return (first * second).sum(dim=1, dtype=torch.promote_types(a.dtype, torch.float32))
