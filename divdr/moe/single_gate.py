@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint import load_exactly
 from ..settings import SingleGateSettings
 from .choice import Choice, choose_by, confidence
 from .embedding import check_labels, class_means
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
-from .expert_files import fill, write_expert
+from .expert_files import write_expert
 from .multiply_adds import each_macs, part_macs
 from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weighted_mean
 from .single import Stacking, log_mean_probability
@@ -306,7 +307,8 @@ class SingleGate(ExitThreshold, nn.Module):
         first = stage.name == "gate" and stage == self._first("gate")
         if first and not bool(self.gate.fitted):
             if self.base_weights is not None:
-                fill((self.shared, self.base), self.base_weights())
+                what = "the base's checkpoint is of another architecture"
+                load_exactly((self.shared, self.base), self.base_weights(), what)
             self.cluster(batches)
             for expert in self.experts:
                 take_common_weights(expert, self.base)

@@ -378,10 +378,24 @@ def test_base_from_a_checkpoint():
     made.begin(made.stages[0], lambda: [(images(), LABELS)])
     other = network(seed=7).eval()
     torch.testing.assert_close(made.eval().base(made.shared(images()))[1], other(images()))
-    made = make(2, fitted=False, base="named.pth")
-    made.base_weights = lambda: {n: v for n, v in weights.items() if n != "classify.bias"}
-    with pytest.raises(CheckpointError, match=r"classify.bias is missing in its checkpoint"):
-        made.begin(made.stages[0], lambda: [(images(), LABELS)])
+
+
+def test_bases_of_other_architectures():
+    weights = network(seed=7).state_dict()
+    deeper = network(depth=2).state_dict()
+    more = next(name for name in sorted(deeper) if name not in weights)
+    for held, told in (
+        ({n: v for n, v in weights.items() if n != "classify.bias"}, "classify.bias is missing th"),
+        ({**weights, "classify.bias": torch.zeros(7)}, "classify.bias is (7,) there and (4,) here"),
+        (deeper, f"{more} is {tuple(deeper[more].shape)} there and missing here"),
+    ):
+        made = make(2, fitted=False, base="named.pth")
+        before = {name: value.clone() for name, value in made.state_dict().items()}
+        made.base_weights = lambda held=held: held
+        with pytest.raises(CheckpointError) as caught:
+            made.begin(made.stages[0], lambda: [(images(), LABELS)])
+        assert f"the base's checkpoint is of another architecture: {told}" in str(caught.value)
+        assert all(value.equal(before[name]) for name, value in made.state_dict().items())
 
 
 def test_cost_by_hand():
