@@ -51,12 +51,13 @@ class MixtureEvaluator(DatasetEvaluator):
         images, labels = self._model.batch(inputs), self._model.labels(inputs)
         self._images += len(images)
         cost = self._system.cost(*images.shape[-2:])
-        for name, (logits, ran) in self._system.compared(images, labels, THRESHOLDS).items():
+        found = self._system.compared(images, labels, THRESHOLDS)
+        for name, (logits, ran) in found.predictions.items():
             right = (logits.argmax(1) == labels).sum().double()
             row = torch.stack([right, cost.of(ran).sum(), ran.sum().double()]).cpu()
             self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + row
         if self._best.shape[1]:
-            best = self._system.expert_losses(images, labels).argmin(1)
+            best = found.losses.argmin(1)
             self._best.index_put_(
                 (labels.cpu(), best.cpu()), torch.ones(len(labels)), accumulate=True
             )

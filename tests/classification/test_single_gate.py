@@ -398,6 +398,32 @@ def test_bases_of_other_architectures():
         assert all(value.equal(before[name]) for name, value in made.state_dict().items())
 
 
+def test_a_comparison_runs_base_and_experts_once():
+    made = make(3, ensembler="stacking").eval()
+    x = images()
+    ran = []
+    for name, part in [("shared", made.shared), ("base", made.base), *enumerate(made.experts)]:
+        part.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+    found = made.compared(x, LABELS, (0.2,))
+    assert sorted(map(str, ran)) == ["0", "1", "2", "base", "shared"]
+    maps = made.shared(x)
+    for number, expert in enumerate(made.experts):
+        own = F.cross_entropy(expert(maps), LABELS, reduction="none")
+        torch.testing.assert_close(found.losses[:, number], own)
+    for name, changes in (
+        ("base", {"exit": "confidence"}),  # with τ 0, below
+        ("bagging", {"ensembler": "bagging", "exit": "none"}),
+        ("stacking", {"exit": "none"}),
+        ("anytime-0.2", {"exit": "anytime", "threshold": 0.2}),
+    ):
+        made.settings = SingleGateSettings(experts=3, **{"ensembler": "stacking", **changes})
+        made.threshold = 0.0 if name == "base" else made.settings.threshold
+        alone = made(x)
+        assert found.predictions[name].ran.equal(alone.ran)
+        own, other = found.predictions[name].logits.softmax(1), alone.logits.softmax(1)
+        torch.testing.assert_close(own, other)
+
+
 def test_cost_by_hand():
     made = make(2, ensembler="stacking")
     cost = made.cost(16, 16)
