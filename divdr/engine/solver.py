@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -14,6 +15,8 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
     CosineParamScheduler,
@@ -21,7 +24,7 @@ from fvcore.common.param_scheduler import (
     ParamScheduler,
     PolynomialDecayParamScheduler,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..routing import to_iterations
@@ -175,7 +178,46 @@ def _restarts(cfg: CfgNode) -> ParamScheduler:
 AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
 
 
-class MixedPrecisionTrainer(SimpleTrainer):
+class StepTrainer(SimpleTrainer):
+    """Detectron2's training loop, in which processes may have different losses.
+
+    With several tasks a process may train one and another process another in the same step.
+    """
+
+    def _write_metrics(
+        self,
+        loss_dict: Mapping[str, Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,  # as Detectron2 calls it
+    ) -> None:
+        """A loss is logged as the mean over the processes that have it, their sum as that over all.
+
+        Raises:
+            FloatingPointError: the sum is not finite.
+        """
+        at = self.iter if iter is None else iter
+        if (at + 1) % getattr(self, "gather_metric_period", 1):  # which Detectron2 0.6 lacks
+            return
+        own = {name: float(value.detach()) for name, value in loss_dict.items()}
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time)
+        gathered = comm.gather((own, data_time))
+        if not comm.is_main_process():
+            return
+        every = [losses for losses, _ in gathered]
+        total = sum(sum(losses.values()) for losses in every) / len(every)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss of iteration {at} is not finite: {every}")
+        storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
+        storage.put_scalar(f"{prefix}total_loss", total)
+        names = dict.fromkeys(name for losses in every for name in losses)
+        for name in names if len(names) > 1 else ():
+            values = [losses[name] for losses in every if name in losses]
+            storage.put_scalar(name, sum(values) / len(values))
+
+
+class MixedPrecisionTrainer(StepTrainer):
     """Detectron2's training loop under autocast, with scaled gradients where float16 needs them.
 
     Its ``AMPTrainer`` does the same on CUDA alone.

@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import (
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     hooks,
 )
@@ -69,6 +68,7 @@ from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
     MixedPrecisionTrainer,
+    StepTrainer,
     advance,
     build_lr_scheduler,
     build_optimizer,
@@ -116,7 +116,7 @@ class Trainer(DefaultTrainer):
         self._trainer = (
             MixedPrecisionTrainer(wrapped, loader, optimizer, cfg.SOLVER.AMP.DTYPE)
             if cfg.SOLVER.AMP.ENABLED
-            else SimpleTrainer(wrapped, loader, optimizer)
+            else StepTrainer(wrapped, loader, optimizer)
         )
         whole = cfg.SOLVER.MAX_ITER
         restarting = with_restarts(cfg, stage_starts(model, whole))
