@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--depth", action="store_true", help="per-example routing in cells")
-    parser.add_argument("--routing", type=at_least(1), default=500, help="iterations of --depth")
+    parser.add_argument("--routing", type=at_least(1), default=1000, help="iterations of --depth")
     lengths = {"base": 3750, "gate": 235, "experts": 1400, "stacking": 200}
     for name, value in lengths.items():
         parser.add_argument(f"--{name}", type=at_least(1), default=value, help="iterations")

@@ -23,8 +23,9 @@ from .classifiers import measure, read_images, train
 CONFIG = "configs/classification/fashion_mnist_per_example_cells.yaml"
 _KEY = "MODEL.CLASSIFIER.PER_EXAMPLE."
 OPERATIONS = ("conv_3x3", "conv_5x5", "max_pool_3x3", "skip_connect")
-DEPTHS = (2, 4)
+DEPTHS = (1, 2, 4)
 """Cells, each of eight decisions."""
+_BATCH, _RATE, _GROUPS = 64, 0.01, 2
 _WIDEST = 64
 
 
@@ -74,7 +75,7 @@ def depth_figures(
 
     def trained(count: int, width: int, **keys: Any) -> dict[str, float]:
         system = _build(seed, count, width, **keys)
-        train(system, images, iterations, seed=seed)
+        train(system, images, iterations, seed=seed, batch=_BATCH, rate=_RATE)
         return {**measure(system, tests), "parameters": num_parameters(system)}
 
     found = {}
@@ -91,8 +92,7 @@ def depth_figures(
 
 def _build(seed: int, cells: int, filters: int, **keys: Any) -> Any:
     torch.manual_seed(seed)
-    # Without groups any width can be normalised.
-    every = {"LAYERS": cells, "FILTERS": filters, "CONVOLUTIONS": 1, "NORM_GROUPS": 1, **keys}
+    every = {"LAYERS": cells, "FILTERS": filters, "CONVOLUTIONS": 1, "NORM_GROUPS": _GROUPS, **keys}
     pairs: list[Any] = ["MODEL.DEVICE", "cpu"]
     for key, value in every.items():
         pairs += [_KEY + key, value]
@@ -106,8 +106,8 @@ def _as_wide(mflops: float, cells: int, size: int, **keys: Any) -> int:
         cost = _build(0, cells, width, **keys).cost(size, size)
         return abs((cost.shared + sum(cost.experts)) / 1e6 - mflops)
 
-    best = 1
+    best = _GROUPS
     # The cost grows with the width: past the nearest one it only goes away.
-    while best < _WIDEST and off(best + 1) <= off(best):
-        best += 1
+    while best < _WIDEST and off(best + _GROUPS) <= off(best):
+        best += _GROUPS
     return best
