@@ -23,13 +23,11 @@ from .classifiers import measure, read_images, train
 CONFIG = "configs/classification/fashion_mnist_per_example_cells.yaml"
 _KEY = "MODEL.CLASSIFIER.PER_EXAMPLE."
 OPERATIONS = ("conv_3x3", "conv_5x5", "max_pool_3x3", "skip_connect")
-DEPTHS = (1, 2, 4)
-"""Cells, each of eight decisions."""
 _BATCH, _RATE, _GROUPS = 64, 0.01, 2
 _WIDEST = 64
 
 
-def depth_pairs(cells: Sequence[int] = DEPTHS) -> list[Pair]:
+def depth_pairs(cells: Sequence[int]) -> list[Pair]:
     """What is compared with what: kinds at each depth, and each kind with its own at the depth
     before.
     """
@@ -53,7 +51,7 @@ def depth_figures(
     folder: Path,
     seed: int,
     iterations: int,
-    cells: Sequence[int] = DEPTHS,
+    cells: Sequence[int],
     size: int = 14,
     filters: int = 4,
 ) -> dict[str, dict[str, float]]:
@@ -63,7 +61,7 @@ def depth_figures(
         folder: with Fashion-MNIST's files.
         seed: of weights and order.
         iterations: of each training.
-        cells: depths.
+        cells: depths; a cell makes eight decisions.
         size: rows and columns of an image.
         filters: of routed and searched networks.
 
