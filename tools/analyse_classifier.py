@@ -6,13 +6,15 @@
     python tools/analyse_classifier.py --config-file ... --latency 1,64 MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --selection MODEL.WEIGHTS ...
     python tools/analyse_classifier.py --config-file ... --choices FILE.png MODEL.WEIGHTS ...
+    python tools/analyse_classifier.py --config-file ... --delegator FILE.png MODEL.WEIGHTS ...
 
 The first prints accuracy, mean branches and FLOPs on the test set at every τ (the gater's, or that
 of early termination), the second the loss along the line between two branches' weights of a Hydra,
 the third milliseconds per image for batches of those sizes, with the chosen branches or experts by
 groups and with all of them, the fourth per cent of each class's images for which each expert ran.
-The fifth prints, and draws into a file, which experts of a routing layer the images of each class
-get.
+The fifth prints, and draws into a file, which experts the images of each class get, in a routing
+layer or of any other system; the sixth, which expert a Collaboration of Experts selects by the
+delegator's probability of the true class, and by its prediction (Figures 7 and 8).
 """
 
 import argparse
@@ -27,7 +29,7 @@ from divdr.engine.classifier_analysis import (
     selection_table,
 )
 from divdr.engine.setup import at_least, listed
-from divdr.visualization import expert_choices, expert_choices_figure
+from divdr.visualization import expert_choices, expert_choices_figure, expert_selection
 
 
 @report_errors
@@ -54,6 +56,9 @@ def main() -> None:
     )
     parser.add_argument("--choices", default="", metavar="FILE", help="picture of experts' classes")
     parser.add_argument(
+        "--delegator", default="", metavar="FILE", help="picture of what a delegator selects"
+    )
+    parser.add_argument(
         "--decision", type=int, default=-1, help="which, from 0; the last if not given"
     )
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
@@ -71,6 +76,10 @@ def main() -> None:
         choices = expert_choices(cfg, options.decision)
         expert_choices_figure(choices).savefig(options.choices, dpi=100)
         print(choices.table())
+    if options.delegator:
+        selection = expert_selection(cfg)
+        selection.figure().savefig(options.delegator, dpi=100)
+        print(selection.table())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import _environment  # noqa: F401
 from tqdm import tqdm
 
 from divdr.engine import Predictor, load_config, report_errors
+from divdr.engine.setup import at_least
 from divdr.errors import DataError
 from divdr.visualization.overlay import CONFIDENCE
 from divdr.visualization.predicting import expand, predict_files
@@ -33,12 +34,13 @@ def main() -> int:
         default=CONFIDENCE,
         help="least score of a detection to be drawn",
     )
+    parser.add_argument("--task", type=at_least(0), help="which of a model's several, from 0")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     files = expand(args.images)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
     failures = predict_files(
-        Predictor(cfg), files, args.output, confidence=args.confidence, say=tqdm.write
+        Predictor(cfg, args.task), files, args.output, confidence=args.confidence, say=tqdm.write
     )
     if len(failures) < len(files):
         print(f"pictures are in {args.output}")

@@ -1,7 +1,7 @@
 """Weights: own checkpoints, and those of the published Dynamic Routing code."""
 
 from .files import is_whole, read_weights, weight_file, write_atomically, write_text_atomically
-from .fit import find_weights, read_part, rename
+from .fit import find_weights, load_exactly, read_part, rename
 from .pixels import PUBLISHED_PIXELS, Pixels, adapt_first_convolution
 from .published import convert_backbone, convert_decoder, convert_model
 
@@ -14,6 +14,7 @@ __all__ = [
     "convert_model",
     "find_weights",
     "is_whole",
+    "load_exactly",
     "read_part",
     "read_weights",
     "rename",

@@ -264,6 +264,29 @@ def _prefix(name: str) -> str:
     return name[: len(name) - len(start)] or ("_orig_mod." if "._orig_mod." in name else "")
 
 
+def load_exactly(parts: Iterable[nn.Module], weights: Mapping[str, Tensor], what: str) -> None:
+    """Load parts of a network from its weights, by the names that they have in it.
+
+    Args:
+        parts: together have every weight, each under another name.
+        weights: tensors by name.
+        what: begins the error's sentence.
+
+    Raises:
+        CheckpointError: a weight is missing there or here, or of another shape.
+    """
+    parts = list(parts)
+    own = {name: value for part in parts for name, value in part.state_dict().items()}
+    for name in sorted({*weights, *own}):
+        theirs, ours = (
+            tuple(held[name].shape) if name in held else "missing" for held in (weights, own)
+        )
+        if theirs != ours:
+            raise CheckpointError(f"{what}: {name} is {theirs} there and {ours} here")
+    for part in parts:
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+
+
 def read_part(path: str, prefix: str, what: str) -> dict[str, Tensor]:
     """Weights of a part of a model from its checkpoint, by the names that they have in the part.
 

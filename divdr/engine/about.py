@@ -10,11 +10,13 @@ import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from ..config import SEVERAL_TASKS, task_config
+from ..data.classification.class_sets import task_names
 from ..data.coco_json import reading
 
 KEY = "divdr"
@@ -51,6 +53,7 @@ class About:
         kinds: which of the metadata's lists of names are those of the model's classes.
         metadata: names and colours of classes and keypoints, as Detectron2 calls them; plain lists,
             dicts, numbers and strings.
+        tasks: the same of each task's classes, of a model of several; else empty.
     """
 
     task: str
@@ -60,6 +63,7 @@ class About:
     pixel_std: list[float]
     kinds: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, cfg: CfgNode, dataset: str = "") -> About:
@@ -84,6 +88,7 @@ class About:
             [float(value) for value in cfg.MODEL.PIXEL_STD],
             list(kinds),
             _kept(dataset, kinds) if dataset in DatasetCatalog.list() else {},
+            [_of_task(task) for task in model_tasks(cfg)],
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,7 +111,10 @@ class About:
         }
         if not all(isinstance(content.get(name), kind) for name, kind in types.items()):
             return None
-        return cls(**{name: content[name] for name in types})
+        tasks = content.get("tasks", [])  # which older files lack
+        if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
+            return None
+        return cls(**{name: content[name] for name in types}, tasks=[dict(task) for task in tasks])
 
     def other_task(self, run: About) -> str | None:
         """In which task a run's model differs from this checkpoint's; None: in none."""
@@ -141,7 +149,45 @@ class About:
         return None
 
 
-def drawing_metadata(cfg: CfgNode, about: About | None) -> Metadata:
+class ModelTask(NamedTuple):
+    """One of a model's several tasks.
+
+    Attributes:
+        name: the metadata's "task", or the data set's.
+        dataset: one of ``DATASETS.TRAIN`` that is of it; "" if none is.
+        cfg: the task's own configuration.
+    """
+
+    name: str
+    dataset: str
+    cfg: CfgNode
+
+
+def model_tasks(cfg: CfgNode) -> list[ModelTask]:
+    """A model's tasks in the order of their numbers; empty for a model of one.
+
+    Raises:
+        ConfigError: the tasks' settings do not suit each other.
+    """
+    named = {name: MetadataCatalog.get(name).get("task", name) for name in cfg.DATASETS.TRAIN}
+    if cfg.MODEL.META_ARCHITECTURE == SEVERAL_TASKS:
+        found = []
+        for number, architecture in enumerate(cfg.MODEL.MULTI_TASK.ARCHITECTURES):
+            own = task_config(cfg, number)
+            dataset = next(iter(own.DATASETS.TRAIN), "")
+            found.append(ModelTask(named.get(dataset, architecture), dataset, own))
+        return found
+    tasks = task_names(cfg) if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier" else []
+    return [ModelTask(task, next(n for n in named if named[n] == task), cfg) for task in tasks]
+
+
+def _of_task(task: ModelTask) -> dict[str, Any]:
+    if task.dataset not in DatasetCatalog.list():
+        return {}
+    return _kept(task.dataset, _TASKS[task.cfg.MODEL.META_ARCHITECTURE][1])
+
+
+def drawing_metadata(cfg: CfgNode, about: About | None, task: int | None = None) -> Metadata:
     """Names and colours of a model's classes, for pictures.
 
     They are the checkpoint's; where it has none, those of the config's data sets; where these are
@@ -150,8 +196,14 @@ def drawing_metadata(cfg: CfgNode, about: About | None) -> Metadata:
     Args:
         cfg: the whole configuration.
         about: what the checkpoint says; None: nothing.
+        task: whose classes, of a model of several.
     """
-    if about is not None and any(about.metadata.get(kind) for kind in about.kinds):
+    if task is not None:
+        chosen = model_tasks(cfg)[task]
+        cfg, dataset = chosen.cfg, chosen.dataset
+        known = [] if about is None else about.tasks
+        found = dict(known[task]) if len(known) > task else _of_task(chosen)
+    elif about is not None and any(about.metadata.get(kind) for kind in about.kinds):
         dataset, found = about.dataset, dict(about.metadata)
     else:
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]

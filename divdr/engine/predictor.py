@@ -12,9 +12,10 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from ..data import ClassificationMapper
+from ..errors import ConfigError
 from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
-from .about import drawing_metadata
+from .about import drawing_metadata, model_tasks
 from .execution_modes import load_with_about
 from .setup import on_available_device
 
@@ -27,6 +28,7 @@ class Predictor:
     Args:
         cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint. Without a GPU the model runs on
             the CPU, whatever ``MODEL.DEVICE`` says.
+        task: number of the task that is predicted, of a model of several.
 
     Attributes:
         model: the model, in evaluation mode.
@@ -34,15 +36,17 @@ class Predictor:
         classifies: whether the model tells an image's class, instead of finding things in it.
 
     Raises:
+        ConfigError: the model has several tasks and none of them is named, or no such task.
         CheckpointError: no weights, weights of another model, or of one for images that come in
             otherwise than the config says.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, task: int | None = None) -> None:
         self.cfg = cfg = on_available_device(cfg)
+        self._item = _task_item(cfg, task)
         self.model, about = load_with_about(cfg)
         self.routing = attached_routing(self.model)
-        self.metadata = drawing_metadata(cfg, about)
+        self.metadata = drawing_metadata(cfg, about, task)
         self.classifies = cfg.INPUT.DATASET_MAPPER_NAME == "classification"
         self._mapper = ClassificationMapper(cfg, is_train=False) if self.classifies else None
         self._resize = T.ResizeShortestEdge(
@@ -67,11 +71,13 @@ class Predictor:
             image = read_image(image, "RGB")
         picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
         if self._mapper is not None:
-            return self.model([self._mapper({"pixels": np.asarray(picture)})])[0]
+            item = self._mapper({"pixels": np.asarray(picture)})
+            return self.model([{**item, **self._item}])[0]
         pixels = self._resized(picture_pixels(picture, self.cfg.INPUT.FORMAT))
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))
         height, width = size or image.shape[:2]
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        item = {"image": tensor, "height": height, "width": width, **self._item}
+        return self.model([item])[0]
 
     def expert(self, output: dict[str, Any]) -> int | None:
         """Which local expert an output's route belongs to; None without experts."""
@@ -87,3 +93,17 @@ class Predictor:
             rows, columns = max(1, transform.new_h), max(1, transform.new_w)
             transform = T.ResizeTransform(*pixels.shape[:2], rows, columns)
         return transform.apply_image(pixels)
+
+
+def _task_item(cfg: CfgNode, task: int | None) -> dict[str, int]:
+    """What an image's dict has to say of its task."""
+    tasks = model_tasks(cfg)
+    if not tasks and task is None:
+        return {}
+    if not tasks:
+        raise ConfigError(f"the model has one task, and no task {task} to choose")
+    if task is None or not 0 <= task < len(tasks):
+        listed = ", ".join(f"{number} ({each.name})" for number, each in enumerate(tasks))
+        asked = "say which to predict by its number" if task is None else f"task {task} is none"
+        raise ConfigError(f"the model has {len(tasks)} tasks, {listed}: {asked}")
+    return {"task": task}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ class _Step(NamedTuple):
 
 class TrainingLoop(SimpleTrainer):
     """Forward, backward, step; under autocast with scaled gradients where float16 needs them.
+
+    Processes may have different losses.
 
     A loss that is not finite never reaches the weights. With a period of 1 the host knows every
     loss before it is learned from. With more, only the device does: there the optimiser skips that
@@ -196,14 +199,37 @@ class TrainingLoop(SimpleTrainer):
             put_scalar_at(storage, "rank_data_time", steps[comm.get_rank()].data_time, at)
             if not comm.is_main_process():
                 continue
-            means = {
-                name: sum(step.losses[name] for step in steps) / len(steps)
-                for name in steps[0].losses
-            }
             put_scalar_at(storage, "data_time", max(step.data_time for step in steps), at)
-            put_scalar_at(storage, "total_loss", sum(means.values()), at)
-            for name, value in means.items() if len(means) > 1 else ():
+            for name, value in _means([step.losses for step in steps]).items():
                 put_scalar_at(storage, name, value, at)
+
+    def _write_metrics(
+        self,
+        loss_dict: Mapping[str, Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,  # as Detectron2 calls it
+    ) -> None:
+        """Detectron2's, but for processes that may have different losses.
+
+        Raises:
+            FloatingPointError: the sum is not finite.
+        """
+        at = self.iter if iter is None else iter
+        if (at + 1) % getattr(self, "gather_metric_period", 1):  # which Detectron2 0.6 lacks
+            return
+        own = {name: float(value.detach()) for name, value in loss_dict.items()}
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time)
+        gathered = comm.gather((own, data_time))
+        if not comm.is_main_process():
+            return
+        storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
+        means = _means([losses for losses, _ in gathered])
+        if not math.isfinite(means["total_loss"]):
+            raise FloatingPointError(f"the loss of iteration {at} is not finite: {gathered}")
+        for name, value in means.items():
+            storage.put_scalar(f"{prefix}{name}" if name == "total_loss" else name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, and the scale."""
@@ -221,6 +247,20 @@ class TrainingLoop(SimpleTrainer):
         scaler = state_dict.get("grad_scaler")
         if scaler and self.grad_scaler.is_enabled():  # bfloat16 leaves none
             self.grad_scaler.load_state_dict(scaler)
+
+
+def _means(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """ "total_loss", the mean over all processes, and if there are several losses the mean of each.
+
+    With several tasks a process may train one and another process another in the same step: a loss
+    is the mean over those that have it.
+    """
+    means = {"total_loss": sum(sum(losses.values()) for losses in every) / len(every)}
+    names = dict.fromkeys(name for losses in every for name in losses)
+    for name in names if len(names) > 1 else ():
+        values = [losses[name] for losses in every if name in losses]
+        means[name] = sum(values) / len(values)
+    return means
 
 
 def _error(steps: Iterable[_Step]) -> NonFiniteLossError:

@@ -53,13 +53,14 @@ class MixtureEvaluator(DatasetEvaluator):
         self._images += len(images)
         cost = self._system.cost(*images.shape[-2:])
         found = self._system.compared(images, labels, THRESHOLDS)
-        right = [(logits.argmax(1) == labels).sum() for logits, _ in found.values()]
-        ran = [each for _, each in found.values()]
-        best = [self._system.expert_losses(images, labels).argmin(1)] if self._best.shape[1] else []
+        predictions = found.predictions
+        right = [(logits.argmax(1) == labels).sum() for logits, _ in predictions.values()]
+        ran = [each for _, each in predictions.values()]
+        best = [found.losses.argmin(1)] if self._best.shape[1] else []
         # All of it crosses from a GPU at once.
-        count = len(found)
+        count = len(predictions)
         moved = to_host([*right, *ran, labels, *best])
-        for name, hits, chosen in zip(found, moved[:count], moved[count:], strict=False):
+        for name, hits, chosen in zip(predictions, moved[:count], moved[count:], strict=False):
             row = torch.stack([hits.double(), cost.of(chosen).sum(), chosen.sum().double()])
             self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + row
         for nearest in moved[2 * count + 1 :]:

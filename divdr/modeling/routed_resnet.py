@@ -399,7 +399,7 @@ def _layer(
         # Those of one name start equal.
         expert.load_state_dict(experts.setdefault(name, expert).state_dict())
         made.append(expert)
-    router = Router(settings.router, channels, task_width, len(made), k)
+    router = Router(settings.router, channels, task_width, len(made), k, settings.noise)
     return RoutingLayer(made, settings.experts, router)
 
 

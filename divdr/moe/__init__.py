@@ -82,7 +82,7 @@ from .resnet import DenseNetParts, Part, ResNetParts
 from .routing_layer import Context, Router, RoutingLayer
 from .sample_gate import Reservoir, SampleGate, as_first_process, smoothed, weighted_mean
 from .single import Ensemble, Stacking, StageClassifier, log_mean_probability
-from .single_gate import SingleGate
+from .single_gate import Comparison, SingleGate
 from .single_gate_stages import stages_of
 from .soft_targets import Distillation, divergence
 from .split import split_at, take_common_weights, with_embedding
@@ -115,6 +115,7 @@ __all__ = [
     "ClassificationSystem",
     "Collaboration",
     "CollaborationSettings",
+    "Comparison",
     "CondConv2d",
     "Context",
     "Cost",

@@ -31,12 +31,14 @@ class BlockParts:
         task_width: of the tasks' embeddings, 0 without.
         layer: makes the routing layer over the operations, from channels and k.
         norm: makes a normalisation layer.
+        noise: of the gates over inputs, see ``NoisyTopKGate``.
     """
 
     router: str
     task_width: int
     layer: Callable[[int, int], RoutingLayer]
     norm: NormFactory
+    noise: float = 1.0
 
 
 class ChoiceBlock(nn.Module):
@@ -58,7 +60,12 @@ class ChoiceBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs = Router(
-            parts.router, inputs * channels, parts.task_width, inputs, min(k_inputs, inputs)
+            parts.router,
+            inputs * channels,
+            parts.task_width,
+            inputs,
+            min(k_inputs, inputs),
+            parts.noise,
         )
         self.operations = parts.layer(channels, k)
 

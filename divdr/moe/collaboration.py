@@ -231,6 +231,11 @@ class Collaboration(DelegatorFirst, nn.Module):
         """
         self.partition.copy_(given_partition(partition.tolist(), len(self.experts)))
 
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) logits of the rough prediction, and (N,) the expert that would be asked."""
+        seen = self.delegator(x)
+        return seen.rough, self._selected(seen)
+
     def _selected(self, seen: Delegation) -> Tensor:
         """(N,) int64, the expert of each sample."""
         return self.partition[seen.rough.argmax(1)] if self._by_class else seen.experts()

@@ -1,4 +1,4 @@
-"""Files of experts that were trained alone, and of bases that were trained before.
+"""Files of experts that were trained alone.
 
 What an expert learned is worth nothing behind another base: its file holds the hash of its own.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
 
 from ..checkpoint import read_weights, write_atomically
 from ..errors import CheckpointError
@@ -69,24 +66,6 @@ def take_expert(system: SingleGate, path: str) -> int:
         raise CheckpointError(f"expert {number} of {path} is of another architecture")
     system.load_state_dict(weights, strict=False)
     return number
-
-
-def fill(parts: Iterable[nn.Module], weights: Mapping[str, Tensor]) -> None:
-    """Load the parts of a network from its weights, by the names that they have in it.
-
-    Raises:
-        CheckpointError: one is missing, or of another shape.
-    """
-    for part in parts:
-        own = part.state_dict()
-        for name, value in own.items():
-            if name not in weights or weights[name].shape != value.shape:
-                theirs = tuple(weights[name].shape) if name in weights else "missing"
-                raise CheckpointError(
-                    f"the base is of another architecture: {name} is {theirs} in its checkpoint "
-                    f"and {tuple(value.shape)} here"
-                )
-        part.load_state_dict({name: weights[name] for name in own})
 
 
 def _is_of(name: str, number: int) -> bool:

@@ -51,7 +51,7 @@ class Gating(NamedTuple):
 
 
 class NoisyTopKGate(nn.Module):
-    """G(x) = softmax(keep-top-k(x·W_g + ε·softplus(x·W_noise), k)), ε ~ N(0, 1).
+    """G(x) = softmax(keep-top-k(x·W_g + ε·s·softplus(x·W_noise), k)), ε ~ N(0, 1); s is 1.
 
     There is noise in training alone. Both matrices start at 0 and there is no bias: at first every
     expert is as likely as any other. The gradient reaches W_g through the weights of the chosen
@@ -61,13 +61,16 @@ class NoisyTopKGate(nn.Module):
         inputs: length of a sample's vector x.
         experts: E.
         k: experts that run for a sample.
+        noise: s; with 0 the load is that of the choice, without a gradient.
 
     Raises:
-        ConfigError: k is not within 1 and E.
+        ConfigError: k is not within 1 and E, or the noise below 0.
     """
 
-    def __init__(self, inputs: int, experts: int, k: int) -> None:
+    def __init__(self, inputs: int, experts: int, k: int, noise: float = 1.0) -> None:
         super().__init__()
+        if noise < 0:
+            raise ConfigError(f"the gates' noise must be at least 0, not {noise}")
         if not 1 <= k <= experts:
             raise ConfigError(
                 f"k, the experts that run for a sample, must be between 1 and the {experts} that "
@@ -75,6 +78,7 @@ class NoisyTopKGate(nn.Module):
             )
         self.experts = experts
         self.k = k
+        self.deviation = noise
         self.score = nn.Linear(inputs, experts, bias=False)
         self.noise = nn.Linear(inputs, experts, bias=False)
         nn.init.zeros_(self.score.weight)
@@ -92,7 +96,8 @@ class NoisyTopKGate(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.score.weight.dtype)
             clean = self.score(x).float()
-            deviation = F.softplus(self.noise(x).float()) if self.training else None
+            noisy_now = self.training and self.deviation > 0
+            deviation = self.deviation * F.softplus(self.noise(x).float()) if noisy_now else None
         noisy, load = clean, None
         if deviation is not None:
             noisy = clean + _noise(clean, sharing) * deviation

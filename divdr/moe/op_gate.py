@@ -21,11 +21,12 @@ class OpGate(nn.Module):
         channels: C.
         ops: O.
         k: operations that run for an image.
+        noise: see ``NoisyTopKGate``.
     """
 
-    def __init__(self, channels: int, ops: int, k: int) -> None:
+    def __init__(self, channels: int, ops: int, k: int, noise: float = 1.0) -> None:
         super().__init__()
-        self.gate = NoisyTopKGate(channels, ops, k)
+        self.gate = NoisyTopKGate(channels, ops, k, noise)
 
     def forward(self, x: Tensor) -> OpChoice:
         """Decide for (n, C, H, W), in float32 whatever the precision of ``x``."""
@@ -40,21 +41,23 @@ class OpGates:
     Args:
         k_first: operations that run for an image in the first layer.
         k_last: in the last.
+        noise: of the gates in training, see ``NoisyTopKGate``.
 
     Raises:
         ConfigError: by the cell that asks, if it has fewer operations.
     """
 
-    def __init__(self, k_first: int, k_last: int) -> None:
+    def __init__(self, k_first: int, k_last: int, noise: float = 1.0) -> None:
         self.k_first = k_first
         self.k_last = k_last
+        self.noise = noise
 
     @classmethod
     def of(cls, settings: OpGateSettings) -> OpGates | None:
         """As settings say; None where all operations are summed."""
         if settings.name == "sum":
             return None
-        return cls(settings.k_first, settings.k_last)
+        return cls(settings.k_first, settings.k_last, settings.noise)
 
     def __call__(self, channels: int, ops: int, layer: int, layers: int) -> OpGate:
         """The gate of a cell, see ``divdr.routing.chosen_ops.OpGateBuilder``."""
@@ -64,4 +67,5 @@ class OpGates:
                     f"{OpGateSettings.KEY}.{name.upper()} is {getattr(self, name)}, but a cell has "
                     f"{ops} of MODEL.ROUTING.OPS"
                 )
-        return OpGate(channels, ops, anneal_k(self.k_first, self.k_last, layers)[layer])
+        k = anneal_k(self.k_first, self.k_last, layers)[layer]
+        return OpGate(channels, ops, k, self.noise)

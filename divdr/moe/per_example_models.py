@@ -73,7 +73,7 @@ def _layer(settings: PerExampleSettings, task_width: int, channels: int, k: int)
     """A routing layer on maps."""
     norm = group_norm(settings.norm_groups)
     experts = [build_expert(n, channels, norm, settings.convolutions) for n in settings.experts]
-    router = Router(settings.router, channels, task_width, len(experts), k)
+    router = Router(settings.router, channels, task_width, len(experts), k, settings.noise)
     return RoutingLayer(experts, settings.experts, router, nn.Sequential(norm(channels), nn.ReLU()))
 
 
@@ -111,7 +111,9 @@ def _linear(
     layers = []
     for k in anneal_k(settings.k_first, settings.k_last, settings.layers):
         experts = [linear_layer(settings.filters, settings.filters) for _ in settings.experts]
-        router = Router(settings.router, settings.filters, task_width, len(experts), k)
+        router = Router(
+            settings.router, settings.filters, task_width, len(experts), k, settings.noise
+        )
         layers.append(RoutingLayer(experts, settings.experts, router))
     return stem, RoutedLayers(layers, settings.filters)
 
@@ -124,6 +126,7 @@ def _cells(
         task_width,
         partial(_layer, settings, task_width),
         group_norm(settings.norm_groups),
+        settings.noise,
     )
     width = settings.filters if settings.shared_layers else in_channels
     body = RoutedCells(

@@ -46,12 +46,21 @@ class Router(nn.Module):
         task_width: T.
         experts: E.
         k: experts a sample.
+        noise: see ``NoisyTopKGate``.
 
     Raises:
         ConfigError: the kind is unknown, needs tasks that there are not, or k is out of range.
     """
 
-    def __init__(self, kind: str, channels: int, task_width: int, experts: int, k: int) -> None:
+    def __init__(
+        self,
+        kind: str,
+        channels: int,
+        task_width: int,
+        experts: int,
+        k: int,
+        noise: float = 1.0,
+    ) -> None:
         super().__init__()
         if kind not in ROUTERS:
             raise ConfigError(f"a router is one of {', '.join(ROUTERS)}, not {kind!r}")
@@ -59,7 +68,7 @@ class Router(nn.Module):
             raise ConfigError('router "task" needs several tasks, whose embeddings it looks at')
         self.kind = kind
         width = {"pooled": channels, "task": task_width, "constant": 1}
-        self.gate = NoisyTopKGate(width.get(kind, channels + task_width), experts, k)
+        self.gate = NoisyTopKGate(width.get(kind, channels + task_width), experts, k, noise)
 
     def forward(self, x: Tensor, context: Context) -> Gating:
         """Decide for maps (N, C, H, W) or vectors (N, C)."""

@@ -10,17 +10,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint import load_exactly
 from ..settings import SingleGateSettings
 from .choice import Choice, choose_by, confidence
 from .embedding import check_labels, class_means
 from .expert_dispatch import Dispatch, Group, restrict, run_groups, scatter_sum
-from .expert_files import fill, write_expert
+from .expert_files import write_expert
 from .multiply_adds import each_macs, part_macs
 from .sample_gate import SampleGate, as_first_process, smoothed, some_of, weighted_mean
 from .single import Stacking, log_mean_probability
@@ -30,6 +31,19 @@ from .system import Cost, ExitThreshold, Prediction, Stage, loaded_numbers, stag
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Makes (images, labels) of every training image once."""
+
+
+class Comparison(NamedTuple):
+    """Of a batch, what a mixture would do by every choice that needs no training.
+
+    Attributes:
+        predictions: by name: "base"; each ensembler, without early exit; "oracle", where the true
+            class chooses; and "anytime-τ" and "confidence-τ" with the ensembler that is set.
+        losses: (N, K) float32 cross-entropy of every expert, without the base.
+    """
+
+    predictions: dict[str, Prediction]
+    losses: Tensor
 
 
 class SingleGate(ExitThreshold, nn.Module):
@@ -161,33 +175,20 @@ class SingleGate(ExitThreshold, nn.Module):
         return group.output.float()
 
     @torch.no_grad()
-    def expert_losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(N, K) cross-entropy of every expert, of classes (N,)."""
-        maps = self.shared(images)
-        own = [F.cross_entropy(e(maps).float(), labels, reduction="none") for e in self.experts]
-        return torch.stack(own, dim=1)
-
-    @torch.no_grad()
-    def compared(
-        self, images: Tensor, labels: Tensor, thresholds: Sequence[float]
-    ) -> dict[str, Prediction]:
-        """What every choice that needs no training would predict; all experts run.
+    def compared(self, images: Tensor, labels: Tensor, thresholds: Sequence[float]) -> Comparison:
+        """What every choice that needs no training would predict; base and all experts run, once.
 
         Args:
             images: (N, ...).
-            labels: (N,) int64, for the oracle of experts that are for classes.
+            labels: (N,) int64, for the losses, and the oracle of experts that are for classes.
             thresholds: values of τ.
-
-        Returns:
-            By name: "base"; each ensembler, without early exit; "oracle", where the true class
-            chooses; and "anytime-τ" and "confidence-τ" with the ensembler that is set.
         """
         maps = self.shared(images)
         z, logits = self.base(maps)
         chosen = torch.zeros((len(images), len(self.experts)), dtype=torch.bool, device=z.device)
         found = {"base": Prediction(logits.float(), chosen)}
         if not len(self.experts):
-            return found
+            return Comparison(found, logits.new_zeros((len(images), 0)))
         every = list(self.dispatch(self.experts, maps, torch.ones_like(chosen)))
         gate, sure = self.gate(z).float().softmax(1), confidence(logits)
 
@@ -214,7 +215,11 @@ class SingleGate(ExitThreshold, nn.Module):
         for leave in ("anytime", "confidence"):
             for threshold in thresholds:
                 found[f"{leave}-{threshold:g}"] = predict(gate, threshold, exit=leave)
-        return found
+        losses = logits.new_zeros(chosen.shape, dtype=torch.float32)
+        for group in every:
+            own = F.cross_entropy(group.output.float(), labels[group.rows], reduction="none")
+            losses[group.rows, group.expert] = own
+        return Comparison(found, losses)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Those of the present stage (Algorithm 1).
@@ -306,7 +311,8 @@ class SingleGate(ExitThreshold, nn.Module):
         first = stage.name == "gate" and stage == self._first("gate")
         if first and not self.gate.is_fitted:
             if self.base_weights is not None:
-                fill((self.shared, self.base), self.base_weights())
+                what = "the base's checkpoint is of another architecture"
+                load_exactly((self.shared, self.base), self.base_weights(), what)
             self.cluster(batches)
             for expert in self.experts:
                 take_common_weights(expert, self.base)

@@ -229,7 +229,7 @@ class ClusteringSettings(Settings):
 
 @dataclass(frozen=True)
 class BalanceSettings(Settings):
-    """Losses that keep the experts of routing layers in use (Ramachandran & Le)."""
+    """What keeps the experts of routing layers in use: losses and noise (Ramachandran & Le)."""
 
     balance_weight: tuple[float, float] = setting(
         (0.1, 0.0),
@@ -243,6 +243,14 @@ class BalanceSettings(Settings):
         "M, steps whose images these losses sum over, the present one and earlier ones: a "
         "detector's batch is too small to tell how experts are used. The paper's is 1.",
         low=1,
+    )
+    noise: float = setting(
+        1.0,
+        "Multiple of the noise that gates add to their scores in training: a standard normal "
+        "number times softplus(x·W_noise). With 0 there is none, and a gate, whose scores start "
+        "equal, begins with the first k experts for every image.",
+        low=0,
+        source="Ramachandran & Le, Section 2.1",
     )
 
 

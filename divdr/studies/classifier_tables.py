@@ -14,8 +14,10 @@ from .statistics import paired_difference, summarise
 Figures = Mapping[str, Mapping[str, float]]
 """Of one seed: figures by name ("bagging top-1", "bagging MFLOPs"), by system."""
 
-# What is compared with what: the second with the first.
-PAIRS = (
+Pair = tuple[tuple[str, str], tuple[str, str]]
+"""Two systems with their answers, of which the second is compared with the first."""
+
+PAIRS: tuple[Pair, ...] = (
     (("base", "base"), ("one expert", "bagging")),
     (("one expert", "bagging"), ("K = 5", "bagging")),
     (("K = 5", "bagging"), ("K = 10", "bagging")),
@@ -30,8 +32,12 @@ PAIRS = (
 )
 
 
-def table(seeds: Sequence[Figures]) -> str:
+def table(seeds: Sequence[Figures], compared: Sequence[Pair] = PAIRS) -> str:
     """Means and deviations of every row but the curves', and paired differences, in Markdown.
+
+    Args:
+        seeds: figures of each seed.
+        compared: pairs of systems; those that were not measured are left out.
 
     Raises:
         DataError: there are no figures.
@@ -46,10 +52,13 @@ def table(seeds: Sequence[Figures]) -> str:
                 continue
             accuracy = summarise([seed[system][key] for seed in seeds])
             cost = np.mean([seed[system][f"{name} MFLOPs"] for seed in seeds])
-            rows.append((system, name, f"{cost:.3f}", f"{accuracy.mean:.2f} ± {accuracy.std:.2f}"))
-    text = tabulate(rows, ("system", "answer", "MFLOPs", "top-1 [%]"), tablefmt="github")
+            numbers = [seed[system]["parameters"] for seed in seeds if "parameters" in seed[system]]
+            row = (system, name, f"{cost:.3f}", f"{accuracy.mean:.2f} ± {accuracy.std:.2f}")
+            rows.append((*row, f"{np.mean(numbers):,.0f}") if numbers else row)
+    heads = ("system", "answer", "MFLOPs", "top-1 [%]", "parameters")
+    text = tabulate(rows, heads[: max(map(len, rows))], tablefmt="github")
     pairs = []
-    for (first, a), (second, b) in PAIRS:
+    for (first, a), (second, b) in compared:
         if not all(
             f"{a} top-1" in s.get(first, {}) and f"{b} top-1" in s.get(second, {}) for s in seeds
         ):
@@ -59,8 +68,8 @@ def table(seeds: Sequence[Figures]) -> str:
         )
         interval = f"{found.low:+.2f} to {found.high:+.2f}"
         pairs.append((f"{second} ({b}) − {first} ({a})", f"{found.mean:+.2f}", interval, found.n))
-    heads = ("difference", "mean", "95 % interval", "seeds")
-    return text + "\n\n" + tabulate(pairs, heads, tablefmt="github") + "\n"
+    columns = ("difference", "mean", "95 % interval", "seeds")
+    return text + "\n\n" + tabulate(pairs, columns, tablefmt="github") + "\n"
 
 
 def draw_curves(seeds: Sequence[Figures], path: Path) -> None:

@@ -140,7 +140,7 @@ def measure(system: Any, images: Images) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
     for pixels, labels in _batches(images, 500):
         if hasattr(system, "compared"):
-            found = system.compared(pixels, labels, THRESHOLDS)
+            found = system.compared(pixels, labels, THRESHOLDS).predictions
         else:
             found = {"system": system(pixels)}
         for name, (logits, ran) in found.items():

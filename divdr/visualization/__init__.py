@@ -2,6 +2,7 @@
 
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
 from .expert_choices import ExpertChoices, expert_choices, expert_choices_figure
+from .expert_selection import ExpertSelection, expert_selection
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
 from .overlay import Example, colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
@@ -15,6 +16,7 @@ from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 __all__ = [
     "Example",
     "ExpertChoices",
+    "ExpertSelection",
     "RouteData",
     "RunData",
     "SweepPanel",
@@ -25,6 +27,7 @@ __all__ = [
     "embedding_figure",
     "expert_choices",
     "expert_choices_figure",
+    "expert_selection",
     "gflops_figure",
     "joint_embedding_figure",
     "losses_figure",

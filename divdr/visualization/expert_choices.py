@@ -59,8 +59,11 @@ class ExpertChoices:
 def expert_choices(cfg: CfgNode, decision: int = -1) -> ExpertChoices:
     """What a trained model chooses for the images of ``DATASETS.TEST``.
 
+    Systems other than per-example routing make one decision, in which an image may choose no expert
+    or several.
+
     Args:
-        cfg: of a model of build_per_example_classifier.
+        cfg: of a trained classifier.
         decision: its place among the model's, from 0; negative ones count from the last.
 
     Raises:
@@ -68,29 +71,39 @@ def expert_choices(cfg: CfgNode, decision: int = -1) -> ExpertChoices:
             differ.
     """
     model, _ = trained_classifier(cfg)
-    network = per_example_of(model)
-    if network is None:
-        raise ConfigError(
-            "the model makes no decisions between experts: MODEL.CLASSIFIER.NAME is not "
-            "build_per_example_classifier"
-        )
-    count, names = len(network.decisions), list(cfg.DATASETS.TEST)
+    network, (name, classes) = per_example_of(model), only_test_set(cfg)
+    count = 1 if network is None else len(network.decisions)
     if not -count <= decision < count:
         raise ConfigError(f"the model's decisions are 0 to {count - 1}, and not {decision}")
+    ran, labels = [], []
+    for inputs in build_test_loader(cfg, [name]):
+        ran += [output["ran"].cpu() for output in model(inputs)]
+        labels += [item["label"] for item in inputs]
+    found = torch.stack(ran).numpy()
+    if network is None:
+        where, experts = "experts", [f"expert {number}" for number in range(found.shape[1])]
+    else:
+        chosen = network.decisions[decision]
+        where, experts, found = chosen.name, list(chosen.experts), found[:, chosen.columns]
+    counts = np.zeros((len(classes), len(experts)), np.int64)
+    np.add.at(counts, labels, found)
+    if len(set(experts)) < len(experts):  # of one kind: numbers tell them apart
+        experts = [f"{name} {number}" for number, name in enumerate(experts, start=1)]
+    return ExpertChoices(where, experts, classes, counts)
+
+
+def only_test_set(cfg: CfgNode) -> tuple[str, list[str]]:
+    """Name and classes of ``DATASETS.TEST``.
+
+    Raises:
+        ConfigError: it has several sets, whose classes differ.
+    """
+    names = list(cfg.DATASETS.TEST)
     if len(names) != 1:
         raise ConfigError(
             f"the picture is of one test set's classes, and DATASETS.TEST has {len(names)}"
         )
-    chosen = network.decisions[decision]
-    classes = list(MetadataCatalog.get(names[0]).classes)
-    counts = np.zeros((len(classes), len(chosen.experts)), np.int64)
-    for inputs in build_test_loader(cfg, names):
-        ran = torch.stack([output["ran"] for output in model(inputs)])[:, chosen.columns]
-        np.add.at(counts, [item["label"] for item in inputs], ran.cpu().numpy())
-    experts = list(chosen.experts)
-    if len(set(experts)) < len(experts):  # of one kind: numbers tell them apart
-        experts = [f"{name} {number}" for number, name in enumerate(experts, start=1)]
-    return ExpertChoices(chosen.name, experts, classes, counts)
+    return names[0], list(MetadataCatalog.get(names[0]).classes)
 
 
 def expert_choices_figure(choices: ExpertChoices) -> Figure:
@@ -98,15 +111,23 @@ def expert_choices_figure(choices: ExpertChoices) -> Figure:
     height = 1.4 + 0.3 * max(len(choices.classes), len(choices.experts))
     figure = Figure(figsize=(11, height), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _bars(left, choices.per_class(), choices.classes, choices.experts)
+    draw_shares(left, choices.per_class(), choices.classes, choices.experts)
     left.set_title("Experts of each class")
-    _bars(right, choices.per_expert(), choices.experts, choices.classes)
+    draw_shares(right, choices.per_expert(), choices.experts, choices.classes)
     right.set_title("Classes of each expert")
     figure.suptitle(choices.decision)
     return figure
 
 
-def _bars(axes: Axes, shares: np.ndarray, rows: Sequence[str], parts: Sequence[str]) -> None:
+def draw_shares(axes: Axes, shares: np.ndarray, rows: Sequence[str], parts: Sequence[str]) -> None:
+    """A bar a row, cut into parts.
+
+    Args:
+        axes: to draw into.
+        shares: (rows, parts), each 0 to 1.
+        rows: names.
+        parts: names.
+    """
     places, before = np.arange(len(rows)), np.zeros(len(rows))
     for number, part in enumerate(parts):
         axes.barh(places, shares[:, number], left=before, color=colour(number), label=part)

@@ -233,7 +233,9 @@ def best_classes(
     output: dict[str, Any], names: Sequence[str], count: int = _SHOWN
 ) -> list[tuple[str, float]]:
     """Names and scores, from 0 to 1, of the classes that a classifier finds likeliest."""
-    scores, classes = output["scores"].float().cpu().topk(min(count, len(output["scores"])))
+    # A task of a model of several can have fewer classes than there are scores.
+    count = min(count, len(output["scores"]), len(names))
+    scores, classes = output["scores"].float().cpu().topk(count)
     return [
         (names[number] if number < len(names) else str(number), score)
         for number, score in zip(classes.tolist(), scores.tolist(), strict=True)

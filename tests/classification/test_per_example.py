@@ -1,6 +1,7 @@
 """Noisy top-k gating, routing layers, and the networks that they make."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -81,6 +82,45 @@ def test_noise_is_of_training_and_starts_the_same_for_all():
     assert used.tolist() == pytest.approx([0.25] * 4, abs=0.03)
     made.eval()
     assert made(x).chosen.float().mean(0).tolist().count(1.0) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+def test_noise_is_as_large_as_it_is_set(noise):
+    made, x = NoisyTopKGate(3, 2, 1, noise), torch.randn(20000, 3)
+    with torch.no_grad():
+        made.score.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
+    x[:, 0] = 0.7  # by so much is the second expert's score the larger one
+    found = made(x)
+    # Of softplus(0) · noise is each score's deviation, √2 times that of their difference.
+    deviation = math.sqrt(2) * noise * math.log(2)
+    expected = 1.0 if not noise else 0.5 * (1 + math.erf(0.7 / deviation / math.sqrt(2)))
+    assert found.chosen[:, 1].float().mean() == pytest.approx(expected, abs=0.015)
+    # The load says of each sample how likely the expert is, by the noise of one score alone.
+    if noise:
+        assert found.load.detach().mean(0)[1] == pytest.approx(expected, abs=0.015)
+    else:
+        assert found.load.equal(found.chosen.float())
+        assert made.eval()(x).chosen.equal(found.chosen)
+
+
+def test_noise_of_every_layer_is_that_of_the_settings():
+    for model, experts in (("layers", ("skip_connect", "conv_3x3")), ("linear", ("linear",) * 2)):
+        network = per_example_network(
+            PerExampleSettings(
+                model=model, layers=2, filters=4, experts=experts, k_first=1, k_last=1, noise=0.25
+            ),
+            [3],
+            size=4,
+        )
+        gates = [m for m in network.modules() if isinstance(m, NoisyTopKGate)]
+        assert [gate.deviation for gate in gates] == [0.25] * 2
+    cells = PerExampleSettings(
+        model="cells", layers=1, filters=4, experts=("skip_connect",), k_first=1, k_last=1, noise=2
+    )
+    gates = [m for m in per_example_network(cells, [3]).modules() if isinstance(m, NoisyTopKGate)]
+    assert [gate.deviation for gate in gates] == [2] * 8
+    with pytest.raises(ConfigError, match=r"noise must be at least 0, not -1"):
+        NoisyTopKGate(3, 2, 1, -1.0)
 
 
 def test_gradients_reach_both_matrices():

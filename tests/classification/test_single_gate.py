@@ -378,10 +378,50 @@ def test_base_from_a_checkpoint():
     made.begin(made.stages[0], lambda: [(images(), LABELS)])
     other = network(seed=7).eval()
     torch.testing.assert_close(made.eval().base(made.shared(images()))[1], other(images()))
-    made = make(2, fitted=False, base="named.pth")
-    made.base_weights = lambda: {n: v for n, v in weights.items() if n != "classify.bias"}
-    with pytest.raises(CheckpointError, match=r"classify.bias is missing in its checkpoint"):
-        made.begin(made.stages[0], lambda: [(images(), LABELS)])
+
+
+def test_bases_of_other_architectures():
+    weights = network(seed=7).state_dict()
+    deeper = network(depth=2).state_dict()
+    more = next(name for name in sorted(deeper) if name not in weights)
+    for held, told in (
+        ({n: v for n, v in weights.items() if n != "classify.bias"}, "classify.bias is missing th"),
+        ({**weights, "classify.bias": torch.zeros(7)}, "classify.bias is (7,) there and (4,) here"),
+        (deeper, f"{more} is {tuple(deeper[more].shape)} there and missing here"),
+    ):
+        made = make(2, fitted=False, base="named.pth")
+        before = {name: value.clone() for name, value in made.state_dict().items()}
+        made.base_weights = lambda held=held: held
+        with pytest.raises(CheckpointError) as caught:
+            made.begin(made.stages[0], lambda: [(images(), LABELS)])
+        assert f"the base's checkpoint is of another architecture: {told}" in str(caught.value)
+        assert all(value.equal(before[name]) for name, value in made.state_dict().items())
+
+
+def test_a_comparison_runs_base_and_experts_once():
+    made = make(3, ensembler="stacking").eval()
+    x = images()
+    ran = []
+    for name, part in [("shared", made.shared), ("base", made.base), *enumerate(made.experts)]:
+        part.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+    found = made.compared(x, LABELS, (0.2,))
+    assert sorted(map(str, ran)) == ["0", "1", "2", "base", "shared"]
+    maps = made.shared(x)
+    for number, expert in enumerate(made.experts):
+        own = F.cross_entropy(expert(maps), LABELS, reduction="none")
+        torch.testing.assert_close(found.losses[:, number], own)
+    for name, changes in (
+        ("base", {"exit": "confidence"}),  # with τ 0, below
+        ("bagging", {"ensembler": "bagging", "exit": "none"}),
+        ("stacking", {"exit": "none"}),
+        ("anytime-0.2", {"exit": "anytime", "threshold": 0.2}),
+    ):
+        made.settings = SingleGateSettings(experts=3, **{"ensembler": "stacking", **changes})
+        made.threshold = 0.0 if name == "base" else made.settings.threshold
+        alone = made(x)
+        assert found.predictions[name].ran.equal(alone.ran)
+        own, other = found.predictions[name].logits.softmax(1), alone.logits.softmax(1)
+        torch.testing.assert_close(own, other)
 
 
 def test_cost_by_hand():

@@ -94,14 +94,33 @@ def test_of_a_mask_rcnn(drawn, small, tmp_path, monkeypatch, capsys):
         assert results["bbox"]["AP"] == pytest.approx(same["accuracy"]["box AP"])
 
 
-def start(small, tmp_path, config=CONFIG, **keys):
+def test_one_expert_on_all_data(drawn, small, tmp_path):
+    few = {"SOLVER.MAX_ITER": 4, f"{KEY}.GATE_STAGE": 1, f"{KEY}.CLUSTER_BATCHES": 2}
+    few |= {"INPUT.MIN_SIZE_TEST": 64, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01}
+    config = "configs/small/divdr_coco_faster_rcnn.yaml"
+    cfg, _ = start(small, tmp_path, config=config, experts=1, **few)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    gate = trainer.model.roi_heads.box_head.gate
+    features = torch.randn(5, gate.centres.shape[1])
+    assert gate.initial(features).tolist() == [[1.0]] * 5
+    every, one, none = mixture_curve(
+        cfg, trainer.model, {"anytime": (0.0,), "confidence": (1.0, 0.0)}
+    )
+    assert every.experts == one.experts == 1
+    assert every.gflops == one.gflops > none.gflops
+    assert every.accuracy == pytest.approx(one.accuracy, nan_ok=True)
+
+
+def start(small, tmp_path, config=CONFIG, experts=2, **keys):
     """A mixture of a model that nobody trained, and its model with base and experts."""
     opts = pairs(small, OUTPUT_DIR=tmp_path / "finished")
     cfg = load_config(config, opts)
     path = tmp_path / "finished.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
     cfg.MODEL.WEIGHTS = str(path)
-    return make_start(cfg, 2, str(tmp_path / "mixture"), overrides=pairs(keys))
+    return make_start(cfg, experts, str(tmp_path / "mixture"), overrides=pairs(keys))
 
 
 def test_nothing_but_gate_and_experts_trains(drawn, small, tmp_path):

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from divdr.data import build_test_loader, build_train_loader
 from divdr.engine import Trainer, load_config, load_for_evaluation
 from divdr.modeling import attached_experts
-from divdr.moe import RoutingLayer
+from divdr.moe import NoisyTopKGate, RoutingLayer
 
 FPN = {
     "MODEL.BACKBONE.NAME": "build_routed_resnet_fpn_backbone",
@@ -111,13 +111,13 @@ def test_cells_choose_operations_in_training_and_evaluation(repository, drawn, s
         **small,
         "MODEL.ROUTING.LAYERS": 4,
         "MODEL.ROUTING.SCALES_PER_LAYER": [],
-        "MODEL.ROUTING.OPS": ["sep_conv_3x3", "squeeze_excite", "skip_connect"],
-        "MODEL.ROUTING.OP_GATE.NAME": "noisy_top_k",
         "MODEL.ROUTING.OP_GATE.BALANCE_WEIGHT": [0.2, 0.0],
+        "MODEL.ROUTING.OP_GATE.NOISE": 0.5,
+        "MODEL.ROUTING.CHANNELS": 24,  # as there; 16 leave GroupNorm one channel a group
         "INPUT.CROP.SIZE": (64, 64),
         "INPUT.MIN_SIZE_TRAIN": (64,),
     }
-    path = str(repository / "configs/demo/dr.yaml")
+    path = str(repository / "configs/small/chosen_ops_streetscapes.yaml")
     trainer = Trainer(load_config(path, [part for pair in keys.items() for part in pair]))
     trainer.train()
     history = trainer.storage.histories()
@@ -126,6 +126,10 @@ def test_cells_choose_operations_in_training_and_evaluation(repository, drawn, s
     gates = [p for n, p in trainer.model.named_parameters() if "op_gate.gate.score" in n]
     assert len(gates) == 2 + 3 + 4 + 4
     assert all(gate.abs().sum() > 0 for gate in gates)
+    own = [m for m in trainer.model.modules() if isinstance(m, NoisyTopKGate)]
+    assert [(gate.k, gate.deviation) for gate in own] == [
+        (k, 0.5) for k, cells in ((3, 2), (2, 3), (2, 4), (1, 4)) for _ in range(cells)
+    ]
     (figures,) = json.loads((tmp_path / "inference/results.json").read_text()).values()
-    assert 1 <= figures["routing"]["mean_ops"] <= 2
+    assert 1 <= figures["routing"]["mean_ops"] <= 3
     assert figures["routing"]["real_gflops"] < figures["routing"]["all_open_gflops"]

@@ -2,6 +2,7 @@
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from detectron2.data import MetadataCatalog
 
 from divdr.config import task_config, task_numbers
 from divdr.data import build_test_loader, build_train_loader, check_data
-from divdr.engine import Trainer, load_config
+from divdr.engine import Predictor, Trainer, load_config
+from divdr.engine.about import About, drawing_metadata
 from divdr.engine.checkpointer import load_for_evaluation
 from divdr.errors import ConfigError, DataError
 from divdr.modeling import RoutedResNet
+from divdr.visualization.predicting import predict_files
 
 BRIEFLY = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
@@ -79,6 +82,7 @@ def test_both_tasks_train_and_are_evaluated(config, tmp_path):
             routed(torch.zeros(1, 3, 64, 64))
             weights.append(torch.cat(routed.expert_record.weights, dim=1))
         assert not weights[0].equal(weights[1])
+    _files_are_predicted_by_task(cfg, tmp_path, model, images)
     for wrong, told in (
         ([{}], "an image must say its task"),
         ([{"task": 2}], "task 2 has no head; the model's tasks are 0 to 1"),
@@ -86,6 +90,36 @@ def test_both_tasks_train_and_are_evaluated(config, tmp_path):
     ):
         with pytest.raises(DataError, match=told):
             model(wrong)
+
+
+def _files_are_predicted_by_task(cfg, tmp_path, model, images):
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    for task, (kind, named) in enumerate((("sem_seg", "road"), ("instances", "person"))):
+        predictor = Predictor(cfg, task)
+        output = predictor(images[task]["file_name"])
+        with torch.no_grad():
+            (wanted,) = model([images[task]])
+        if task:
+            boxes = [each["instances"].pred_boxes.tensor for each in (output, wanted)]
+            torch.testing.assert_close(*boxes)
+        else:
+            torch.testing.assert_close(output[kind], wanted[kind])
+        classes = predictor.metadata.thing_classes if task else predictor.metadata.stuff_classes
+        assert classes[0] == named
+        predict_files(predictor, [Path(images[task]["file_name"])], tmp_path / str(task))
+        assert len(list((tmp_path / str(task)).iterdir())) == 1
+    listed = r"2 tasks, 0 \(cityscapes_fine_sem_seg_train\), 1 \(coco_2017_train\)"
+    with pytest.raises(ConfigError, match=listed + ": say which to predict by its number"):
+        Predictor(cfg)
+    with pytest.raises(ConfigError, match=listed + ": task 2 is none"):
+        Predictor(cfg, 2)
+    # The checkpoint knows the classes where the data sets are not registered.
+    about = About.from_dict(torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["divdr"])
+    other = cfg.clone()
+    other.DATASETS.TRAIN = other.DATASETS.TEST = ("there_is_none", "nor_one_here")
+    assert drawing_metadata(other, about, 0).stuff_classes[1] == "sidewalk"
+    assert drawing_metadata(other, about, 1).thing_classes[1] == "bicycle"
+    assert drawing_metadata(other, None, 1).thing_classes == [str(n) for n in range(80)]
 
 
 def test_a_batch_is_of_one_task_and_tasks_come_by_their_size(config):

@@ -122,6 +122,33 @@ def test_of_a_segmentation_model(drawn_scenes, overrides, tool, tmp_path, capsys
     assert routing["real_gflops_with_head"] == pytest.approx(same.gflops)
 
 
+def test_one_expert_on_all_data_of_a_segmentation_model(drawn_scenes, overrides, tool, tmp_path):
+    config = "configs/demo/divdr.yaml"
+    cfg = load_config(config, overrides)
+    path = tmp_path / "finished.pth"
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, path)
+    folder, key = tmp_path / "mixture", "MODEL.SEM_SEG_HEAD.SINGLE_GATE"
+    given = ["--config-file", config, "--weights", path, "--output", folder, "--experts", 1]
+    few = ["--iterations", 4, "--thresholds", "0,1", f"{key}.CLUSTER_BATCHES", 2]
+    tool(*given, *few, f"{key}.GATE_STAGE", 1, *overrides, "SOLVER.MAX_ITER", 4)
+    _one_expert_answers_every_row(folder)
+    start, after = weights(folder / "start.pth"), weights(folder / "model_final.pth")
+    name = "sem_seg_head.experts.0.predictor.weight"
+    assert not after[name].equal(start[name])
+    # The one centre is the mean of all rows, and everything is its own.
+    assert after["sem_seg_head.gate.centres"].shape[0] == 1
+    assert after["sem_seg_head.gate.fitted"]
+
+
+def _one_expert_answers_every_row(folder):
+    point, points = curve(folder)
+    by = {(p.exit, p.threshold): p for p in points}
+    assert by["anytime", 0.0].experts == by["confidence", 1.0].experts == 1
+    assert by["anytime", 0.0].accuracy == by["confidence", 1.0].accuracy
+    assert by["anytime", 0.0].gflops == by["confidence", 1.0].gflops > point.gflops
+    assert by["anytime", 1.0].accuracy == pytest.approx(point.accuracy)
+
+
 def test_of_a_classifier(few_digits, tool, tmp_path, capsys):
     config = "configs/classification/digits_single.yaml"
     data = ["DATASETS.TRAIN", f"('{few_digits[0]}',)", "DATASETS.TEST", f"('{few_digits[1]}',)"]
@@ -137,6 +164,10 @@ def test_of_a_classifier(few_digits, tool, tmp_path, capsys):
     assert by["anytime", 0.0].experts == 2
     assert by["confidence", 1.0].experts == 1
     assert by["anytime", 0.0].gflops > by["confidence", 1.0].gflops > point.gflops
+    folder = tmp_path / "one"
+    given[-1] = folder
+    tool(*given, "--experts", 1, "--iterations", 12, "--thresholds", "0,1", *opts[:4])
+    _one_expert_answers_every_row(folder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from divdr.data import register_alphabets, register_published
 from divdr.data.classification.alphabets import OMNIGLOT, data_set_name
-from divdr.engine import load_config
+from divdr.engine import Predictor, load_config
 from divdr.engine.execution_modes import load_trained
 from divdr.errors import ConfigError
 from divdr.visualization import expert_choices, expert_choices_figure
@@ -103,7 +103,30 @@ def glyph_options(folder, *more):
     return [*few, *TASKS, "MODEL.CLASSIFIER.PER_EXAMPLE.TASKS", "[3, 2]", *more]
 
 
-def test_two_alphabets_are_two_tasks_of_one_model(tmp_path, alphabets, capsys):
+def _the_tool_predicts_a_task(tmp_path, alphabets, monkeypatch, capsys):
+    drawing = str(next((alphabets / "glyphs/Ogham").rglob("*.png")))
+    given = ["--config-file", CONFIGS + "glyphs_per_example.yaml", "--weights", str(tmp_path)]
+    given += ["--output", str(tmp_path / "seen"), drawing]
+    opts = ["--opts", *glyph_options(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["predict.py", *given, "--task", "1", *opts])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path("tools/predict.py", run_name="__main__")
+    assert left.value.code == 0
+    cfg = load_config(CONFIGS + "glyphs_per_example.yaml", glyph_options(tmp_path))
+    cfg.MODEL.WEIGHTS = str(tmp_path)
+    predictor = Predictor(cfg, 1)
+    scores = predictor(drawing)["scores"]
+    assert scores.shape == (3,)
+    assert scores[2] == 0  # of Latin alone
+    best = predictor.metadata.classes[int(scores.argmax())]
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if ".png: class " in line)
+    assert f"class {best} ({float(scores.max()):.2f}), then" in said
+    assert said.count("(0.") == 2  # of two classes
+    with pytest.raises(ConfigError, match=r"0 \(glyphs/Latin\), 1 \(glyphs/Ogham\): say which"):
+        Predictor(cfg)
+
+
+def test_two_alphabets_are_two_tasks_of_one_model(tmp_path, alphabets, monkeypatch, capsys):
     run("glyphs_per_example.yaml", glyph_options(tmp_path))
     for name, images in (("glyphs_latin_test", 18), ("glyphs_ogham_test", 12)):
         found = results(tmp_path, name)
@@ -112,6 +135,7 @@ def test_two_alphabets_are_two_tasks_of_one_model(tmp_path, alphabets, capsys):
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     assert [len(saved[f"system.readouts.{task}.bias"]) for task in (0, 1)] == [3, 2]
     assert saved["system.embedding.weight"].shape == (2, 32)
+    _the_tool_predicts_a_task(tmp_path, alphabets, monkeypatch, capsys)
     for more, told in (
         ("[3]", "task 'glyphs/Ogham' of DATASETS.TRAIN has no readout"),
         ("[3, 4]", "TASKS[1] is 4, but data set 'glyphs_ogham_train' has 2 classes"),

@@ -13,6 +13,7 @@ from divdr.engine import load_config
 from divdr.engine.classifier_analysis import curve_table
 from divdr.engine.make_mixture import assemble_experts
 from divdr.errors import CheckpointError
+from divdr.modeling.classifiers import build_classifier, single_gate_classifier
 
 KEY = "MODEL.CLASSIFIER.SINGLE_GATE."
 CONFIG = "digits_single_gate.yaml"
@@ -125,6 +126,42 @@ def test_a_trained_network_as_base(few_digits, tmp_path):
         own = name.removeprefix("system.members.0.")
         found = after.get("system.shared." + own, after.get("system.base." + own))
         assert value.equal(found), name
+
+
+def write_base(path, opts, module=None):
+    """An untrained network's checkpoint, with a module beside its own."""
+    cfg = load_config(CONFIGS + CONFIG, opts)
+    cfg.MODEL.CLASSIFIER.NAME = "build_single_classifier"
+    system = build_classifier(cfg)
+    system.members[0].auxiliary = module
+    state = {f"system.{name}": value for name, value in system.state_dict().items()}
+    torch.save({"model": state}, path)
+    return state
+
+
+def test_a_base_of_more_layers_is_refused(few_digits, tmp_path, capsys):
+    few = ("SOLVER.MAX_ITER", 4, KEY + "BASE", tmp_path / "base.pth", KEY + "GATE_STAGE", 2)
+    write_base(tmp_path / "base.pth", ["MODEL.CLASSIFIER.DEPTH", "2"])
+    told = refused(capsys, tmp_path, few_digits, *few, config=CONFIG)
+    assert "the base's checkpoint is of another architecture" in told
+    assert told.endswith("there and missing here")
+
+
+def test_a_base_may_hold_a_part_that_never_runs(few_digits, tmp_path, monkeypatch):
+    def with_unused(cfg, make=single_gate_classifier.network):
+        made = make(cfg)
+        made.auxiliary = torch.nn.Linear(3, 3)
+        return made
+
+    monkeypatch.setattr(single_gate_classifier, "network", with_unused)
+    base = write_base(tmp_path / "base.pth", [], torch.nn.Linear(3, 3))
+    few = ("SOLVER.MAX_ITER", 4, KEY + "BASE", tmp_path / "base.pth", KEY + "GATE_STAGE", 2)
+    run(CONFIG, options(tmp_path / "mixture", few_digits, *few))
+    after = weights(tmp_path / "mixture")
+    found = {n.split(".", 2)[2]: v for n, v in after.items() if ".shared." in n or ".base." in n}
+    expected = {n.split(".", 3)[3]: v for n, v in base.items() if "auxiliary" not in n}
+    assert found.keys() == expected.keys()
+    assert all(value.equal(expected[name]) for name, value in found.items())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from scipy import stats
 from divdr.errors import DataError
 from divdr.studies.classifier_tables import draw_curves, table
 from divdr.studies.classifiers import Lengths, augmented, read_images, single_gate_figures
+from divdr.studies.routing_depth import depth_figures, depth_pairs
 
 
 def test_augmented_images_are_shifted_by_a_pixel_and_mirrored():
@@ -56,6 +57,23 @@ def test_figures_of_every_system_from_the_published_files(tmp_path, repository, 
     )
     draw_curves([found], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_depths_of_routing_and_networks_of_equal_cost(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    write_fashion_mnist(tmp_path / "fashion_mnist", np.random.default_rng(0), count=16)
+    found = depth_figures(tmp_path / "fashion_mnist", 0, 1, cells=(1, 2))
+    kinds = ("routing", "searched path", "one path")
+    assert list(found) == [f"{kind}, {cells} cells" for cells in (1, 2) for kind in kinds]
+    for cells in (1, 2):
+        own = {kind: found[f"{kind}, {cells} cells"] for kind in kinds}
+        cost = own["routing"]["system MFLOPs"]
+        assert own["one path"]["system MFLOPs"] == pytest.approx(cost, rel=0.2)
+        assert own["searched path"]["parameters"] < own["routing"]["parameters"]  # smaller gates
+    assert found["routing, 2 cells"]["parameters"] > found["routing, 1 cells"]["parameters"]
+    text = table([found, found], depth_pairs((1, 2)))
+    assert "routing, 2 cells (system) − routing, 1 cells (system)" in text
+    assert f"{found['routing, 2 cells']['parameters']:,}" in text
 
 
 def test_tables_by_scipy():

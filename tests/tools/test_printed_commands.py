@@ -24,8 +24,14 @@ WITH_COMMANDS = [page for page in PAGES if blocks(page)]
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
 DATA = {
-    "cityscapes": {_OWN, "datasets/streetscapes", "datasets/two_tasks"},
-    "coco": {_OWN, "datasets/shapes", "datasets/shapes400", "datasets/two_tasks"},
+    "cityscapes": {_OWN, "datasets/streetscapes", "datasets/streets128", "datasets/two_tasks"},
+    "coco": {
+        _OWN,
+        "datasets/shapes",
+        "datasets/shapes400",
+        "datasets/shapes96",
+        "datasets/two_tasks",
+    },
     "neon": {"datasets"},
     "subsets": {"datasets/subsets"},
     "fashion": {"datasets"},

@@ -12,7 +12,7 @@ from untrained_runs import SCENES, untrained
 
 from divdr.data import ClassificationMapper, register_class_folders, register_segmentation_folder
 from divdr.engine import Predictor
-from divdr.errors import CheckpointError, DataError
+from divdr.errors import CheckpointError, ConfigError, DataError
 from divdr.visualization.overlay import best_classes, drawing_size, prediction_picture, reduced
 from divdr.visualization.predicting import expand, output_names, predict_files
 
@@ -73,6 +73,11 @@ def test_names_and_colours_are_the_checkpoints(scenes):
     output = predictor(image)
     assert output["sem_seg"].shape == (2, 40, 60)
     assert prediction_picture(image, output, predictor.metadata).shape == (40, 60, 3)
+
+
+def test_a_model_of_one_task_has_none_to_choose(scenes):
+    with pytest.raises(ConfigError, match="the model has one task, and no task 0 to choose"):
+        Predictor(scenes(), 0)
 
 
 def test_a_grey_model_gets_one_channel(scenes):

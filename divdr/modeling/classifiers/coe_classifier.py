@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 
-from ...checkpoint import find_weights, read_part, read_weights
+from ...checkpoint import find_weights, load_exactly, read_part, read_weights
 from ...errors import CheckpointError, ConfigError
 from ...moe import (
     Collaboration,
@@ -95,25 +94,13 @@ def read_delegator(path: str, system: Collaboration) -> None:
     if any(name.startswith("subtask_selector.") for name in found):
         raise CheckpointError(f"checkpoint {path} is of a collaboration with subtasks itself")
     delegator = system.delegator
-    _fill(delegator.extractor, found, "extractor.", path)
-    _fill(delegator.task_predictor, found, "task_predictor.", path)
+    parts = {"extractor": delegator.extractor, "task_predictor": delegator.task_predictor}
     if delegator.subtask_selector is not None:
-        _fill(delegator.subtask_selector, found, "expert_selector.", path)
+        parts["expert_selector"] = delegator.subtask_selector
+    weights = {name: v for name, v in found.items() if name.partition(".")[0] in parts}
+    what = f"the delegator of {path} does not fit this model"
+    load_exactly([nn.ModuleDict(parts)], weights, what)
     system.has_delegator.fill_(True)
-
-
-def _fill(module: nn.Module, found: Mapping[str, Tensor], prefix: str, path: str) -> None:
-    weights = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-    own = module.state_dict()
-    for name in sorted({*weights, *own}):
-        if name not in weights or name not in own or weights[name].shape != own[name].shape:
-            theirs = tuple(weights[name].shape) if name in weights else "missing"
-            ours = tuple(own[name].shape) if name in own else "missing"
-            raise CheckpointError(
-                f"the delegator of {path} does not fit this model: {prefix}{name} is {theirs} "
-                f"there and {ours} here"
-            )
-    module.load_state_dict(weights)
 
 
 @CLASSIFIER_REGISTRY.register()

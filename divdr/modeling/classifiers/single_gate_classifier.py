@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,8 @@ def build_single_gate_classifier(cfg: CfgNode) -> SingleGate:
     base = network(cfg)
     shared, rest = split_at(base, node)
     embedding, width = with_embedding(rest)
+    # What the whole network has and never runs, as auxiliary classifiers, may be in its checkpoint.
+    unused = set(base.state_dict()).difference(shared.state_dict(), embedding.state_dict())
     experts = []
     for _ in range(settings.experts):
         expert = split_at(network(_experts_config(cfg)), node)[1]
@@ -51,7 +53,7 @@ def build_single_gate_classifier(cfg: CfgNode) -> SingleGate:
         in_channels=image_channels(cfg),
         stages=stages_of(settings, cfg.SOLVER.MAX_ITER),
         seed=max(0, cfg.SEED),
-        base_weights=partial(single_weights, settings.base) if settings.base else None,
+        base_weights=partial(single_weights, settings.base, unused) if settings.base else None,
     )
 
 
@@ -75,13 +77,18 @@ def default_node(classifier: ClassifierSettings) -> str:
     )
 
 
-def single_weights(path: str) -> Mapping[str, Tensor]:
+def single_weights(path: str, unused: Container[str] = ()) -> Mapping[str, Tensor]:
     """Weights of the network in a checkpoint of ``build_single_classifier``, by its own names.
+
+    Args:
+        path: of the checkpoint.
+        unused: names that are left out.
 
     Raises:
         CheckpointError: the file is missing or damaged, or is of another system.
     """
-    return read_part(path, "system.members.0.", "network of build_single_classifier")
+    found = read_part(path, "system.members.0.", "network of build_single_classifier")
+    return {name: value for name, value in found.items() if name not in unused}
 
 
 def _experts_config(cfg: CfgNode) -> CfgNode:
