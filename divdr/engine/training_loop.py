@@ -250,7 +250,7 @@ class TrainingLoop(SimpleTrainer):
 
 
 def _means(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """ "total_loss", the mean over all processes, and if there are several losses the mean of each.
+    """The mean over all processes as "total_loss", and if there are several losses that of each.
 
     With several tasks a process may train one and another process another in the same step: a loss
     is the mean over those that have it.

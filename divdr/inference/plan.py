@@ -103,11 +103,7 @@ class InferencePlan:
             if result is None:
                 return None
             outputs, recorder = result
-            costs = self._costs.at(
-                size,
-                gated_layers=self.space.num_layers if given is None else 0,
-                initial_gate=given is None or not given.decides_initial,
-            )
+            costs = self._costs.along(size, given)
             dtype = x.dtype if x.is_floating_point() else self.dtype
             return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
 

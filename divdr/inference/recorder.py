@@ -13,7 +13,7 @@ from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from ..routing.space import TRANSFORMS
 from ..routing.transfer import to_device
-from .decision import AssumedDecision, CellDecision, Rows
+from .decision import AssumedDecision, CellDecision, ImposedRoute, Rows
 from .static_network import StaticNetwork
 
 _BLANK = [0.0] * len(TRANSFORMS)
@@ -37,6 +37,13 @@ class Costs:
             gated = sum(self._network.space.scales_per_layer[:gated_layers])
             self._known[key] = table.without_gates(gated, initial_gate).tensors("cpu")
         return self._known[key]
+
+    def along(self, size: tuple[int, int], given: ImposedRoute | None) -> CostTensors:
+        """The table where images follow a route, whose gates need not run; None: their own."""
+        if given is None:
+            layers = self._network.space.num_layers
+            return self.at(size, gated_layers=layers, initial_gate=True)
+        return self.at(size, gated_layers=0, initial_gate=not given.decides_initial)
 
 
 class RoutingRecorder:

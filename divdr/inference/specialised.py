@@ -115,11 +115,7 @@ class SpecialisedPlan:
                 if len(parts) == 1
                 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
             )
-            costs = self._costs.at(
-                size,
-                gated_layers=self.space.num_layers if given is None else 0,
-                initial_gate=given is None or not given.decides_initial,
-            )
+            costs = self._costs.along(size, given)
             dtype = x.dtype if x.is_floating_point() else self.dtype
             return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
 
