@@ -61,6 +61,7 @@ from ..routing import DynamicRoutingNetwork
 from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
+from .class_weights import balance_classes
 from .finite import MetricsFile, finite_losses, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
@@ -110,6 +111,7 @@ class Trainer(DefaultTrainer):
                 seed_everything(self.seed, 0)
             self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
             model = self.build_model(cfg)
+            balance_classes(cfg, model)
             optimizer = self.build_optimizer(cfg, model)
             loader = together(self.build_train_loader, cfg)
         wrapped = _distributed(model)
