@@ -40,6 +40,7 @@ from ..data import (
 )
 from ..errors import ConfigError, DivdrError
 from ..evaluation import (
+    augmented,
     build_cost_evaluator,
     build_head_cost_evaluator,
     build_mixture_evaluator,
@@ -352,7 +353,7 @@ class Trainer(DefaultTrainer):
                     build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
-        results = super().test(cfg, model, evaluators)
+        results = super().test(*augmented(cfg, model), evaluators)
         if comm.is_main_process():
             names = cfg.DATASETS.TEST
             by_dataset = {names[0]: results} if len(names) == 1 else dict(results)
