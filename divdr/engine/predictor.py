@@ -72,7 +72,7 @@ class Predictor:
         pixels = self._resized(picture_pixels(picture, self.cfg.INPUT.FORMAT))
         # Whole levels stay such: scales are made of them by Pillow, as of the mapper's.
         dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
-        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype))
+        tensor = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), dtype, order="C"))
         height, width = size or image.shape[:2]
         return self._runs([{"image": tensor, "height": height, "width": width}])[0]
 

@@ -37,6 +37,7 @@ def test_a_detector_finds_what_detectron2s_own_does(config, repository, drawn, s
         assert getattr(own, "tensor", own).equal(value), name
 
     results = Trainer.test(cfg, model)
+    assert not model.training
     figures = json.loads((tmp_path / "inference/results.json").read_text())
     routing = next(iter(figures.values()))["routing"]
     assert set(results) >= {"bbox", "routing", "box_head"}
