@@ -11,6 +11,7 @@ from .catalog import (
     register_neon_trees,
     training_dicts,
 )
+from .class_frequencies import ClassFrequencies, count_classes
 from .classification import (
     ClassificationMapper,
     classification_batches,
@@ -26,6 +27,7 @@ from .mapper import SemanticCropMapper
 from .preflight import check_data
 
 __all__ = [
+    "ClassFrequencies",
     "ClassificationMapper",
     "SemanticCropMapper",
     "annotated_images",
@@ -36,6 +38,7 @@ __all__ = [
     "check_data",
     "check_datasets",
     "classification_batches",
+    "count_classes",
     "describe",
     "evaluation_dicts",
     "load_characters",

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data import ClassificationMapper
 from ..errors import ConfigError
+from ..evaluation import augmented
 from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
 from .about import drawing_metadata, model_tasks
@@ -21,7 +22,8 @@ from .setup import on_available_device
 
 
 class Predictor:
-    """Runs the model of a config on one image at a time, as its evaluation does.
+    """Runs the model of a config on one image at a time, as its evaluation does, at several scales
+    and in windows if ``TEST.AUG`` and ``TEST.SLIDING_WINDOW`` say so.
 
     Names and colours of classes are the checkpoint's, so that no data set need be registered.
 
@@ -49,9 +51,8 @@ class Predictor:
         self.metadata = drawing_metadata(cfg, about, task)
         self.classifies = cfg.INPUT.DATASET_MAPPER_NAME == "classification"
         self._mapper = ClassificationMapper(cfg, is_train=False) if self.classifies else None
-        self._resize = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        seen, self._runs = augmented(cfg, self.model)
+        self._resize = T.ResizeShortestEdge([seen.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def __call__(
@@ -74,10 +75,12 @@ class Predictor:
             item = self._mapper({"pixels": np.asarray(picture)})
             return self.model([{**item, **self._item}])[0]
         pixels = self._resized(picture_pixels(picture, self.cfg.INPUT.FORMAT))
-        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))
+        # Whole levels stay such: scales are made of them by Pillow, as of the mapper's.
+        dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
+        tensor = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), dtype, order="C"))
         height, width = size or image.shape[:2]
         item = {"image": tensor, "height": height, "width": width, **self._item}
-        return self.model([item])[0]
+        return self._runs([item])[0]
 
     def expert(self, output: dict[str, Any]) -> int | None:
         """Which local expert an output's route belongs to; None without experts."""

@@ -39,6 +39,7 @@ from ..data import (
 )
 from ..errors import ConfigError, DivdrError
 from ..evaluation import (
+    augmented,
     build_cost_evaluator,
     build_head_cost_evaluator,
     build_mixture_evaluator,
@@ -60,6 +61,7 @@ from ..routing import DynamicRoutingNetwork
 from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
+from .class_weights import balance_classes
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
@@ -110,6 +112,7 @@ class Trainer(DefaultTrainer):
                 seed_everything(self.seed, 0)
             self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
             model = self.build_model(cfg)
+            balance_classes(cfg, model)
             optimizer = self.build_optimizer(cfg, model)
             loader = together(self.build_train_loader, cfg)
         wrapped = _distributed(model)
@@ -349,7 +352,7 @@ class Trainer(DefaultTrainer):
                     build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
-        results = super().test(cfg, model, evaluators)
+        results = super().test(*augmented(cfg, model), evaluators)
         if comm.is_main_process():
             names = cfg.DATASETS.TEST
             by_dataset = {names[0]: results} if len(names) == 1 else dict(results)

@@ -10,13 +10,15 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import Backbone
 
 from ..modeling import backbone_macs
+from .augmented import parts_of
 from .routing_evaluator import gathered
 
 
 class BackboneCostEvaluator(DatasetEvaluator):
     """Reports, under "cost", GFLOPs (10⁹ multiply-adds) of backbone and neck.
 
-    ``gflops`` is the mean over the evaluated images, padded as the model pads each alone;
+    ``gflops`` is the mean over the evaluated images, padded as the model pads each alone, of all
+    forwards of an image that is seen at several scales or in windows;
     ``gflops_HxW`` is at fixed sizes.
 
     Args:
@@ -36,10 +38,9 @@ class BackboneCostEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count for the sizes of a batch."""
-        multiple = max(1, self._backbone.size_divisibility)
-        for item in inputs:
-            rows, columns = (math.ceil(n / multiple) * multiple for n in item["image"].shape[-2:])
-            self._costs.append(self._cost((rows, columns)))
+        for item, output in zip(inputs, outputs, strict=True):
+            sizes = [part["image"].shape[-2:] for part, _ in parts_of(item, output)]
+            self._costs.append(sum(self._cost(self._padded(size)) for size in sizes))
 
     def evaluate(self) -> OrderedDict | None:
         """{"cost": figures} on the main process, None on the others."""
@@ -50,6 +51,11 @@ class BackboneCostEvaluator(DatasetEvaluator):
         for height, width in self._sizes:
             figures[f"gflops_{height}x{width}"] = self._cost((height, width)) / 1e9
         return OrderedDict(cost=figures)
+
+    def _padded(self, size: Sequence[int]) -> tuple[int, int]:
+        multiple = max(1, self._backbone.size_divisibility)
+        rows, columns = (math.ceil(n / multiple) * multiple for n in size)
+        return rows, columns
 
     def _cost(self, size: tuple[int, int]) -> float:
         if size not in self._macs:

@@ -14,6 +14,7 @@ from ..modeling import SingleGateSegmentor
 from ..modeling.roi_heads import MixtureROIHeads, box_cost
 from ..moe import Cost, call_macs, without_data
 from ..routing import to_host
+from .augmented import parts_of
 from .routing_evaluator import gathered
 
 
@@ -37,7 +38,8 @@ class BoxHeadCostEvaluator(_Watching):
 
     ``gflops`` is 10⁹ multiply-adds of an image's proposals, ``mflops_per_proposal`` 10⁶ of one,
     ``proposals`` their number, and ``mean_experts``, for a mixture, the branches or experts that
-    ran for a proposal. Mask and keypoint heads are not counted.
+    ran for a proposal. At several scales the proposals of all count. Mask and keypoint heads are
+    not counted.
 
     Args:
         heads: of the evaluated model, see ``divdr.modeling.roi_heads.box_head_of``.
@@ -46,7 +48,7 @@ class BoxHeadCostEvaluator(_Watching):
     def __init__(self, heads: StandardROIHeads) -> None:
         super().__init__()
         self._heads = heads
-        self._counts: list[int] = []
+        self._counts: list[list[int]] = []  # of every forward since the last batch
         self._shape: tuple[int, ...] = ()
         self._cost: Cost | None = None
 
@@ -57,17 +59,25 @@ class BoxHeadCostEvaluator(_Watching):
             self._hook = self._heads.box_pooler.register_forward_hook(self._note)
 
     def _note(self, pooler: torch.nn.Module, args: tuple, pooled: torch.Tensor) -> None:
-        self._counts = [len(boxes) for boxes in args[1]]
+        self._counts.append([len(boxes) for boxes in args[1]])
         self._shape = tuple(pooled.shape[1:])
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note what ran for each image of the batch."""
         if self._cost is None:
             self._cost = box_cost(self._heads, self._shape)
+        if any(len(parts_of(*pair)) > 1 for pair in zip(inputs, outputs, strict=True)):
+            # Image after image at the same scales, each on its own.
+            views = len(self._counts) // len(inputs)
+            alone = [counts[0] for counts in self._counts]
+            counts = [sum(alone[i : i + views]) for i in range(0, len(alone), views)]
+        else:
+            counts = self._counts[-1]
+        self._counts = []
         ran = self._heads.ran if isinstance(self._heads, MixtureROIHeads) else None
         if ran is None:
-            ran = torch.zeros((sum(self._counts), 0), dtype=torch.bool)
-        for part in ran.cpu().split(self._counts):
+            ran = torch.zeros((sum(counts), 0), dtype=torch.bool)
+        for part in ran.cpu().split(counts):
             self._rows.append((len(part), float(self._cost.of(part).sum()), int(part.sum())))
 
     def evaluate(self) -> OrderedDict | None:

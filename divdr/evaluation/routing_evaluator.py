@@ -27,6 +27,7 @@ from ..modeling import (
 from ..routing import Routing, to_host
 from ..routing.open_paths import is_closed
 from ..settings import ClusteringSettings
+from .augmented import parts_of
 
 Item = TypeVar("Item")
 
@@ -44,6 +45,7 @@ def gathered(rows: Sequence[Item]) -> list[Item] | None:
 @dataclass
 class _Row:
     name: str
+    first: bool  # of the forwards of an image
     activations: np.ndarray
     values: np.ndarray
     reached: np.ndarray
@@ -69,6 +71,10 @@ class RoutingEvaluator(DatasetEvaluator):
     evaluated activations, whatever training found. GFLOPs are 10⁹ multiply-adds of the backbone;
     ``*_with_head`` adds the decoder of segmentation, ``*_with_neck`` what stands between the routed
     maps and a detector's heads. Activations are kept in ``activations_DATASET.npz``.
+
+    An image that is seen at several scales or in windows costs the sum of all, the stem and
+    all-open costs included; ``forwards`` tells how many an image takes. Everything else, costs at
+    fixed sizes too, is then of single forwards, each of which has a route and is a row of the file.
 
     Args:
         dataset_name: name in the catalog.
@@ -114,20 +120,21 @@ class RoutingEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note the records of a batch."""
         seen = [
-            (number, str(item.get("file_name", "")), output["routing"])
+            (number, str(item.get("file_name", "")), part == 0, ran["routing"])
             for number, (item, output) in enumerate(zip(inputs, outputs, strict=True))
-            if "routing" in output
+            for part, (_, ran) in enumerate(parts_of(item, output))
+            if "routing" in ran
         ]
-        counts = [len(record.tensors()) for _, _, record in seen]
+        counts = [len(record.tensors()) for *_, record in seen]
         own = self._head.macs if isinstance(self._head, SingleGateSegmentor) else None
         extra = [] if own is None else [own]  # of all images
         # All records of the batch cross from a GPU at once.
-        moved = to_host([*extra, *(t for _, _, record in seen for t in record.tensors())])
+        moved = to_host([*extra, *(t for *_, record in seen for t in record.tensors())])
         macs, moved = moved[: len(extra)], moved[len(extra) :]
-        for (number, name, record), count in zip(seen, counts, strict=True):
+        for (number, name, first, record), count in zip(seen, counts, strict=True):
             record, moved = record.with_tensors(moved[:count]), moved[count:]
             head = float(macs[0][number]) if macs else self._head_macs(record.size)
-            self._rows.append(self._row(name, record, head))
+            self._rows.append(self._row(name, first, record, head))
 
     def evaluate(self) -> OrderedDict | None:
         """{"routing": figures} on the main process, None on the others."""
@@ -136,13 +143,14 @@ class RoutingEvaluator(DatasetEvaluator):
             return None if rows is None else OrderedDict()
         return OrderedDict(routing=self._figures(sorted(rows, key=lambda row: row.name)))
 
-    def _row(self, name: str, record: Routing, head: float) -> _Row:
-        """Of one image, whose record is on the host."""
+    def _row(self, name: str, first: bool, record: Routing, head: float) -> _Row:
+        """Of one forward of an image, whose record is on the host."""
         costs = [torch.stack([record.expected_cost[0], record.real_cost[0]])]
         for height, width in self._sizes:
             costs.append(torch.cat(self._routed.backbone.network.cost(record, height, width)))
         return _Row(
             name=name,
+            first=first,
             activations=record.activations[0].float().numpy(),
             values=self._routed.clustered_values(record)[0].float().numpy(),
             reached=record.reached[0].numpy(),
@@ -169,30 +177,38 @@ class RoutingEvaluator(DatasetEvaluator):
         return self._head.macs(list(space.map_sizes(*size))[: space.out_scales])
 
     def _figures(self, rows: list[_Row]) -> dict[str, Any]:
-        costs = np.stack([r.costs for r in rows]) / 1e9
-        heads = np.array([r.head for r in rows]) / 1e9
-        necks = np.array([r.neck for r in rows]) / 1e9
-        bounds = np.mean([r.bounds for r in rows], axis=0) / 1e9
+        begins = np.flatnonzero([r.first for r in rows])
+
+        def per_image(values: list) -> np.ndarray:
+            return np.add.reduceat(np.array(values), begins, axis=0) / 1e9
+
+        fixed = np.stack([r.costs[1:] for r in rows]) / 1e9  # (forwards, sizes, 2)
+        costs = per_image([r.costs[0] for r in rows])
+        heads = per_image([r.head for r in rows])
+        necks = per_image([r.neck for r in rows])
+        bounds = per_image([r.bounds for r in rows]).mean(axis=0)
         activations = np.stack([r.activations for r in rows])
         gates = activations.reshape(len(rows), -1, 3)
         reached = np.stack([r.reached for r in rows])
         figures: dict[str, Any] = {
-            "images": len(rows),
-            "expected_gflops": costs[:, 0, 0].mean(),
-            "expected_gflops_std": costs[:, 0, 0].std(),
-            "real_gflops": costs[:, 0, 1].mean(),
-            "real_gflops_std": costs[:, 0, 1].std(),
+            "images": len(begins),
+            "expected_gflops": costs[:, 0].mean(),
+            "expected_gflops_std": costs[:, 0].std(),
+            "real_gflops": costs[:, 1].mean(),
+            "real_gflops_std": costs[:, 1].std(),
             "real_share": float(np.mean([r.share for r in rows])),
             "stem_gflops": bounds[0],
             "all_open_gflops": bounds[1],
         }
+        if len(rows) > len(begins):
+            figures["forwards"] = len(rows) / len(begins)
         if heads.any():
-            figures["real_gflops_with_head"] = (costs[:, 0, 1] + heads).mean()
+            figures["real_gflops_with_head"] = (costs[:, 1] + heads).mean()
         if necks.any():
-            figures["real_gflops_with_neck"] = (costs[:, 0, 1] + necks).mean()
-        for number, (height, width) in enumerate(self._sizes, start=1):
-            figures[f"expected_gflops_{height}x{width}"] = costs[:, number, 0].mean()
-            real = costs[:, number, 1].mean()
+            figures["real_gflops_with_neck"] = (costs[:, 1] + necks).mean()
+        for number, (height, width) in enumerate(self._sizes):
+            figures[f"expected_gflops_{height}x{width}"] = fixed[:, number, 0].mean()
+            real = fixed[:, number, 1].mean()
             figures[f"real_gflops_{height}x{width}"] = real
             if necks.any():
                 neck = self._neck_cost((height, width)) / 1e9

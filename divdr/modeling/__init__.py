@@ -26,6 +26,7 @@ from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads, SingleGateBoxHead
 from .routed_resnet import RoutedBottleneck, RoutedResNet
+from .segmentation_loss import SegmentationLoss
 from .segmentors import SingleGateSegmentor
 from .single_gate_head import freeze_around_mixtures
 from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and_log
@@ -49,6 +50,7 @@ __all__ = [
     "RoutedBottleneck",
     "RoutedResNet",
     "RoutingSupervision",
+    "SegmentationLoss",
     "SingleGateBoxHead",
     "SingleGateSegmentor",
     "StaticBackbone",

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..routing.cost import count_macs
 from ..routing.ops import conv_norm, initialise_fan_in
+from ..settings import SegmentationLossSettings
 from .backbone import norm_factory
+from .segmentation_loss import SegmentationLoss
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -24,7 +26,8 @@ class DynamicRoutingDecoder(nn.Module):
             coarse and twice as wide.
         num_classes: number of classes.
         ignore_value: label that is left out of the loss.
-        loss_weight: factor of the loss.
+        loss_weight: factor of the losses.
+        loss: what is learned from; None: the mean cross-entropy over labelled pixels.
         norm: Detectron2's name of a normalisation; "" chooses as the backbone does.
     """
 
@@ -36,6 +39,7 @@ class DynamicRoutingDecoder(nn.Module):
         num_classes: int,
         ignore_value: int = 255,
         loss_weight: float = 1.0,
+        loss: SegmentationLossSettings | None = None,
         norm: str = "",
     ) -> None:
         super().__init__()
@@ -44,6 +48,7 @@ class DynamicRoutingDecoder(nn.Module):
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
+        self.criterion = SegmentationLoss(num_classes, ignore_value, loss)
         self.stride = ordered[0][1].stride or 4
         make_norm = norm_factory(norm)
         channels = [shape.channels or 0 for _, shape in ordered]
@@ -62,6 +67,7 @@ class DynamicRoutingDecoder(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
             "loss_weight": head.LOSS_WEIGHT,
+            "loss": SegmentationLossSettings.of(head.LOSS),
             "norm": cfg.MODEL.ROUTING.NORM,
         }
 
@@ -77,16 +83,9 @@ class DynamicRoutingDecoder(nn.Module):
         logits = self._logits(features)
         if self.training:
             assert targets is not None, "training a segmentation head needs labels"
-            return None, {"loss_sem_seg": self.loss(logits, targets) * self.loss_weight}
+            losses = self.criterion(logits, targets)
+            return None, {name: loss * self.loss_weight for name, loss in losses.items()}
         return logits, {}
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over labelled pixels; 0 if there are none."""
-        logits = logits.float()
-        total = F.cross_entropy(
-            logits, targets.long(), ignore_index=self.ignore_value, reduction="sum"
-        )
-        return total / (targets != self.ignore_value).sum().clamp(min=1)
 
     def macs(self, feature_sizes: list[tuple[int, int]], *, affine_norm: bool = True) -> float:
         """Multiply-adds for one image, from the (rows, columns) of its maps, finest first."""

@@ -24,6 +24,7 @@ from .routing import (
     OpGateSettings,
     RoutingSettings,
 )
+from .segmentation import SegmentationLossSettings, SlidingWindowSettings
 from .single_gated import (
     BoxSingleGateSettings,
     HeadMixtureSettings,
@@ -60,6 +61,8 @@ GROUPS: tuple[type[Settings], ...] = (
     BoxCollaborationSettings,
     BoxSingleGateSettings,
     SegmentationSingleGateSettings,
+    SegmentationLossSettings,
+    SlidingWindowSettings,
 )
 """All settings with keys in a configuration; further groups are within these."""
 
@@ -94,9 +97,11 @@ __all__ = [
     "Range",
     "RoutedResNetSettings",
     "RoutingSettings",
+    "SegmentationLossSettings",
     "SegmentationSingleGateSettings",
     "Settings",
     "SingleGateSettings",
+    "SlidingWindowSettings",
     "SolverSettings",
     "TeachingSettings",
     "TransformerSettings",

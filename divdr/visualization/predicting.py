@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..engine import Predictor
 from ..errors import DataError, DivdrError
+from ..evaluation import parts_of
 from ..image_files import image_files, read_image
 from .overlay import CONFIDENCE, best_classes, drawing_size, prediction_picture, reduced
 from .routes import route_figure
@@ -138,9 +139,13 @@ def _class_line(predictor: Predictor, output: dict[str, Any]) -> str:
 def _route(predictor: Predictor, output: dict[str, Any]) -> tuple[Figure, str]:
     assert predictor.routing is not None
     record = output["routing"].to("cpu")
-    real, expected = float(record.real_cost) / 1e9, float(record.expected_cost) / 1e9
-    full = record.full_cost / 1e9
+    records = [ran["routing"] for _, ran in parts_of({}, output)]
+    real = sum(float(each.real_cost) for each in records) / 1e9
+    expected = sum(float(each.expected_cost) for each in records) / 1e9
+    full = sum(each.full_cost for each in records) / 1e9
     line = f"real cost {real:.3f} GFLOPs, expected {expected:.3f} of {full:.3f}"
+    if len(records) > 1:
+        line += f", in {len(records)} forwards, of which the first one's route is shown"
     expert = predictor.expert(output)
     if expert is not None:
         line += f", expert {expert}"

@@ -19,7 +19,16 @@ from PIL import Image
 from two_processes import join
 
 from divdr import get_divdr_config
-from divdr.engine import RoutingCheckpointer, SeedHook, Trainer, launch, load_config, partition_hook
+from divdr.data import ClassFrequencies
+from divdr.engine import (
+    RoutingCheckpointer,
+    SeedHook,
+    Trainer,
+    class_weights,
+    launch,
+    load_config,
+    partition_hook,
+)
 from divdr.engine import partition_hook as box_partition
 from divdr.engine import trainer as trainer_module
 from divdr.engine.partition_hook import PartitionHook
@@ -27,7 +36,8 @@ from divdr.engine.setup import together
 from divdr.errors import CheckpointError, ConfigError, DataError, DivdrError
 from divdr.evaluation import build_task_evaluator, check_evaluators
 from divdr.evaluation.checked_evaluators import CheckedSemSegEvaluator
-from divdr.modeling import ImageClassifier
+from divdr.modeling import ImageClassifier, SegmentationLoss
+from divdr.settings import SegmentationLossSettings
 
 
 def test_in_two_processes(tmp_path):
@@ -42,6 +52,7 @@ def _process(rank, folder):
     _data_missing_on_one_machine_stop_all(rank)
     _a_partition_that_one_process_cannot_make_stops_all(rank)
     _running_statistics_are_each_process_own(rank)
+    _classes_are_counted_by_one_process_and_weigh_alike(rank)
     _detectron2_knows_which_processes_share_a_machine(rank)
     _no_thread_of_the_group_stays(rank)
 
@@ -93,6 +104,22 @@ def _what_fails_on_one_process_fails_on_all(rank):
     with pytest.raises(OSError if rank else DivdrError, match="file x is missing"):
         together(read, OSError)
     assert together(lambda value: value + rank, 3) == 3 + rank
+
+
+def _classes_are_counted_by_one_process_and_weigh_alike(rank):
+    def count(cfg, folder):
+        assert rank == 0
+        return ClassFrequencies(pixels=[3, 1], shown_in=[4, 2], labels="")
+
+    settings = SegmentationLossSettings(balance="median")
+    loss = SegmentationLoss(2, settings=settings)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(class_weights, "count_classes", count)
+        cfg = get_divdr_config()
+        cfg.DATASETS.TRAIN = ("some_set",)
+        class_weights.balance_classes(cfg, loss)
+    # Shares 3/4 and 1/2 have the median 5/8.
+    assert loss.class_weights.tolist() == pytest.approx([5 / 6, 5 / 4])
 
 
 def test_alone_an_error_stays_what_it_is():

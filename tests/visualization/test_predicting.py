@@ -65,6 +65,26 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
+def test_predicts_at_several_scales_and_in_windows_as_evaluation_does(scenes, tmp_path):
+    image = noise(40, 60, 3)
+    plain = Predictor(scenes(**{"INPUT.MIN_SIZE_TEST": 50}))
+    single = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (50,), "TEST.AUG.FLIP": False}
+    one = Predictor(scenes(**single, **{"INPUT.MIN_SIZE_TEST": 64}))
+    assert one(image)["sem_seg"].equal(plain(image)["sem_seg"])
+
+    several = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (32, 40)}
+    several["TEST.SLIDING_WINDOW.SIZE"] = (40, 40)
+    predictor = Predictor(scenes(**several))
+    output = predictor(image)
+    assert len(output["parts"]) == 2 * (2 + 2)  # 32 × 48 and 40 × 60 pixels
+    assert output["sem_seg"].sum(0).allclose(torch.ones(40, 60))
+    Image.fromarray(image).save(tmp_path / "seen.png")
+    lines = []
+    files = [tmp_path / "seen.png"]
+    assert not predict_files(predictor, files, tmp_path / "pictures", say=lines.append)
+    assert "in 8 forwards" in "".join(lines)
+
+
 def test_names_and_colours_are_the_checkpoints(scenes):
     predictor = Predictor(scenes())
     assert "was_there" not in DatasetCatalog.list()
