@@ -26,7 +26,7 @@ from .run_modes import (
     measure,
 )
 from .timing import Times, describe_machine, gemm_peak, in_turns
-from .training import (
+from .training_steps import (
     StepMeasurement,
     TrainingResult,
     measure_training,

@@ -66,6 +66,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     else:
         known = ", ".join(OptimizerSettings.choices("optimizer"))
         raise ConfigError(f"SOLVER.OPTIMIZER must be one of {known}, not {name!r}")
+    if common.get("fused") and name == "SGD" and solver.MOMENTUM:
+        optimizer.register_step_pre_hook(_start_momentum)
     clip = solver.CLIP_GRADIENTS
     if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
         return maybe_add_gradient_clipping(cfg, optimizer)
@@ -76,6 +78,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Give weights momentum of 0 before their first step, which is what that step makes of it.
+
+    PyTorch's fused SGD fails where some weights of a group have momentum and others get their first
+    gradient, and takes memory as it finds it if a flag of the device skips a first step.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def loss_check_period(cfg: CfgNode) -> int:

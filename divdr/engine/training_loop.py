@@ -90,14 +90,12 @@ class TrainingLoop(SimpleTrainer):
         self.period = max(1, period) if skips and self._check is not None else 1
         if self._check is not None:
             self._check.deferred = self.period > 1
-        self._has_momentum = False
         self._seen: list[_Step] = []
 
     def run_step(self) -> None:
         """One iteration; it moves no weight where a gradient is not finite, but scales by less."""
         if self.period > 1:
             late_figures(get_event_storage()).read_by_trainer = True
-            self._make_momentum()
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -154,20 +152,6 @@ class TrainingLoop(SimpleTrainer):
             self.optimizer.step()
         finally:
             del self.optimizer.found_inf
-
-    def _make_momentum(self) -> None:
-        """Give SGD momentum of 0 before its first step, which is what that step then makes of it.
-
-        If it skips its first step, PyTorch's fused SGD would take memory as it finds it.
-        """
-        if self._has_momentum or not isinstance(self.optimizer, torch.optim.SGD):
-            return
-        self._has_momentum = True
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                state = self.optimizer.state[parameter]
-                if parameter.requires_grad and state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _note(self, losses: Mapping[str, Tensor], broken: Tensor, data_time: float) -> None:
         values = [value.detach().float().flatten()[0] for value in losses.values()]
@@ -243,7 +227,6 @@ class TrainingLoop(SimpleTrainer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, in this or another precision."""
         super().load_state_dict(state_dict)
-        self._has_momentum = False
         scaler = state_dict.get("grad_scaler")
         if scaler and self.grad_scaler.is_enabled():  # bfloat16 leaves none
             self.grad_scaler.load_state_dict(scaler)

@@ -108,7 +108,9 @@ class SampleGate(nn.Module):
                 raise ConfigError("the experts are for classes: g₀ needs the samples' classes")
             return F.one_hot(self.owners[labels], len(self.centres)).float()
         squares = torch.cdist(self._seen(z.float()), self.centres).square()
-        return (-squares / self.temperature).softmax(1)
+        # From the nearest centre on, as T may be next to 0 where all samples lie at a centre.
+        beyond = squares - squares.amin(1, keepdim=True)
+        return (-beyond / self.temperature).softmax(1)
 
     def loss(self, z: Tensor, targets: Tensor) -> Tensor:
         """Mean of KL(targets ‖ g) over the samples; ``targets`` (N, K)."""

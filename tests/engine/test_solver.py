@@ -163,3 +163,20 @@ def test_adam_by_name():
     cfg.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ConfigError, match="LION"):
         build_optimizer(cfg, small())
+
+
+def test_weights_whose_first_gradient_comes_late_join_the_others():
+    cfg = load_config(
+        "", ["SOLVER.BASE_LR", "0.1", "SOLVER.MOMENTUM", "0.5", "MODEL.DEVICE", "cpu"]
+    )
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    model = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in range(2))
+    for layer in model:
+        torch.nn.init.constant_(layer.weight, 2.0)
+    optimizer = build_optimizer(cfg, model)
+    model[0].weight.grad = torch.tensor([[1.0]])
+    optimizer.step()
+    model[1].weight.grad = torch.tensor([[3.0]])
+    optimizer.step()
+    # Steps of 0.1 · 1 and 0.1 · (0.5 · 1 + 1) for the first; one of 0.1 · 3 for the second.
+    assert [float(p.detach()) for p in model.parameters()] == pytest.approx([1.75, 1.7])

@@ -16,7 +16,7 @@ def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
     numbers = json.loads((tmp_path / "b.json").read_text())
     assert {"cpu", "cores", "threads", "torch", "device"} <= set(numbers["machine"])
     assert numbers["settings"]["channels"] == 4
-    assert [len(case["modes"]) for case in numbers["cases"]] == [6, 6, 7, 7]
+    assert [len(case["modes"]) for case in numbers["cases"]] == [7, 7, 8, 8]
     assert (tmp_path / "b.png").stat().st_size > 0
 
 
