@@ -115,8 +115,10 @@ def test_decoder_loss_ignores_unlabelled_pixels():
     targets = torch.tensor([[[1, 255], [0, 255]]])
     # Two labelled pixels: -log softmax of class 1 and of class 0 at logits (0, 2, 0).
     total = torch.logsumexp(torch.tensor([0.0, 2.0, 0.0]), 0)
-    assert float(decoder.loss(logits, targets)) == pytest.approx(float((total - 2 + total) / 2))
-    assert float(decoder.loss(logits, torch.full((1, 2, 2), 255))) == 0.0
+    found = decoder.criterion(logits, targets)["loss_sem_seg"]
+    assert float(found) == pytest.approx(float((total - 2 + total) / 2))
+    nothing = decoder.criterion(logits, torch.full((1, 2, 2), 255))
+    assert float(nothing["loss_sem_seg"]) == 0.0
 
 
 def test_decoder_returns_logits_of_the_image_size():
