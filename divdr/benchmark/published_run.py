@@ -160,18 +160,18 @@ def _run_cell(cell: Cell, cost: CellCost, x: Tensor, finer: tuple[int, int] | No
         float(gates.detach().sum())
     ):  # of the whole batch; the host waits here, once a cell
         return _CellRun({KEEP: x}, logits, gates, expected, real)
-    feature = cell.feature(x)
+    total = cell.op_sum(x)
     maps = {}
     for transform in cell.node.transforms:
-        weight = gates[:, transform, None, None, None].to(feature.dtype)
-        maps[transform] = _transformed(cell, feature, transform, finer) * weight
+        weight = gates[:, transform, None, None, None].to(total.dtype)
+        maps[transform] = _transformed(cell, total, transform, finer) * weight
     return _CellRun(maps, logits, gates, expected, real)
 
 
 def _transformed(
-    cell: Cell, feature: Tensor, transform: int, finer: tuple[int, int] | None
+    cell: Cell, total: Tensor, transform: int, finer: tuple[int, int] | None
 ) -> Tensor:
-    maps = F.relu(feature)
+    maps = F.relu(total)  # anew for each transform
     if transform == KEEP:
         return maps
     if transform == DOWN:

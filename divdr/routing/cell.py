@@ -286,7 +286,7 @@ class Cell(nn.Module):
         return cell_outputs
 
     def _draw_drop_path(self, x: Tensor) -> None:
-        """Draw as :meth:`feature` does, so that the cells that follow draw the same numbers."""
+        """Draw as :meth:`op_sum` does, so that the cells that follow draw the same numbers."""
         probability = self._drop_path.probability(self.node.layer, self._num_layers)
         for op in self.ops.values():
             if probability and not isinstance(op, nn.Identity):
@@ -295,7 +295,15 @@ class Cell(nn.Module):
     def feature(
         self, x: Tensor, choice: OpChoice | None = None, chosen: Tensor | None = None
     ) -> Tensor:
-        """ReLU of the sum of the operations: (n, C, H, W) → the same shape.
+        """ReLU of :meth:`op_sum`, in its memory where that is the cell's own."""
+        total = self.op_sum(x, choice, chosen)
+        # Of one operation the sum is its result, which its backward pass may look at.
+        return F.relu(total, inplace=self.op_gate is None and len(self.ops) > 1)
+
+    def op_sum(
+        self, x: Tensor, choice: OpChoice | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Sum of the operations: (n, C, H, W) → the same shape.
 
         Args:
             x: (n, C, H, W).
@@ -306,7 +314,7 @@ class Cell(nn.Module):
         if self.training:
             probability = self._drop_path.probability(self.node.layer, self._num_layers)
         if self.op_gate is not None:
-            return F.relu(self._chosen(x, choice or self.op_gate(x), chosen, probability))
+            return self._chosen(x, choice or self.op_gate(x), chosen, probability)
         total: Tensor | None = None
         for op in self.ops.values():
             y = op(x)
@@ -314,8 +322,7 @@ class Cell(nn.Module):
                 y = drop_path(y, probability)
             total = y if total is None else total + y
         assert total is not None
-        # Of one operation the sum is its result, which its backward pass may look at.
-        return F.relu(total, inplace=len(self.ops) > 1)
+        return total
 
     def _chosen(
         self, x: Tensor, choice: OpChoice, chosen: Tensor | None, probability: float
