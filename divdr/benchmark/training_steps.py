@@ -62,7 +62,7 @@ class StepMeasurement:
     @property
     def name(self) -> str:
         """The way and its precision."""
-        return f"{self.mode}, bf16" if self.half else self.mode
+        return _name(self.mode, self.half)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def measure_training(
     for half in (False, True):
         for mode in MODES:
             steps[mode, half] = _Step(_way(case, network, mode), x, half)
-    names = {key: f"{key[0]} {key[1]}" for key in steps}
+    names = {key: _name(*key) for key in steps}
     timed = {names[key]: step for key, step in steps.items()}
     if against is not None:
         timed[against.name] = against.bind(_way(case, network, DENSE)[0], x)
@@ -124,6 +124,10 @@ def measure_training(
         faster = slowest / taken.median
         rows.append(StepMeasurement(name, False, taken, faster, None, live[name]))
     return TrainingResult(case, tuple(rows))
+
+
+def _name(mode: str, half: bool) -> str:
+    return f"{mode}, bf16" if half else mode
 
 
 Forward = Callable[[Tensor], tuple[list[Tensor], Routing]]

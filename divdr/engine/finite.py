@@ -67,7 +67,7 @@ class LossCheck:
         # Passes without gradients (precise BatchNorm) are no steps that could be left out.
         if self.deferred and torch.is_grad_enabled():
             return self._defer(model, args, output, losses)
-        values = _stacked(losses).tolist()
+        values = stacked(losses).tolist()
         broken = not_finite(dict(zip(losses, values, strict=True)))
         if not broken:
             return None
@@ -107,7 +107,7 @@ class LossCheck:
             }
         if changed is not None:
             losses = {name: changed[name] for name in losses}
-        finite = _stacked(losses).isfinite().all()
+        finite = stacked(losses).isfinite().all()
         self._broken = (~finite).float()
         return changed
 
@@ -117,7 +117,8 @@ def not_finite(values: Mapping[str, float]) -> list[str]:
     return [name for name, value in values.items() if not math.isfinite(value)]
 
 
-def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
+def stacked(losses: Mapping[str, Tensor]) -> Tensor:
+    """(n,) losses of one number each, in float32 and detached."""
     return torch.stack([v.detach().float().flatten()[0] for v in losses.values()])
 
 

@@ -22,11 +22,9 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 
 from ..errors import ConfigError
+from ..modeling import READ_EVERY
 from ..routing import to_iterations
 from ..settings import OptimizerSettings
-
-LOOK_EVERY = 20
-"""Iterations between looks at losses on a GPU; Detectron2 writes its log as often."""
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -88,8 +86,10 @@ def _start_momentum(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict)
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
             state = optimizer.state[parameter]
-            if parameter.grad is not None and state.get("momentum_buffer") is None:
+            if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
@@ -99,7 +99,7 @@ def loss_check_period(cfg: CfgNode) -> int:
     On a CPU nobody waits for them, so that every iteration looks unless the key says otherwise.
     """
     period = cfg.SOLVER.LOSS_CHECK_PERIOD
-    return period or (1 if cfg.MODEL.DEVICE == "cpu" else LOOK_EVERY)
+    return period or (1 if cfg.MODEL.DEVICE == "cpu" else READ_EVERY)
 
 
 def is_gate_parameter(name: str) -> bool:

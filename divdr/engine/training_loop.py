@@ -20,7 +20,7 @@ from ..modeling import late_figures, put_scalar_at, unwrap
 from ..routing import several_processes
 from ..settings import PrecisionSettings
 from .batches import batch_on_device
-from .finite import LossCheck, not_finite
+from .finite import LossCheck, not_finite, stacked
 
 FULL = "float32"
 AMP_DTYPES = {name: getattr(torch, name) for name in PrecisionSettings.choices("dtype")}
@@ -154,9 +154,8 @@ class TrainingLoop(SimpleTrainer):
             del self.optimizer.found_inf
 
     def _note(self, losses: Mapping[str, Tensor], broken: Tensor, data_time: float) -> None:
-        values = [value.detach().float().flatten()[0] for value in losses.values()]
         take = partial(self._take, self.iter, tuple(losses), data_time)
-        late_figures(get_event_storage()).wait(torch.stack([*values, broken]), take)
+        late_figures(get_event_storage()).wait(torch.cat([stacked(losses), broken[None]]), take)
 
     def _take(
         self, iteration: int, names: tuple[str, ...], data_time: float, values: list[float]
@@ -202,7 +201,7 @@ class TrainingLoop(SimpleTrainer):
         at = self.iter if iter is None else iter
         if (at + 1) % getattr(self, "gather_metric_period", 1):  # which Detectron2 0.6 lacks
             return
-        own = {name: float(value.detach()) for name, value in loss_dict.items()}
+        own = dict(zip(loss_dict, stacked(loss_dict).tolist(), strict=True))
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)
         gathered = comm.gather((own, data_time))

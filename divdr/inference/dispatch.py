@@ -22,7 +22,7 @@ from ..routing.space import TRANSFORMS, RoutingSpace
 from ..settings import ClusteringSettings
 from .decision import ImposedRoute
 from .recorder import Costs, RoutingRecorder
-from .stages import Stages
+from .stages import Stages, result_dtype
 from .static_network import StaticNetwork
 
 
@@ -191,7 +191,7 @@ class DispatchPlan:
         return [(k, [i for i in images if chosen[i] == k]) for k in wanted]
 
     def _joined(self, parts: list[tuple[list[int], list[Tensor]]], x: Tensor) -> list[Tensor]:
-        dtype = x.dtype if x.is_floating_point() else self.dtype
+        dtype = result_dtype(x, self.dtype)
         if len(parts) == 1:
             return [maps.to(dtype) for maps in parts[0][1]]
         sizes = self.space.map_sizes(x.shape[-2], x.shape[-1])

@@ -56,13 +56,18 @@ def packing_available(weight: Tensor) -> bool:
     return hasattr(torch.ops.mkldnn, "_reorder_convolution_weight") and _packs(weight.dtype)
 
 
+def _small(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A map and a pointwise weight of whole numbers that every precision holds exactly."""
+    x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
+    weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last), weight
+
+
 @cache
 def _packs(dtype: torch.dtype) -> bool:
-    """Try it on small numbers that every precision holds exactly."""
+    """Try it on small numbers."""
     with torch.inference_mode(False), torch.no_grad():
-        x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
+        x, weight = _small(dtype)
         options = ([0, 0], [1, 1], [1, 1], 1)
         try:
             own = packed_weight(weight, *options, [1, 3, 4, 4])
@@ -92,11 +97,9 @@ def fusing_available(tensor: Tensor) -> bool:
 
 @cache
 def _works(dtype: torch.dtype) -> bool:
-    """Try both on small numbers that every precision holds exactly."""
+    """Try both on small numbers."""
     with torch.inference_mode(False), torch.no_grad():
-        x = (torch.arange(48.0) % 5 - 2).view(1, 3, 4, 4).to(dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = (torch.arange(9.0) % 4 - 1).view(3, 3, 1, 1).to(dtype)
+        x, weight = _small(dtype)
         bias = torch.tensor([1.0, -2.0, 0.0]).to(dtype)
         wanted = F.conv2d(x.float(), weight.float(), bias.float())
         total = x.clone()

@@ -15,7 +15,7 @@ from .recorder import Costs, RoutingRecorder
 from .route import Route
 from .route_tree import RouteTree
 from .specialised import SpecialisedPlan
-from .stages import Stages
+from .stages import Stages, joined, result_dtype
 from .static_network import StaticNetwork
 
 
@@ -104,7 +104,7 @@ class InferencePlan:
                 return None
             outputs, recorder = result
             costs = self._costs.along(size, given)
-            dtype = x.dtype if x.is_floating_point() else self.dtype
+            dtype = result_dtype(x, self.dtype)
             return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
 
     def maps(self, x: Tensor, given: ImposedRoute) -> list[Tensor]:
@@ -153,6 +153,4 @@ class InferencePlan:
                 return None
             input_sums = stages.run(input_sums, stages.numbers, images, size, given, recorder)
             parts.append([input_sum.finish() for input_sum in input_sums])
-        if len(parts) == 1:
-            return parts[0], recorder
-        return [torch.cat(maps) for maps in zip(*parts, strict=True)], recorder
+        return joined(parts), recorder

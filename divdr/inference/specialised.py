@@ -18,7 +18,7 @@ from .input_sum import InPlaceInputSum
 from .recorder import Costs, RoutingRecorder
 from .route import Route
 from .route_tree import Branch, RouteTree, StageDecision, Walk
-from .stages import Stages
+from .stages import Stages, joined, result_dtype
 
 MOST_GRAPHS = 8
 """Captured routes, each with memory of its own."""
@@ -110,14 +110,11 @@ class SpecialisedPlan:
             else:
                 each = self._stages.parts(x)
                 parts = [self._follow(x, images, given, recorder) for images in each]
-            outputs = (
-                parts[0]
-                if len(parts) == 1
-                else [torch.cat(maps) for maps in zip(*parts, strict=True)]
-            )
             costs = self._costs.along(size, given)
-            dtype = x.dtype if x.is_floating_point() else self.dtype
-            return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
+            dtype = result_dtype(x, self.dtype)
+            return [maps.to(dtype) for maps in joined(parts)], recorder.record(
+                costs, size, x.device
+            )
 
     def _follow(
         self, x: Tensor, images: list[int], given: ImposedRoute | None, recorder: RoutingRecorder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -252,3 +252,15 @@ def _decide(
     answers = from_logits(nodes, [members[i] for i in asked], answered)
     decisions.update(zip(asked, answers, strict=True))
     return [decisions[index] for index in range(len(cells))]
+
+
+def joined(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Maps by scale of a whole batch, from those of neighbouring images one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+
+def result_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Precision of what leaves a plan that computes in ``dtype``: that of the images."""
+    return x.dtype if x.is_floating_point() else dtype

@@ -20,7 +20,7 @@ from .expert_balance import (
 )
 from .expert_cost import ExpertCosts
 from .expert_record import ExpertRecord, ExpertRouting
-from .late_figures import late_figures, put_scalar_at
+from .late_figures import READ_EVERY, late_figures, put_scalar_at
 from .multi_task import MultiTask
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
@@ -33,6 +33,7 @@ from .supervision import ClusteringLossSettings, RoutingSupervision, cluster_and
 
 __all__ = [
     "CLASSIFIER_REGISTRY",
+    "READ_EVERY",
     "ClusteringLossSettings",
     "CoEBoxHead",
     "DynamicRouting",

@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 READ_EVERY = 20
-"""Iterations after which figures are read where nobody else does; Detectron2 logs as often."""
+"""Iterations between reads of figures and losses on a GPU; Detectron2 logs as often."""
 
 _KNOWS_ITERATIONS = "cur_iter" in inspect.signature(EventStorage.put_scalar).parameters
 

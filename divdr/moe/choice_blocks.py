@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..routing.ops import NormFactory, conv_norm
+from ..settings import PerExampleSettings
 from .gates import Gating, anneal_k
 from .multiply_adds import part_macs
 from .per_example import BodyCost, layer_cost
@@ -38,7 +39,7 @@ class BlockParts:
     task_width: int
     layer: Callable[[int, int], RoutingLayer]
     norm: NormFactory
-    noise: float = 1.0
+    noise: float = PerExampleSettings.noise
 
 
 class ChoiceBlock(nn.Module):

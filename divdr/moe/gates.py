@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..settings import PerExampleSettings
 from .balance import load_probabilities
 
 
@@ -67,7 +68,9 @@ class NoisyTopKGate(nn.Module):
         ConfigError: k is not within 1 and E, or the noise below 0.
     """
 
-    def __init__(self, inputs: int, experts: int, k: int, noise: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, experts: int, k: int, noise: float = PerExampleSettings.noise
+    ) -> None:
         super().__init__()
         if noise < 0:
             raise ConfigError(f"the gates' noise must be at least 0, not {noise}")

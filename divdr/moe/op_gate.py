@@ -24,7 +24,9 @@ class OpGate(nn.Module):
         noise: see ``NoisyTopKGate``.
     """
 
-    def __init__(self, channels: int, ops: int, k: int, noise: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, ops: int, k: int, noise: float = OpGateSettings.noise
+    ) -> None:
         super().__init__()
         self.gate = NoisyTopKGate(channels, ops, k, noise)
 
@@ -47,7 +49,7 @@ class OpGates:
         ConfigError: by the cell that asks, if it has fewer operations.
     """
 
-    def __init__(self, k_first: int, k_last: int, noise: float = 1.0) -> None:
+    def __init__(self, k_first: int, k_last: int, noise: float = OpGateSettings.noise) -> None:
         self.k_first = k_first
         self.k_last = k_last
         self.noise = noise

@@ -59,7 +59,7 @@ class Router(nn.Module):
         task_width: int,
         experts: int,
         k: int,
-        noise: float = 1.0,
+        noise: float = PerExampleSettings.noise,
     ) -> None:
         super().__init__()
         if kind not in ROUTERS:

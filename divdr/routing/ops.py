@@ -258,7 +258,7 @@ class Stem(nn.Module):
         inner: channels of the first two blocks.
     """
 
-    def __init__(self, in_channels: int, channels: int, norm: NormFactory, inner: int = 64) -> None:
+    def __init__(self, in_channels: int, channels: int, norm: NormFactory, inner: int) -> None:
         super().__init__()
         self.first = conv_norm(in_channels, inner, norm, kernel_size=3, stride=2, padding=0)
         self.second = nn.Sequential(depthwise(inner), conv_norm(inner, inner, norm))
