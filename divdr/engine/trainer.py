@@ -65,7 +65,12 @@ from .class_weights import balance_classes
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
-from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
+from .precise_bn import (
+    CommonBNHook,
+    PreciseBNHook,
+    precise_bn_layers,
+    warn_of_small_batches,
+)
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
@@ -118,7 +123,9 @@ class Trainer(DefaultTrainer):
         wrapped = _distributed(model)
         amp, period = cfg.SOLVER.AMP, loss_check_period(cfg)
         dtype = amp.DTYPE if amp.ENABLED else FULL
-        self._trainer = TrainingLoop(wrapped, loader, optimizer, dtype, period)
+        images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+        warn_of_small_batches(model, images, parts, comm.get_world_size())
+        self._trainer = TrainingLoop(wrapped, loader, optimizer, dtype, period, parts)
         whole = cfg.SOLVER.MAX_ITER
         restarting = with_restarts(cfg, stage_starts(model, whole))
         self.scheduler = self.build_lr_scheduler(restarting, optimizer)
@@ -240,6 +247,7 @@ class Trainer(DefaultTrainer):
                 )
             )
         if routing is not None and routing.cost is not None:
+            routing.cost.parts = cfg.SOLVER.ACCUMULATE
             own.append(CostTargetHook(routing.cost))
             images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
             if images > 0:

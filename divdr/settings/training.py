@@ -48,6 +48,14 @@ class SolverSettings(Settings):
         unit="iterations",
         low=0,
     )
+    accumulate: int = setting(
+        1,
+        "Run each batch in so many parts of equal size, one after the other, and step once: memory "
+        "of a part, gradients of the batch (docs/guide/train.md says where they differ). "
+        "IMS_PER_BATCH stays the images of a step, so that learning rates stay valid.",
+        unit="parts",
+        low=1,
+    )
     stop_iter: int = setting(
         0,
         "Stop after this many iterations of the schedule that MAX_ITER sets; 0: after all. Resumed "
