@@ -82,6 +82,13 @@ from .solver import (
 )
 from .stage_hook import StageHook, first_iteration, last_iteration, stage_starts
 from .training_loop import FULL, LossHook, TrainingLoop
+from .weight_average import (
+    InAverageHook,
+    WeightAverage,
+    WeightAverageHook,
+    average_config,
+    beside,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +141,8 @@ class Trainer(DefaultTrainer):
         self.resumed = False
         self.max_iter = min(cfg.SOLVER.STOP_ITER or whole, last_iteration(model, whole))
         self._check_experts()
+        #: Of the weights; None without ``SOLVER.EMA``.
+        self.average = WeightAverage.from_config(cfg, model)
         self.checkpointer = self._build_checkpointer()
         self.register_hooks(self.build_hooks())
 
@@ -192,7 +201,20 @@ class Trainer(DefaultTrainer):
         later = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         first = next((i for i, h in enumerate(built) if isinstance(h, later)), len(built))
         built[first:first] = self._own_hooks()
+        if self.average is not None:
+            evaluate = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_both)
+            built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in built]
         return [hook for hook in built if hook is not None]
+
+    def _test_both(self) -> OrderedDict:
+        """Evaluate the model and the average of its weights, which are one table."""
+        assert self.average is not None
+        results = self._tested(self.cfg, self.model)
+        with self.average.in_model():
+            averaged = self._tested(average_config(self.cfg), self.model)
+        self._last_eval_results = beside(results, averaged, self.cfg.DATASETS.TEST)
+        self._report(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, of which ``metrics.json`` has null where a figure is not a number."""
@@ -210,6 +232,8 @@ class Trainer(DefaultTrainer):
         experts = attached_experts(self.model)
         if experts is not None:
             checkpointables["experts"] = experts
+        if self.average is not None:
+            checkpointables["weight_average"] = self.average
         return RoutingCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
@@ -229,6 +253,8 @@ class Trainer(DefaultTrainer):
             StageHook(cfg, model),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]
+        if self.average is not None:
+            own.insert(1, WeightAverageHook(self.average))
         routing = attached_routing(model)
         if routing is not None and routing.experts is not None:
             anew = cfg.MODEL.ROUTING.CLUSTERING.BANK in ("subset", "exact")
@@ -253,6 +279,11 @@ class Trainer(DefaultTrainer):
             if images > 0:
                 loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
                 own.append(CalibrationHook(model, routing, loader, cfg.SOLVER.MAX_ITER))
+        if self.average is not None:
+            kinds = (CommonBNHook, PreciseBNHook, CalibrationHook)
+            prepare = [hook for hook in own if isinstance(hook, kinds)]
+            periods = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
+            own.append(InAverageHook(self.average, prepare, periods, self.checkpointer))
         return own
 
     @cached_property
@@ -348,6 +379,14 @@ class Trainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
         table and write ``inference/results.json``. Without a test data set nothing happens.
         """
+        results = cls._tested(cfg, model, evaluators)
+        cls._report(cfg, results)
+        return results
+
+    @classmethod
+    def _tested(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
         if not cfg.DATASETS.TEST:
             return OrderedDict()
         if evaluators is None:
@@ -360,8 +399,11 @@ class Trainer(DefaultTrainer):
                     build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
-        results = super().test(*augmented(cfg, model), evaluators)
-        if comm.is_main_process():
+        return super().test(*augmented(cfg, model), evaluators)
+
+    @classmethod
+    def _report(cls, cfg: CfgNode, results: OrderedDict) -> None:
+        if cfg.DATASETS.TEST and comm.is_main_process():
             names = cfg.DATASETS.TEST
             by_dataset = {names[0]: results} if len(names) == 1 else dict(results)
             folder = os.path.join(cfg.OUTPUT_DIR, "inference")
@@ -370,7 +412,6 @@ class Trainer(DefaultTrainer):
             text = json.dumps(plain_numbers(by_dataset), indent=2, allow_nan=False)
             write_text_atomically(os.path.join(folder, "results.json"), text)
             logger.info("Results\n%s", summary_table(by_dataset))
-        return results
 
 
 def check_run_data(cfg: CfgNode, *, training: bool = True) -> None:

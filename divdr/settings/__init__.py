@@ -33,6 +33,7 @@ from .single_gated import (
     SingleGateSettings,
 )
 from .training import (
+    AverageSettings,
     ClassificationInputSettings,
     InputSettings,
     LoaderSettings,
@@ -72,6 +73,7 @@ OUTSIDE: tuple[type[Settings], ...] = (TranslationSettings,)
 __all__ = [
     "GROUPS",
     "OUTSIDE",
+    "AverageSettings",
     "BeamSearchSettings",
     "BoxCollaborationSettings",
     "BoxHydraSettings",

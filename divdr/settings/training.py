@@ -26,12 +26,35 @@ class PrecisionSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AverageSettings(Settings):
+    """Average of the weights over the last steps, evaluated beside them and saved."""
+
+    KEY: ClassVar[str] = "SOLVER.EMA"
+
+    enabled: bool = setting(
+        False,
+        "Keep an exponential moving average of the weights. It is evaluated beside the model and "
+        "written as model_ema.pth (docs/guide/train.md).",
+    )
+    decay: float = setting(
+        0.999,
+        "Of the average, each step: the weights of the last 1 / (1 − DECAY) steps count.",
+        low=0,
+        below=1,
+    )
+    warm_up: bool = setting(
+        True, "In step t the decay is at most (1 + t) / (10 + t), so that early weights fade."
+    )
+
+
+@dataclass(frozen=True)
 class SolverSettings(Settings):
     """Optimiser and schedule, beside Detectron2's keys."""
 
     KEY: ClassVar[str] = "SOLVER"
 
     amp: PrecisionSettings = PrecisionSettings()
+    ema: AverageSettings = AverageSettings()
     gate_lr_factor: float = setting(
         1.0,
         "Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from "

@@ -266,3 +266,17 @@ def test_few_images_for_batch_norm_are_told(layer, numbers, told, caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_small_batches(nn.Sequential(layer), *numbers)
     assert (told in caplog.text) if told else not caplog.text
+
+
+def test_the_recipe_for_one_card_steps_by_the_published_batch(repository):
+    one, published = (
+        load_config(str(repository / "configs" / f"{name}.yaml"))
+        for name in ("divdr_a_cityscapes_1gpu", "divdr_cityscapes")
+    )
+    for name in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WEIGHT_DECAY"):
+        assert one.SOLVER[name] == published.SOLVER[name]
+    one.MODEL.ROUTING.update(LAYERS=2, SCALES=2, CHANNELS=8)
+    one.MODEL.SEM_SEG_HEAD.IN_FEATURES, one.MODEL.DEVICE = ["res2", "res3"], "cpu"
+    model = Trainer.build_model(one)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert any(isinstance(m, nn.GroupNorm) for m in model.modules())
