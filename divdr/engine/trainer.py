@@ -71,6 +71,7 @@ from .precise_bn import (
     precise_bn_layers,
     warn_of_small_batches,
 )
+from .routing_watch import RoutingWatchHook
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
@@ -261,6 +262,8 @@ class Trainer(DefaultTrainer):
             refill = self._refill_bank if anew else None
             periods, saving = periods_from_config(cfg), cfg.SOLVER.CHECKPOINT_PERIOD
             own.append(ClusteringHook(routing.experts, periods, refill, saving))
+        if routing is not None:
+            own.append(RoutingWatchHook(routing, cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and precise_bn_layers(model):
             own.append(
@@ -282,8 +285,8 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             kinds = (CommonBNHook, PreciseBNHook, CalibrationHook)
             prepare = [hook for hook in own if isinstance(hook, kinds)]
-            periods = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
-            own.append(InAverageHook(self.average, prepare, periods, self.checkpointer))
+            moments = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
+            own.append(InAverageHook(self.average, prepare, moments, self.checkpointer))
         return own
 
     @cached_property
