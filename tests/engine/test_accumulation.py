@@ -205,7 +205,7 @@ def small(scenes, overrides, repository, names_under):
 
 def test_a_run_in_parts_sees_the_same_batches_and_goes_on_exactly(small, tmp_path):
     pairs = ["MODEL.ROUTING.DROP_PATH", "0.0"]
-    batch, bank = small(tmp_path / "batch", *pairs)
+    _, bank = small(tmp_path / "batch", *pairs)
     pairs += ["SOLVER.ACCUMULATE", "2"]
     whole, experts = small(tmp_path / "whole", *pairs)
     small(tmp_path / "part", *pairs, stop=3)
@@ -214,8 +214,8 @@ def test_a_run_in_parts_sees_the_same_batches_and_goes_on_exactly(small, tmp_pat
     assert experts.centres.equal(same.centres)
     assert experts.bank.rows.equal(same.bank.rows)
     assert experts.bank.keys == bank.bank.keys
-    for name, value in batch.items():  # few labels are ignored, and float32 rounds
-        torch.testing.assert_close(whole[name], value, rtol=0.02, atol=0.02)
+    # The same images in the same steps as without parts.
+    assert experts.bank.steps.equal(bank.bank.steps)
 
 
 def test_memory_of_a_cost_target_moves_once_a_step():
