@@ -83,6 +83,7 @@ from .solver import (
 )
 from .stage_hook import StageHook, first_iteration, last_iteration, stage_starts
 from .training_loop import FULL, LossHook, TrainingLoop
+from .wandb_writer import WandbWriter, installed_wandb
 from .weight_average import (
     InAverageHook,
     WeightAverage,
@@ -106,6 +107,7 @@ class Trainer(DefaultTrainer):
     """
 
     cfg: CfgNode
+    _wandb: WandbWriter | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
@@ -118,6 +120,8 @@ class Trainer(DefaultTrainer):
         with read_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
             together(check_run_data, cfg)
             together(make_output_folder, cfg.OUTPUT_DIR)
+            if cfg.WANDB.ENABLED:
+                together(installed_wandb)
             if not cfg.DATASETS.TEST:
                 logger.warning("DATASETS.TEST is empty: nothing will be evaluated")
             self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
@@ -225,7 +229,14 @@ class Trainer(DefaultTrainer):
                 writer.close()
                 writer = MetricsFile(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
             writers.append(writer)
+        if self.cfg.WANDB.ENABLED:
+            self._wandb = WandbWriter(self.cfg)
+            writers.append(self._wandb)
         return writers
+
+    def _start_wandb(self) -> None:
+        if self._wandb is not None:  # of the main process
+            self._wandb.start(self.resumed)
 
     def _build_checkpointer(self) -> RoutingCheckpointer:
         routing = attached_routing(self.model)
@@ -357,6 +368,7 @@ class Trainer(DefaultTrainer):
             # Detectron2 writes it from the command line alone; predicting needs it afterwards.
             path = os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")
             write_text_atomically(path, self.cfg.dump())
+        together(self._start_wandb)
         log = logging.getLogger(TrainerBase.__module__)
         log.addFilter(_in_one_line)
         try:

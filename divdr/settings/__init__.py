@@ -40,6 +40,7 @@ from .training import (
     OptimizerSettings,
     PrecisionSettings,
     SolverSettings,
+    WandbSettings,
 )
 from .translation import (
     BeamSearchSettings,
@@ -54,6 +55,7 @@ GROUPS: tuple[type[Settings], ...] = (
     RoutedResNetSettings,
     MultiTaskSettings,
     SolverSettings,
+    WandbSettings,
     OptimizerSettings,
     LoaderSettings,
     InputSettings,
@@ -110,6 +112,7 @@ __all__ = [
     "TranslationExpertSettings",
     "TranslationSettings",
     "TranslationTrainingSettings",
+    "WandbSettings",
     "entries",
     "walk",
 ]

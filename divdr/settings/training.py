@@ -107,6 +107,19 @@ class SolverSettings(Settings):
 
 
 @dataclass(frozen=True)
+class WandbSettings(Settings):
+    """Figures of training for Weights & Biases (wandb, which is installed apart)."""
+
+    KEY: ClassVar[str] = "WANDB"
+
+    enabled: bool = setting(
+        False, "Send figures and configuration to wandb; a resumed run goes on in the same place."
+    )
+    project: str = setting("divdr", "wandb's project.")
+    name: str = setting("", 'Name of the run there; "" is that of OUTPUT_DIR\'s folder.')
+
+
+@dataclass(frozen=True)
 class OptimizerSettings(Settings):
     """The key of Panoptic-DeepLab's project that divdr's own optimiser reads, in all models."""
 
