@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 REPORT = ["matplotlib", "jinja2"]
 TIMM = ["timm"]
+WANDB = ["wandb"]
 TRANSLATION = ["sentencepiece", "sacrebleu"]
 DETECTRON2 = [
     "torchvision",
@@ -55,6 +56,8 @@ setup(
         "export": EXPORT,
         # Classifiers of timm by name (docs/guide/classification.md).
         "timm": TIMM,
+        # Figures of training at Weights & Biases (docs/guide/train.md).
+        "wandb": WANDB,
         # Translation by several decoders (docs/guide/translation.md).
         "translation": TRANSLATION,
         "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM, *TRANSLATION],

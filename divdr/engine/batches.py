@@ -1,4 +1,4 @@
-"""Batches as loaders give them, on their way to a device."""
+"""Batches as loaders give them: in parts, and on their way to a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..routing import to_device
+
+
+def split_batch(batch: Any, parts: int) -> list[Any]:
+    """A batch in so many parts of equal size, in its order.
+
+    Args:
+        batch: what a loader gives, a list where there are several parts.
+        parts: 1 leaves the batch as it is, whatever it is.
+
+    Raises:
+        ConfigError: it is no list, or does not divide.
+    """
+    if parts == 1:
+        return [batch]
+    if not isinstance(batch, list) or not batch or len(batch) % parts:
+        what = f"{len(batch)} images" if isinstance(batch, list) else type(batch).__name__
+        raise ConfigError(f"SOLVER.ACCUMULATE {parts} does not divide a batch of {what}")
+    size = len(batch) // parts
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 def batch_on_device(batch: Any, device: torch.device | str) -> Any:

@@ -40,6 +40,9 @@ from .setup import together
 
 logger = logging.getLogger(__name__)
 
+AVERAGED = "model_ema.pth"
+"""File of a run's averaged weights, from which no run can go on."""
+
 # What loading a state raises that is of something else.
 _UNFIT = (
     *(AssertionError, AttributeError, IndexError, KeyError),
@@ -90,15 +93,26 @@ class RoutingCheckpointer(DetectionCheckpointer):
                 f"weight {broken!r} is not finite; checkpoint {name} is not written and the last "
                 "good one stays"
             )
-        data: dict[str, Any] = {"model": state}
-        if self.about:
-            data[KEY] = self.about[0].as_dict()
-        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(kwargs)
+        data = {**self.content(state), **kwargs}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         write_atomically(path, data)
         self.tag_last_checkpoint(path.name)
+
+    def content(self, state: dict[str, Any], training: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds.
+
+        Args:
+            state: state dict of the model.
+            training: with what only a resumed run needs, optimiser and averages.
+        """
+        data: dict[str, Any] = {"model": state}
+        if self.about:
+            data[KEY] = self.about[0].as_dict()
+        for key, obj in self.checkpointables.items():
+            if training or key not in ("trainer", "weight_average"):
+                data[key] = obj.state_dict()
+        return data
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note a file of ``save_dir`` as the last checkpoint."""
@@ -117,7 +131,7 @@ class RoutingCheckpointer(DetectionCheckpointer):
             return str(folder / names[0])
         files = sorted(folder.glob("*.pth"), key=lambda f: f.stat().st_mtime, reverse=True)
         for file in files:
-            if is_whole(file):
+            if file.name != AVERAGED and is_whole(file):
                 logger.warning("Checkpoint %s is cut short; using %s", names or "", file)
                 return str(file)
         return ""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
@@ -164,6 +164,23 @@ def plain_numbers(results: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
+def figures_by_iteration(
+    storage: EventStorage, window: int, after: int
+) -> list[tuple[int, dict[str, float]]]:
+    """Figures of a storage by the iteration that they are of, in its order.
+
+    Args:
+        storage: of the training.
+        window: numbers that are smoothed are the median of so many.
+        after: iterations up to this one are left out.
+    """
+    lines: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, (value, at) in storage.latest_with_smoothing_hint(window).items():
+        if at > after:
+            lines[at][name] = value
+    return sorted(lines.items())
+
+
 class MetricsFile(EventWriter):
     """Detectron2's ``metrics.json``, an object a line, with null for figures that are none.
 
@@ -179,13 +196,7 @@ class MetricsFile(EventWriter):
 
     def write(self) -> None:
         """Write what was put into the storage since the last time, by iteration."""
-        lines: dict[int, dict[str, Any]] = defaultdict(dict)
-        for name, (value, at) in (
-            get_event_storage().latest_with_smoothing_hint(self._window).items()
-        ):
-            if at > self._last:
-                lines[at][name] = value
-        for at, figures in sorted(lines.items()):
+        for at, figures in figures_by_iteration(get_event_storage(), self._window, self._last):
             text = json.dumps(plain_numbers({**figures, "iteration": at}), sort_keys=True)
             self._file.write(text + "\n")
             self._last = at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..routing import from_all_processes, merge_moments, moments
+from ..routing.batch_norm import is_synchronised
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_IMAGES = 4
+"""Images by which BatchNorm in training should normalise at least."""
 
 
 class CommonBNHook(HookBase):
@@ -136,6 +143,36 @@ def precise_bn_layers(model: nn.Module) -> list[_BatchNorm]:
         for m in model.modules()
         if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
     ]
+
+
+def warn_of_small_batches(model: nn.Module, images: int, parts: int, processes: int) -> None:
+    """Say in a line of the log that BatchNorm will see few images at a time, if it will.
+
+    Args:
+        model: whose BatchNorm layers are in the modes that they will be trained in.
+        images: of a step, over all processes.
+        parts: that each process runs its share in.
+        processes: that train together.
+    """
+    own = images // processes // parts
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    few = [m for m in layers if own * (processes if is_synchronised(m) else 1) < ENOUGH_IMAGES]
+    if few:
+        logger.warning(
+            "%d layers of BatchNorm will see %d image%s at a time (SOLVER.IMS_PER_BATCH %d, %d "
+            "process%s, SOLVER.ACCUMULATE %d). Below %d their statistics are noise, and results "
+            "end lower: train with GroupNorm (MODEL.ROUTING.NORM GN; other parts' NORM), frozen "
+            "statistics (FrozenBN, from trained weights), SyncBN over several processes, or in "
+            "fewer and larger parts",
+            len(few),
+            own,
+            "" if own == 1 else "s",
+            images,
+            processes,
+            "" if processes == 1 else "es",
+            parts,
+            ENOUGH_IMAGES,
+        )
 
 
 def _together(parts: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..errors import ConfigError
 from ..settings import GROUPS, ClusteringSettings, Range
@@ -78,6 +79,7 @@ def check_config(cfg: CfgNode) -> None:
     _check_pixels(cfg)
     _check_crop(cfg)
     _check_device(cfg)
+    _check_parts(cfg)
     if "ROUTING" in cfg.MODEL:
         _check_clustering(ClusteringSettings.of(cfg.MODEL.ROUTING.CLUSTERING))
 
@@ -117,6 +119,18 @@ def _check_device(cfg: CfgNode) -> None:
     there = torch.cuda.device_count()
     if device.type == "cuda" and device.index is not None and 0 < there <= device.index:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but GPUs are 0 to {there - 1} here")
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    images, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    parts = _value(cfg, "SOLVER.ACCUMULATE") or 1
+    # What does not divide among the processes is the loader's to say.
+    if images % processes == 0 and images // processes % parts:
+        own = "" if processes == 1 else f" ({images // processes} a process)"
+        raise ConfigError(
+            f"SOLVER.ACCUMULATE {parts} does not divide SOLVER.IMS_PER_BATCH {images}{own} into "
+            "equal parts"
+        )
 
 
 def _check_clustering(clustering: ClusteringSettings) -> None:

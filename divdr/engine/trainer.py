@@ -65,7 +65,13 @@ from .class_weights import balance_classes
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
-from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
+from .precise_bn import (
+    CommonBNHook,
+    PreciseBNHook,
+    precise_bn_layers,
+    warn_of_small_batches,
+)
+from .routing_watch import RoutingWatchHook
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
@@ -77,6 +83,14 @@ from .solver import (
 )
 from .stage_hook import StageHook, first_iteration, last_iteration, stage_starts
 from .training_loop import FULL, LossHook, TrainingLoop
+from .wandb_writer import WandbWriter, installed_wandb
+from .weight_average import (
+    InAverageHook,
+    WeightAverage,
+    WeightAverageHook,
+    average_config,
+    beside,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +107,7 @@ class Trainer(DefaultTrainer):
     """
 
     cfg: CfgNode
+    _wandb: WandbWriter | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
@@ -105,6 +120,8 @@ class Trainer(DefaultTrainer):
         with read_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
             together(check_run_data, cfg)
             together(make_output_folder, cfg.OUTPUT_DIR)
+            if cfg.WANDB.ENABLED:
+                together(installed_wandb)
             if not cfg.DATASETS.TEST:
                 logger.warning("DATASETS.TEST is empty: nothing will be evaluated")
             self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
@@ -118,7 +135,9 @@ class Trainer(DefaultTrainer):
         wrapped = _distributed(model)
         amp, period = cfg.SOLVER.AMP, loss_check_period(cfg)
         dtype = amp.DTYPE if amp.ENABLED else FULL
-        self._trainer = TrainingLoop(wrapped, loader, optimizer, dtype, period)
+        images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+        warn_of_small_batches(model, images, parts, comm.get_world_size())
+        self._trainer = TrainingLoop(wrapped, loader, optimizer, dtype, period, parts)
         whole = cfg.SOLVER.MAX_ITER
         restarting = with_restarts(cfg, stage_starts(model, whole))
         self.scheduler = self.build_lr_scheduler(restarting, optimizer)
@@ -127,6 +146,8 @@ class Trainer(DefaultTrainer):
         self.resumed = False
         self.max_iter = min(cfg.SOLVER.STOP_ITER or whole, last_iteration(model, whole))
         self._check_experts()
+        #: Of the weights; None without ``SOLVER.EMA``.
+        self.average = WeightAverage.from_config(cfg, model)
         self.checkpointer = self._build_checkpointer()
         self.register_hooks(self.build_hooks())
 
@@ -185,7 +206,20 @@ class Trainer(DefaultTrainer):
         later = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         first = next((i for i, h in enumerate(built) if isinstance(h, later)), len(built))
         built[first:first] = self._own_hooks()
+        if self.average is not None:
+            evaluate = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_both)
+            built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in built]
         return [hook for hook in built if hook is not None]
+
+    def _test_both(self) -> OrderedDict:
+        """Evaluate the model and the average of its weights, which are one table."""
+        assert self.average is not None
+        results = self._tested(self.cfg, self.model)
+        with self.average.in_model():
+            averaged = self._tested(average_config(self.cfg), self.model)
+        self._last_eval_results = beside(results, averaged, self.cfg.DATASETS.TEST)
+        self._report(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, of which ``metrics.json`` has null where a figure is not a number."""
@@ -195,7 +229,14 @@ class Trainer(DefaultTrainer):
                 writer.close()
                 writer = MetricsFile(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
             writers.append(writer)
+        if self.cfg.WANDB.ENABLED:
+            self._wandb = WandbWriter(self.cfg)
+            writers.append(self._wandb)
         return writers
+
+    def _start_wandb(self) -> None:
+        if self._wandb is not None:  # of the main process
+            self._wandb.start(self.resumed)
 
     def _build_checkpointer(self) -> RoutingCheckpointer:
         routing = attached_routing(self.model)
@@ -203,6 +244,8 @@ class Trainer(DefaultTrainer):
         experts = attached_experts(self.model)
         if experts is not None:
             checkpointables["experts"] = experts
+        if self.average is not None:
+            checkpointables["weight_average"] = self.average
         return RoutingCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
@@ -222,12 +265,16 @@ class Trainer(DefaultTrainer):
             StageHook(cfg, model),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]
+        if self.average is not None:
+            own.insert(1, WeightAverageHook(self.average))
         routing = attached_routing(model)
         if routing is not None and routing.experts is not None:
             anew = cfg.MODEL.ROUTING.CLUSTERING.BANK in ("subset", "exact")
             refill = self._refill_bank if anew else None
             periods, saving = periods_from_config(cfg), cfg.SOLVER.CHECKPOINT_PERIOD
             own.append(ClusteringHook(routing.experts, periods, refill, saving))
+        if routing is not None:
+            own.append(RoutingWatchHook(routing, cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER))
         own.append(CommonBNHook((cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD), model))
         if cfg.TEST.PRECISE_BN.ENABLED and precise_bn_layers(model):
             own.append(
@@ -240,11 +287,17 @@ class Trainer(DefaultTrainer):
                 )
             )
         if routing is not None and routing.cost is not None:
+            routing.cost.parts = cfg.SOLVER.ACCUMULATE
             own.append(CostTargetHook(routing.cost))
             images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
             if images > 0:
                 loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
                 own.append(CalibrationHook(model, routing, loader, cfg.SOLVER.MAX_ITER))
+        if self.average is not None:
+            kinds = (CommonBNHook, PreciseBNHook, CalibrationHook)
+            prepare = [hook for hook in own if isinstance(hook, kinds)]
+            moments = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
+            own.append(InAverageHook(self.average, prepare, moments, self.checkpointer))
         return own
 
     @cached_property
@@ -315,6 +368,7 @@ class Trainer(DefaultTrainer):
             # Detectron2 writes it from the command line alone; predicting needs it afterwards.
             path = os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")
             write_text_atomically(path, self.cfg.dump())
+        together(self._start_wandb)
         log = logging.getLogger(TrainerBase.__module__)
         log.addFilter(_in_one_line)
         try:
@@ -340,6 +394,14 @@ class Trainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``, cost (and routing, for a routed model) included; print one
         table and write ``inference/results.json``. Without a test data set nothing happens.
         """
+        results = cls._tested(cfg, model, evaluators)
+        cls._report(cfg, results)
+        return results
+
+    @classmethod
+    def _tested(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
         if not cfg.DATASETS.TEST:
             return OrderedDict()
         if evaluators is None:
@@ -352,8 +414,11 @@ class Trainer(DefaultTrainer):
                     build_mixture_evaluator(cfg, model),
                 ]
                 evaluators.append(DatasetEvaluators([e for e in built if e is not None]))
-        results = super().test(*augmented(cfg, model), evaluators)
-        if comm.is_main_process():
+        return super().test(*augmented(cfg, model), evaluators)
+
+    @classmethod
+    def _report(cls, cfg: CfgNode, results: OrderedDict) -> None:
+        if cfg.DATASETS.TEST and comm.is_main_process():
             names = cfg.DATASETS.TEST
             by_dataset = {names[0]: results} if len(names) == 1 else dict(results)
             folder = os.path.join(cfg.OUTPUT_DIR, "inference")
@@ -362,7 +427,6 @@ class Trainer(DefaultTrainer):
             text = json.dumps(plain_numbers(by_dataset), indent=2, allow_nan=False)
             write_text_atomically(os.path.join(folder, "results.json"), text)
             logger.info("Results\n%s", summary_table(by_dataset))
-        return results
 
 
 def check_run_data(cfg: CfgNode, *, training: bool = True) -> None:

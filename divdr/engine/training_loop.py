@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, NonFiniteLossError
 from ..modeling import late_figures, put_scalar_at, unwrap
 from ..routing import several_processes
 from ..settings import PrecisionSettings
-from .batches import batch_on_device
+from .batches import batch_on_device, split_batch
 from .finite import LossCheck, not_finite, stacked
 
 FULL = "float32"
@@ -45,7 +47,8 @@ class _Step(NamedTuple):
 class TrainingLoop(SimpleTrainer):
     """Forward, backward, step; under autocast with scaled gradients where float16 needs them.
 
-    Processes may have different losses.
+    Processes may have different losses. A batch may be run in several parts, whose gradients add up
+    to those of the mean of their losses; processes then exchange them once a step.
 
     A loss that is not finite never reaches the weights. With a period of 1 the host knows every
     loss before it is learned from. With more, only the device does: there the optimiser skips that
@@ -61,6 +64,7 @@ class TrainingLoop(SimpleTrainer):
         period: iterations between looks at the losses; it is 1 in any case where the optimiser is
             not fused, and so cannot skip a step on the device, and where no
             :class:`~divdr.engine.finite.LossCheck` is attached to the model.
+        parts: equal parts of a batch, one forward and backward each.
 
     Attributes:
         period: as it came out.
@@ -76,6 +80,7 @@ class TrainingLoop(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         dtype: str = FULL,
         period: int = 1,
+        parts: int = 1,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if dtype != FULL and dtype not in AMP_DTYPES:
@@ -90,6 +95,7 @@ class TrainingLoop(SimpleTrainer):
         self.period = max(1, period) if skips and self._check is not None else 1
         if self._check is not None:
             self._check.deferred = self.period > 1
+        self.parts = parts
         self._seen: list[_Step] = []
 
     def run_step(self) -> None:
@@ -99,21 +105,13 @@ class TrainingLoop(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        if self._device == "cuda":
-            data = batch_on_device(data, next(self.model.parameters()).device)
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self._device, dtype=self.dtype if mixed else None, enabled=mixed):
-            losses = self.model(data)
-            if isinstance(losses, Tensor):
-                losses = {"total_loss": losses}
-            total = sum(losses.values())
-        broken = None
-        if self.period > 1:
-            assert self._check is not None
-            broken = self._check.broken()
-            broken = total.new_zeros((), dtype=torch.float32) if broken is None else broken
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(total if broken is None else self._spoilt(total, broken)).backward()
+        seen = []
+        for number, part in enumerate(split_batch(data, self.parts)):
+            with nullcontext() if number == self.parts - 1 else _gradients_kept(self.model):
+                seen.append(self._learn(part, first=number == 0))
+        losses = _mean_of_parts([part for part, _ in seen])
+        flags = [broken for _, broken in seen if broken is not None]
+        broken = torch.stack(flags).amax() if flags else None
         if hasattr(self, "after_backward"):  # Detectron2 0.6 has no such moment
             self.after_backward()
         if broken is None:
@@ -123,6 +121,28 @@ class TrainingLoop(SimpleTrainer):
             self._note(losses, broken, data_time)
             if (self.iter + 1) % self.period == 0:
                 self.look()
+
+    def _learn(self, data: Any, first: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Forward and backward of a part: its losses, and where only the device knows, a flag."""
+        if self._device == "cuda":
+            data = batch_on_device(data, next(self.model.parameters()).device)
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self._device, dtype=self.dtype if mixed else None, enabled=mixed):
+            losses = self.model(data)
+            if isinstance(losses, Tensor):
+                losses = {"total_loss": losses}
+            total = sum(losses.values())
+        if self.parts > 1:
+            total = total / self.parts
+        broken = None
+        if self.period > 1:
+            assert self._check is not None
+            broken = self._check.broken()
+            broken = total.new_zeros((), dtype=torch.float32) if broken is None else broken
+        if first:
+            self.optimizer.zero_grad()
+        self.grad_scaler.scale(total if broken is None else self._spoilt(total, broken)).backward()
+        return {name: loss.detach() for name, loss in losses.items()}, broken
 
     def _spoilt(self, total: Tensor, broken: Tensor) -> Tensor:
         """A loss whose gradients are all no numbers where one of the losses is not finite.
@@ -229,6 +249,22 @@ class TrainingLoop(SimpleTrainer):
         scaler = state_dict.get("grad_scaler")
         if scaler and self.grad_scaler.is_enabled():  # bfloat16 leaves none
             self.grad_scaler.load_state_dict(scaler)
+
+
+def _gradients_kept(model: nn.Module) -> Any:
+    """Within it, processes keep their gradients to themselves."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _mean_of_parts(every: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Losses of a batch from those of its equal parts; one that a part lacks is 0 there."""
+    if len(every) == 1:
+        return every[0]
+    names = dict.fromkeys(name for losses in every for name in losses)
+    return {
+        name: torch.stack([losses[name] for losses in every if name in losses]).sum(0) / len(every)
+        for name in names
+    }
 
 
 def _means(every: Sequence[Mapping[str, float]]) -> dict[str, float]:

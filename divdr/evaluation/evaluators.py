@@ -209,7 +209,7 @@ def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if isinstance(figures, Mapping)
         for name, value in figures.items()
         if not (
-            task in ("sem_seg", "classification", "mixture") and "-" in name
+            task.removesuffix("_ema") in ("sem_seg", "classification", "mixture") and "-" in name
         )  # one class each; in results.json
     ]
     return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")

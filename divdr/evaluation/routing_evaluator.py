@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,8 +16,18 @@ from detectron2.modeling import Backbone
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import write_text_atomically
 from ..errors import ConfigError
 from ..experts import Diversity, diversity, kmeans
+from ..experts.routing_warnings import (
+    FILE,
+    RoutingWarning,
+    gates_alike,
+    gates_open,
+    one_expert_holds,
+    one_route,
+    warnings_text,
+)
 from ..modeling import (
     DynamicRoutingDecoder,
     SingleGateSegmentor,
@@ -30,6 +41,8 @@ from ..settings import ClusteringSettings
 from .augmented import parts_of
 
 Item = TypeVar("Item")
+
+logger = logging.getLogger(__name__)
 
 
 def gathered(rows: Sequence[Item]) -> list[Item] | None:
@@ -225,8 +238,34 @@ class RoutingEvaluator(DatasetEvaluator):
             own = diversity(values, torch.from_numpy(centres), torch.from_numpy(expert))
             figures.update(_distances(own, "experts"))
             figures.update({f"images_expert_{k}": n for k, n in enumerate(own.sizes)})
+        counted = [] if centres is None else np.bincount(expert, minlength=len(centres)).tolist()
+        self._warn(activations, counted)
         self._write(rows, activations, reached, expert, centres)
         return figures
+
+    def _warn(self, activations: np.ndarray, sizes: Sequence[int]) -> None:
+        """Say in the log, and beside the results, where routing is none."""
+        space = self._routed.backbone.space
+        exists = np.zeros(activations.shape[1], bool)
+        for cell in space.cells:
+            exists[[3 * cell.index + transform for transform in cell.transforms]] = True
+        judged = (
+            one_expert_holds([sizes], clusterings=1),
+            one_route(activations, exists),
+            gates_open(activations, exists),
+            gates_alike(activations),
+        )
+        found = [
+            RoutingWarning(warning.kind, warning.text, data=self._dataset_name)
+            for warning in judged
+            if warning is not None
+        ]
+        for warning in found:
+            logger.warning("Routing on %s: %s", self._dataset_name, warning.text)
+        if self._output_dir is not None:
+            os.makedirs(self._output_dir, exist_ok=True)
+            path = os.path.join(self._output_dir, f"{self._dataset_name}_{FILE}")
+            write_text_atomically(path, warnings_text(found))
 
     def _refit(self, values: torch.Tensor) -> dict[str, float]:
         experts = self._routed.experts

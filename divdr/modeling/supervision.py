@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +85,9 @@ def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage
     """Cluster the bank; a collective call.
 
     Writes, under ``clustering/``: inter_experts, intra_pairs_experts, intra_centre_experts (the new
-    experts over the bank), sigma2, movement, inertia, seconds, agreement, and size_K of every
-    expert. Waits, with a line in the log, while the bank
-    holds fewer images than there are experts.
+    experts over the bank), sigma2, movement, inertia, seconds, agreement, size_K of every
+    expert, and use_entropy, 1 where experts hold equally many images and 0 where one holds all.
+    Waits, with a line in the log, while the bank holds fewer images than there are experts.
 
     Args:
         experts: bank and centres.
@@ -112,10 +113,19 @@ def cluster_and_log(experts: LocalExperts, iteration: int, storage: EventStorage
         "inertia": report.inertia,
         "seconds": report.seconds,
         "agreement": report.agreement,
+        "use_entropy": _entropy(report.sizes),
         **{f"size_{expert}": size for expert, size in enumerate(report.sizes)},
     }
     for name, value in values.items():
         storage.put_scalar(f"clustering/{name}", value, smoothing_hint=False)
+
+
+def _entropy(sizes: Sequence[int]) -> float:
+    """Of the shares of K experts, in units of log K; 1 for a single one."""
+    shares = [size / sum(sizes) for size in sizes if size]
+    if len(sizes) < 2:
+        return 1.0
+    return -sum(share * math.log(share) for share in shares) / math.log(len(sizes))
 
 
 logger = logging.getLogger(__name__)
@@ -180,6 +190,7 @@ class RoutingSupervision:
         self.cost = cost
         self.save_bank = save_bank
         self._steps = 0
+        self._layers: Tensor | None = None  # (2, L, cells) which cells a layer has, and gates
         self._clustered = -1  # the iteration of the last clustering from here
 
     def state_dict(self) -> dict[str, Any]:
@@ -310,8 +321,24 @@ class RoutingSupervision:
                 bank.update(keys, self.clustered_values(routing).detach(), iteration)
             if storage is not None:
                 _log_costs(storage, routing)
+                self._log_gates(storage, routing)
             self._cluster_if_due(iteration, storage)
         return {**losses, **added}
+
+    def _log_gates(self, storage: EventStorage, routing: Routing) -> None:
+        """By layer, the share of gates that are open, of those of the cells which images reach."""
+        space, device = self.backbone.space, routing.activations.device
+        if self._layers is None or self._layers.device != device:
+            layers = torch.zeros(space.num_layers, space.num_cells)
+            for cell in space.cells:
+                layers[cell.layer, cell.index] = 1
+            counts = torch.tensor([float(len(cell.transforms)) for cell in space.cells])
+            self._layers = to_device(torch.stack([layers, layers * counts]), device)
+        opened = (routing.activations.detach() > 0).view(len(routing), space.num_cells, -1)
+        seen = torch.stack([opened.sum((0, 2)), routing.reached.sum(0)]).float()  # (2, cells)
+        both = (self._layers * seen[:, None]).sum(-1)  # (2, L)
+        names = [f"routing/open_layer_{layer}" for layer in range(space.num_layers)]
+        put_later(storage, names, both[0] / both[1].clamp(min=1))
 
     def _cluster_if_due(self, iteration: int, storage: EventStorage | None) -> None:
         if self.experts is None or self.periods is None or self._clustered == iteration:
@@ -331,7 +358,9 @@ def _event_storage() -> EventStorage | None:
 def _log_costs(storage: EventStorage, routing: Routing) -> None:
     expected = routing.expected_cost.detach().mean()
     pair = torch.stack([expected, routing.real_cost.mean()]) / 1e9
-    put_later(storage, ("train/expected_gflops", "train/real_gflops"), pair)
+    share = expected[None] / routing.full_cost
+    names = ("train/expected_gflops", "train/real_gflops", "train/expected_share")
+    put_later(storage, names, torch.cat([pair, share]))
 
 
 def _inputs_of(args: tuple, kwargs: Mapping[str, Any]) -> list[dict]:

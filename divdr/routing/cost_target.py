@@ -95,11 +95,13 @@ class CostController:
         rate: learning rate as a share of its largest, to be set by the trainer. Gates move in
             proportion to it; the gain grows as it falls (three times at most), as the loop would
             lose its damping and swing at the end of training.
+        parts: batches of a step of training (``SOLVER.ACCUMULATE``), which share its integral.
     """
 
     def __init__(self, target: CostTarget) -> None:
         self.target = target
         self.rate = 1.0
+        self.parts = 1
         self._integral = 0.0
         self._batches = 0
         self._fixed = self._full = 0.0  # means over the batches so far
@@ -135,11 +137,12 @@ class CostController:
         self._batches += 1
         self._fixed += (cost.fixed - self._fixed) / self._batches
         self._full += (cost.full - self._full) / self._batches
-        if self._batches == _SETTLED:
+        if self._batches == _SETTLED * self.parts:
             self._check_reach()
         if self.target.progress(iteration) >= 1.0:
             error = self.error(cost, iteration)
-            self._integral += self._gain(iteration) * error / self.target.memory
+            share = self._gain(iteration) / self.parts
+            self._integral += share * error / self.target.memory
 
     def set_point(self, cost: BatchCost, iteration: int) -> float:
         """Mean real cost that a batch of this size should have now, multiply-adds an image."""

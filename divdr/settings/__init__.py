@@ -33,12 +33,14 @@ from .single_gated import (
     SingleGateSettings,
 )
 from .training import (
+    AverageSettings,
     ClassificationInputSettings,
     InputSettings,
     LoaderSettings,
     OptimizerSettings,
     PrecisionSettings,
     SolverSettings,
+    WandbSettings,
 )
 from .translation import (
     BeamSearchSettings,
@@ -53,6 +55,7 @@ GROUPS: tuple[type[Settings], ...] = (
     RoutedResNetSettings,
     MultiTaskSettings,
     SolverSettings,
+    WandbSettings,
     OptimizerSettings,
     LoaderSettings,
     InputSettings,
@@ -72,6 +75,7 @@ OUTSIDE: tuple[type[Settings], ...] = (TranslationSettings,)
 __all__ = [
     "GROUPS",
     "OUTSIDE",
+    "AverageSettings",
     "BeamSearchSettings",
     "BoxCollaborationSettings",
     "BoxHydraSettings",
@@ -108,6 +112,7 @@ __all__ = [
     "TranslationExpertSettings",
     "TranslationSettings",
     "TranslationTrainingSettings",
+    "WandbSettings",
     "entries",
     "walk",
 ]

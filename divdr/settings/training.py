@@ -26,12 +26,35 @@ class PrecisionSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AverageSettings(Settings):
+    """Average of the weights over the last steps, evaluated beside them and saved."""
+
+    KEY: ClassVar[str] = "SOLVER.EMA"
+
+    enabled: bool = setting(
+        False,
+        "Keep an exponential moving average of the weights. It is evaluated beside the model and "
+        "written as model_ema.pth (docs/guide/train.md).",
+    )
+    decay: float = setting(
+        0.999,
+        "Of the average, each step: the weights of the last 1 / (1 − DECAY) steps count.",
+        low=0,
+        below=1,
+    )
+    warm_up: bool = setting(
+        True, "In step t the decay is at most (1 + t) / (10 + t), so that early weights fade."
+    )
+
+
+@dataclass(frozen=True)
 class SolverSettings(Settings):
     """Optimiser and schedule, beside Detectron2's keys."""
 
     KEY: ClassVar[str] = "SOLVER"
 
     amp: PrecisionSettings = PrecisionSettings()
+    ema: AverageSettings = AverageSettings()
     gate_lr_factor: float = setting(
         1.0,
         "Learning rate of the gates as a multiple of the others' (2.5 in DR's recipe from "
@@ -47,6 +70,14 @@ class SolverSettings(Settings):
         "every iteration on a CPU.",
         unit="iterations",
         low=0,
+    )
+    accumulate: int = setting(
+        1,
+        "Run each batch in so many parts of equal size, one after the other, and step once: memory "
+        "of a part, gradients of the batch (docs/guide/train.md says where they differ). "
+        "IMS_PER_BATCH stays the images of a step, so that learning rates stay valid.",
+        unit="parts",
+        low=1,
     )
     stop_iter: int = setting(
         0,
@@ -73,6 +104,19 @@ class SolverSettings(Settings):
         unit="iterations, or shares of training if below 1",
         low=0,
     )
+
+
+@dataclass(frozen=True)
+class WandbSettings(Settings):
+    """Figures of training for Weights & Biases (wandb, which is installed apart)."""
+
+    KEY: ClassVar[str] = "WANDB"
+
+    enabled: bool = setting(
+        False, "Send figures and configuration to wandb; a resumed run goes on in the same place."
+    )
+    project: str = setting("divdr", "wandb's project.")
+    name: str = setting("", 'Name of the run there; "" is that of OUTPUT_DIR\'s folder.')
 
 
 @dataclass(frozen=True)
