@@ -68,7 +68,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def find_config(name: str | Path) -> Path | str:
     """The file that a user means by a path or by the name of a packaged configuration.
 
-    A file or folder of that path comes first. "divdr_cityscapes", "divdr_cityscapes.yaml" and
+    A file of that path comes first. "divdr_cityscapes", "divdr_cityscapes.yaml" and
     "configs/divdr_cityscapes.yaml" then all name the packaged file; its folder may be left out
     where no other is called the same.
 
@@ -77,13 +77,15 @@ def find_config(name: str | Path) -> Path | str:
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if "://" in text or path.exists():
+    if "://" in text or path.is_file():
         return text
     wanted = Path(text).as_posix().removeprefix("./").removeprefix("configs/")
     wanted = re.sub(r"\.(yaml|py)$", "", wanted)
     known = packaged_configs()
     if wanted in known:
         return known[wanted]
+    if path.exists():  # a folder
+        return text
     same = [other for other in known if other.endswith(f"/{wanted}")]
     if len(same) == 1:
         return known[same[0]]

@@ -26,6 +26,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..command_line import INTERRUPTED, report_errors
 from ..data import read_once
 from ..errors import ConfigError, DivdrError
+from ..packaged_configs import find_config
 from .execution_modes import load_trained
 from .setup import (
     keep_freed_memory,
@@ -215,6 +216,8 @@ def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
 @report_errors
 def _config(args: argparse.Namespace) -> CfgNode:
     """The configuration, on whose device as many processes as the arguments say can run."""
+    if args.config_file:  # Detectron2 reads the file, too
+        args.config_file = str(find_config(args.config_file))
     cfg = load_config(args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     processes, there = args.num_gpus, torch.cuda.device_count()
