@@ -237,9 +237,7 @@ def test_names_that_lead_nowhere_or_to_several(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"several of that name: demo/divdr, neon_trees/divdr"):
         find_config("divdr")
-    with pytest.raises(
-        ConfigError, match=r"digits_dnyk does not exist; did you mean class\w+/digits_dynk"
-    ):
+    with pytest.raises(ConfigError, match=r"did you mean classification/digits_dynk\?"):
         find_config("classification/digits_dnyk")
     with pytest.raises(ConfigError, match=r"file /no/divdr_cityscapes\.yaml does not exist"):
         find_config("/no/divdr_cityscapes.yaml")
