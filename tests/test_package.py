@@ -107,6 +107,18 @@ for statement in {statements}:
         assert "make setup" in sentence
 
 
+def test_without_detectron2_the_command_helps_and_says_what_is_missing(repository):
+    code = """
+from divdr import verbs
+assert verbs.main(["configs", "demo/dr"]) == 0
+verbs.main(["train", "--config-file", "demo/dr"])
+"""
+    done = run(WITHOUT_DETECTRON2 + code, repository)
+    assert done.returncode == 2
+    assert done.stdout.startswith("demo/dr  DR-A in small")
+    assert re.match(r"error: divdr\.engine needs Detectron2, which pip does not", done.stderr)
+
+
 def test_without_detectron2_names_that_nobody_knows_are_plain_errors(repository):
     code = """
 import divdr

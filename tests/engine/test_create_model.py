@@ -7,6 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import divdr
+from divdr import verbs
+from divdr.data import register_segmentation_folder
 from divdr.engine import RoutingCheckpointer, load_config
 from divdr.engine.about import About
 from divdr.errors import CheckpointError, ConfigError
@@ -91,10 +93,46 @@ def test_a_predictor_of_the_checkpoint_alone(run):
     Image.fromarray(image).save(folder / "photo.png")
     again = predictor(folder / "photo.png")
     torch.testing.assert_close(again["sem_seg"], output["sem_seg"])
-    assert predictor.metadata.classes == ["a", "b"]
+    assert predictor.metadata.stuff_classes == ["a", "b"]
 
     (folder / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"holds no config\.yaml beside the weights"):
         divdr.Predictor.from_files(folder)
     named = divdr.Predictor.from_files(folder, "demo/divdr", overrides=SMALL)
     torch.testing.assert_close(named(image)["sem_seg"], output["sem_seg"])
+
+
+def test_what_would_be_trained_is_checked_and_nothing_written(
+    draw_halves, overrides, tmp_path, monkeypatch, capsys
+):
+    draw_halves(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folders = [str(tmp_path / kind) for kind in ("images", "labels")]
+    register_segmentation_folder("halves", *folders, ["road", "rest"])
+    names = ["DATASETS.TRAIN", "('halves',)", "DATASETS.TEST", "('halves',)"]
+    words = ["check", "--config-file", "demo/divdr", "--output", "new/run", *overrides, *names]
+    classes = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES"]
+    try:
+        assert verbs.main([*words, *classes, "2"]) == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said.startswith("nothing is wrong: 6 images of halves, 10 iterations of 2, ")
+        for more, error in (
+            ([*classes, "3"], "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 3"),
+            ([*classes, "2", "SOLVER.MAX_ITERS", "3"], "unknown configuration key SOLVER.MAX_ITE"),
+            ([*classes, "2", "--weights", "none.pth"], "none.pth does not exist"),
+            ([*classes, "2", "MODEL.ROUTING.CLUSTERING.NUM_EXPERTS", "9"], "NUM_EXPERTS is 9"),
+        ):
+            with pytest.raises(SystemExit) as ended:
+                verbs.main([*words, *more])
+            assert ended.value.code == 2
+            assert error in capsys.readouterr().err.splitlines()[-1]
+        Image.new("L", (96, 64), 7).save(tmp_path / "labels/0.png")
+        Image.new("L", (96, 60)).save(tmp_path / "labels/1.png")
+        with pytest.raises(SystemExit):
+            verbs.main([*words, *classes, "2"])
+        told = capsys.readouterr().err
+        assert all(f"labels/{number}.png" in told for number in (0, 1))  # both at once
+    finally:
+        DatasetCatalog.remove("halves")
+        MetadataCatalog.remove("halves")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
