@@ -1,8 +1,10 @@
 """Packaging of divdr. Detectron2 itself is no declared dependency: README.md says how to get it."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -35,6 +37,31 @@ DETECTRON2 = [
     "black",
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Puts ``configs`` into the package, as ``divdr/configs``; an editable one finds it beside."""
+
+    def _configs(self) -> dict[str, str]:
+        """Files of the repository, and where they go."""
+        files = sorted(p for p in (HERE / "configs").rglob("*") if p.suffix in (".yaml", ".py"))
+        names = [file.relative_to(HERE).as_posix() for file in files]
+        return {name: f"{self.build_lib}/divdr/{name}" for name in names}
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name, target in self._configs().items():
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(HERE / name, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        own = [] if self.editable_mode else list(self._configs().values())
+        return [*super().get_outputs(include_bytecode), *own]
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *self._configs()]
+
+
 setup(
     name="divdr",
     version="0.1.0",
@@ -44,6 +71,8 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["divdr", "divdr.*"]),
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["divdr = divdr.verbs:main"]},
     python_requires=">=3.10,<3.13",
     # The method: rooms routing, experts, inference, moe, checkpoint and translation.
     install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],

@@ -9,7 +9,7 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
+from divdr.command_line import report_errors
 from drawn.glyphs import make_glyphs
 
 

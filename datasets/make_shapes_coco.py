@@ -8,7 +8,7 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
+from divdr.command_line import report_errors
 from drawn.shapes_coco import make_shapes_coco
 
 

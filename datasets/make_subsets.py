@@ -8,7 +8,7 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
+from divdr.command_line import report_errors
 from drawn.files import available_cores
 from drawn.subsets import KINDS, make_subsets
 

@@ -10,7 +10,7 @@ import sys
 import _environment  # noqa: F401
 from prepared.fashion_mnist import prepare_fashion_mnist
 
-from divdr.engine import report_errors
+from divdr.command_line import report_errors
 
 
 @report_errors

@@ -10,7 +10,7 @@ import sys
 import _environment  # noqa: F401
 from prepared.neon_trees import prepare_neon_trees
 
-from divdr.engine import report_errors
+from divdr.command_line import report_errors
 
 
 @report_errors

@@ -1,16 +1,24 @@
 """The package as users and their environments meet it."""
 
 import ast
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+
+import pytest
 
 # What works without Detectron2, and what stands on it.
 METHOD = {"routing", "experts", "inference", "moe", "checkpoint", "errors", "settings"}
 METHOD |= {"translation", "command_line"}
 UPPER_STOREY = {"modeling", "data", "evaluation", "engine", "visualization", "studies"}
 UPPER_STOREY |= {"benchmark", "config", "image_files", "image_keys"}
+# What is there before either is imported.
+AT_ONCE = {"command_line", "errors", "packaged_configs", "registration", "verbs"}
 
 
 def run(code: str, repository) -> subprocess.CompletedProcess:
@@ -99,6 +107,18 @@ for statement in {statements}:
         assert "make setup" in sentence
 
 
+def test_without_detectron2_the_command_helps_and_says_what_is_missing(repository):
+    code = """
+from divdr import verbs
+assert verbs.main(["configs", "demo/dr"]) == 0
+verbs.main(["train", "--config-file", "demo/dr"])
+"""
+    done = run(WITHOUT_DETECTRON2 + code, repository)
+    assert done.returncode == 2
+    assert done.stdout.startswith("demo/dr  DR-A in small")
+    assert re.match(r"error: divdr\.engine needs Detectron2, which pip does not", done.stderr)
+
+
 def test_without_detectron2_names_that_nobody_knows_are_plain_errors(repository):
     code = """
 import divdr
@@ -117,7 +137,24 @@ def test_every_part_stands_in_one_storey(repository):
     package = repository / "divdr"
     parts = {path.parent.name for path in package.glob("*/__init__.py")}
     parts |= {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
-    assert parts - METHOD == UPPER_STOREY
+    assert parts - METHOD - AT_ONCE == UPPER_STOREY
+
+
+def test_what_answers_a_command_line_imports_nothing_large(repository):
+    package = repository / "divdr"
+    files = [*package.glob("*.py"), *(package / "verbs").glob("*.py")]
+    files = [f for f in files if f.parent.name == "verbs" or f.stem in AT_ONCE | {"__main__"}]
+    assert len(files) >= 9
+    for file in files:
+        for node in ast.parse(file.read_text()).body:  # not those within functions
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= sys.stdlib_module_names, file
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert node.module.split(".")[0] in sys.stdlib_module_names, file
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                within = file.parent.name == "verbs" and node.level == 1
+                assert within or set(names) <= AT_ONCE, f"{file}: {ast.unparse(node)}"
 
 
 def test_the_method_imports_nothing_that_needs_detectron2(repository):
@@ -152,6 +189,138 @@ print(SEM_SEG_HEADS_REGISTRY.get("DynamicRoutingDecoder").__name__)
 """
     done = run(code, repository)
     assert done.stdout.split() == ["DynamicRouting", "DynamicRoutingDecoder"], done.stderr
+
+
+REGISTERED = """
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+names = "DynamicRouting", "build_dynamic_routing_fpn_backbone"
+assert all(name in BACKBONE_REGISTRY for name in names)
+assert "DynamicRoutingDecoder" in SEM_SEG_HEADS_REGISTRY
+"""
+NOT_YET = "assert not {'torch', 'detectron2', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+ORDERS = {
+    "divdr first, and again": (
+        "import importlib, sys, divdr\nfinders = len(sys.meta_path)\nimportlib.reload(divdr)\n"
+        f"assert len(sys.meta_path) == finders\n{NOT_YET}import detectron2.engine\n"
+    ),
+    "detectron2 first, and again": (
+        "import importlib, detectron2.modeling, divdr\nimportlib.reload(detectron2.modeling)\n"
+        "importlib.reload(divdr)\n"
+    ),
+    "by pickle": (
+        "import pickle\nfound = pickle.loads(b'cdivdr.modeling.backbone\\nDynamicRouting\\n.')\n"
+        "assert found.__name__ == 'DynamicRouting'\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_backbones_are_registered_in_any_order(repository, order):
+    loader = "print(type(sys.modules['detectron2.modeling'].__spec__.loader).__name__)"
+    done = run(f"{ORDERS[order]}{REGISTERED}import sys\n{loader}", repository)
+    assert done.stdout.split() == ["SourceFileLoader"], done.stderr
+
+
+def test_a_spawned_process_has_them_too(repository, tmp_path):
+    script = tmp_path / "spawned.py"
+    script.write_text(
+        "import multiprocessing\nimport divdr\n\ndef work():\n"
+        + "".join(f"    {line}\n" for line in REGISTERED.strip().splitlines())
+        + "    print('there', flush=True)\n\nif __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    process.start()\n    process.join()\n"
+    )
+    command = [sys.executable, "-W", "ignore", str(script)]
+    path = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["there"], done.stderr
+
+
+def test_an_import_that_fails_can_be_made_again(repository):
+    code = """
+import sys
+import divdr
+sys.modules["fvcore"] = None
+try:
+    import detectron2.modeling
+except ImportError:
+    for name in [n for n in sys.modules if n.split(".")[0] in ("fvcore", "detectron2")]:
+        del sys.modules[name]
+"""
+    done = run(f"{code}{REGISTERED}print('there')", repository)
+    assert done.stdout.split() == ["there"], done.stderr
+
+
+def test_names_are_there_when_they_are_asked_for(repository):
+    code = """
+import sys
+import divdr
+for name in divdr.__all__:
+    assert name in dir(divdr), name
+for room in ("settings", "translation", "config", "studies", "verbs"):
+    assert room in dir(divdr), room
+assert "torch" not in sys.modules
+from divdr import *
+assert divdr.kmeans.__module__ == "divdr.experts.kmeans"
+assert kmeans is divdr.experts.kmeans is divdr.kmeans
+assert Predictor is divdr.engine.Predictor
+assert divdr.config.get_divdr_config is get_divdr_config
+try:
+    divdr.nobody
+except AttributeError as error:
+    print(error)
+"""
+    done = run(code, repository)
+    assert done.stdout == "module 'divdr' has no attribute 'nobody'\n", done.stderr
+
+
+def test_a_wheel_holds_the_command_and_all_configurations(repository, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(repository / name, source)
+    for name in ("divdr", "configs"):
+        shutil.copytree(repository / name, source / name)
+    code = "from setuptools import build_meta as b; b.build_wheel('..'); b.build_sdist('..')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    packed = set(wheel.namelist())
+    files = [p for p in (repository / "configs").rglob("*") if p.suffix in (".yaml", ".py")]
+    assert len(files) > 120
+    configs = {p.relative_to(repository).as_posix() for p in files}
+    assert {f"divdr/{name}" for name in configs} <= packed
+    assert {name for name in packed if not name.startswith("divdr")} == set()
+    (entry,) = [name for name in packed if name.endswith("entry_points.txt")]
+    assert "divdr = divdr.verbs:main" in wheel.read(entry).decode().splitlines()
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert configs <= inside
+
+    # Unpacked elsewhere it finds them, and not those of a repository.
+    wheel.extractall(tmp_path / "installed")
+    command = [sys.executable, "-W", "ignore", "-m", "divdr", "configs", "demo"]
+    path = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [*command, "--copy", "x"], cwd=tmp_path, env=path, capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    done = subprocess.run(
+        command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "demo/base",
+        "demo/divdr",
+        "demo/dr",
+        "demo/single_gate",
+    ]
+    code = "import divdr.packaged_configs as p; print(p.find_config('configs/demo/dr.yaml'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "installed/divdr/configs/demo/dr.yaml")
 
 
 def test_dependencies_leave_detectron2_to_the_user(repository, monkeypatch):
@@ -206,6 +375,7 @@ def test_rooms_import_downwards_only(repository):
         "checkpoint": set(),
         "translation": {"moe", "checkpoint"},
         "benchmark": {"routing", "experts", "inference"},
+        "verbs": set(rooms) | {"studies"},
     }
     for room, allowed in may_import.items():
         for file in (repository / "divdr" / room).rglob("*.py"):

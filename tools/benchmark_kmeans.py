@@ -9,28 +9,30 @@ activations, and every so many iterations all that ClusteringHook does.
 python tools/benchmark_kmeans.py --rows 118000 --experts 3 --step 1.0
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import _environment  # noqa: F401
-import torch
-from detectron2.utils.events import EventStorage
-from tabulate import tabulate
 
-from divdr.engine import report_errors
-from divdr.engine.setup import at_least, device
-from divdr.experts import LocalExperts, kmeans
-from divdr.modeling import cluster_and_log
+from divdr.command_line import Command, Parser, at_least, available_device, device
+
+if TYPE_CHECKING:  # functions import it, so that --help does not wait for it
+    import torch
 
 _CLUSTERINGS = 3
 
 
 def activations(rows: int, columns: int, clusters: int, place: str) -> torch.Tensor:
     """Gate-like rows, half of the gates closed, the others near 0.9; 0 clusters: no structure."""
+    import torch
+
     generator = torch.Generator().manual_seed(rows + clusters)
     patterns = (torch.rand(max(1, clusters), columns, generator=generator) > 0.5).float() * 1.4
     which = torch.randint(0, len(patterns), (rows,), generator=generator)
@@ -40,6 +42,8 @@ def activations(rows: int, columns: int, clusters: int, place: str) -> torch.Ten
 
 def seconds(place: str, function: Callable[[], object]) -> tuple[float, object]:
     """What a call takes, and what it returns."""
+    import torch
+
     start = time.perf_counter()
     result = function()
     if place == "cuda":
@@ -49,6 +53,10 @@ def seconds(place: str, function: Callable[[], object]) -> tuple[float, object]:
 
 def against_sklearn(args: argparse.Namespace) -> str:
     """A table of times and inertias."""
+    from tabulate import tabulate
+
+    from divdr.experts import kmeans
+
     table = []
     for rows in args.rows:
         for clusters in (args.experts, 0):
@@ -68,6 +76,12 @@ def against_sklearn(args: argparse.Namespace) -> str:
 
 def in_training(rows: int, args: argparse.Namespace) -> tuple:
     """A row of the table of shares."""
+    import torch
+    from detectron2.utils.events import EventStorage
+
+    from divdr.experts import LocalExperts
+    from divdr.modeling import cluster_and_log
+
     x = activations(rows, args.columns, args.experts, args.device)
     keys = [f"a_data_set_train/{number:012d}" for number in range(rows)]
     options = {"restarts": args.restarts, "partition": args.partition}
@@ -93,22 +107,20 @@ def in_training(rows: int, args: argparse.Namespace) -> tuple:
 
 def shares(args: argparse.Namespace) -> str:
     """A table of shares of an iteration."""
+    from tabulate import tabulate
+
     table = [in_training(rows, args) for rows in args.rows]
     names = ("rows", "columns", "K", "bank ms", "first s", "clustering s")
     headers = (*names, "ms an iteration", "share %")
     return tabulate(table, headers=headers, floatfmt=(*["g"] * 3, *[".2f"] * 5))
 
 
-@report_errors
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: Parser) -> None:
     parser.add_argument("--rows", type=at_least(1), nargs="+", default=[3000, 20000])
     parser.add_argument("--columns", type=at_least(1), default=198)
     parser.add_argument("--experts", type=at_least(1), default=4)
     parser.add_argument("--restarts", type=at_least(1), default=10)
-    parser.add_argument(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_argument("--device", type=device, help="cuda or cpu; default: cuda if there is one")
     parser.add_argument(
         "--step",
         type=at_least(0, float),
@@ -119,12 +131,25 @@ def main() -> int:
     parser.add_argument(
         "--partition", choices=("kmeans", "mixture"), default="kmeans", help="with --step"
     )
-    args = parser.parse_args()
+
+
+def check(parser: Parser, args: argparse.Namespace) -> None:
     if min(args.rows) < args.experts:
         parser.error(f"--rows {min(args.rows)}: fewer than the {args.experts} experts")
-    print(against_sklearn(args) if args.step is None else shares(args))
-    return 0
 
+
+def run(args: argparse.Namespace) -> None:
+    args.device = args.device or available_device()
+    print(against_sklearn(args) if args.step is None else shares(args))
+
+
+COMMAND = Command(
+    summary="time K-means on gate-like activations beside scikit-learn's, with ratios of inertias",
+    example="--rows 3000 20000 --device cpu",
+    options=options,
+    run=run,
+    check=check,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMMAND.main())

@@ -8,18 +8,21 @@ import argparse
 import sys
 
 import _environment  # noqa: F401
-from tabulate import tabulate
 
-from divdr.engine import report_errors
-from divdr.modeling.reference import BOUND, check_reference
+from divdr.command_line import Command, Parser
 
 
-@report_errors
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: Parser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE.npz")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from divdr.modeling.reference import BOUND, check_reference
+
     passed = True
-    for path in parser.parse_args().files:
+    for path in args.files:
         check = check_reference(path)
         passed &= check.passed
         rows = [
@@ -34,5 +37,12 @@ def main() -> int:
     return 0 if passed else 1
 
 
+COMMAND = Command(
+    summary="compare the network with reference files of the published one; exit 1 beyond a bound",
+    example="tests/data/dynamic_routing_l16_c8_small_gate.npz",
+    options=options,
+    run=run,
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMMAND.main())

@@ -11,25 +11,25 @@ config.yaml and start.pth, what training writes, and of the evaluation curve.jso
 
 import argparse
 import os
+import sys
 
 import _environment  # noqa: F401
 
-from divdr.engine import load_config, report_errors
-from divdr.engine.make_mixture import make_start, train_and_evaluate
-from divdr.engine.mixture_curve import THRESHOLDS, mixture_table, write_curve
-from divdr.engine.setup import at_least, listed
-from divdr.visualization.tradeoff import draw_mixture_curve
+from divdr.command_line import (
+    Command,
+    Parser,
+    add_config_options,
+    at_least,
+    config_pairs,
+    listed,
+    use_config_file,
+)
 
 
-@report_errors
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def options(parser: Parser) -> None:
+    add_config_options(
+        parser, weights="checkpoint of the finished model", output="folder for the mixture"
     )
-    parser.add_argument("--config-file", required=True, help="config that the model was trained by")
-    parser.add_argument("--weights", required=True, help="its checkpoint")
-    parser.add_argument("--output", required=True, help="folder for the mixture")
     parser.add_argument("--experts", type=at_least(1), default=5, help="K, number of experts")
     parser.add_argument(
         "--iterations",
@@ -48,10 +48,22 @@ def main() -> None:
         action="store_true",
         help="only write what tools/train_net.py can train, on several GPUs for example",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    args = parser.parse_args()
+
+
+def check(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.weights or not args.output:
+        parser.error("the following arguments are required: --weights, --output")
+
+
+def run(args: argparse.Namespace) -> None:
+    use_config_file(args)
+    from divdr.engine import load_config
+    from divdr.engine.make_mixture import make_start, train_and_evaluate
+    from divdr.engine.mixture_curve import THRESHOLDS, mixture_table, write_curve
+    from divdr.visualization.tradeoff import draw_mixture_curve
+
     thresholds = dict.fromkeys(THRESHOLDS, args.thresholds) if args.thresholds else THRESHOLDS
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+    cfg = load_config(args.config_file, config_pairs(args))
     folder = args.output
     made, finished = make_start(
         cfg, args.experts, folder, iterations=args.iterations, overrides=args.opts
@@ -65,5 +77,14 @@ def main() -> None:
     print(mixture_table(point, points))
 
 
+COMMAND = Command(
+    summary="make a single-gated mixture of experts of a finished model, and show what it reaches",
+    example="--weights output/demo/divdr/model_final.pth --output output/demo/mixture",
+    options=options,
+    run=run,
+    about=(__doc__ or "").partition("\n\n")[2].partition("\n\n")[2],
+    check=check,
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(COMMAND.main())

@@ -11,23 +11,17 @@ are of single-gated mixtures, and with --depth of per-example routing in cells o
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
-from divdr.engine.setup import at_least, listed
-from divdr.studies.classifier_tables import PAIRS, draw_curves, table
-from divdr.studies.classifiers import Lengths, single_gate_figures
-from divdr.studies.routing_depth import depth_figures, depth_pairs
+from divdr.command_line import Command, Parser, at_least, listed
+
+LENGTHS = {"base": 3750, "gate": 235, "experts": 1400, "stacking": 200}
 
 
-@report_errors
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(parser: Parser) -> None:
     parser.add_argument("data", nargs="?", type=Path, help="folder with Fashion-MNIST's files")
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
@@ -39,27 +33,40 @@ def main() -> None:
         help="per-example routing in so many cells, in place of single-gated mixtures",
     )
     parser.add_argument("--routing", type=at_least(1), default=1000, help="iterations of --depth")
-    lengths = {"base": 3750, "gate": 235, "experts": 1400, "stacking": 200}
-    for name, value in lengths.items():
+    for name, value in LENGTHS.items():
         parser.add_argument(f"--{name}", type=at_least(1), default=value, help="iterations")
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    if options.data is not None:
-        chosen = Lengths(**{name: getattr(options, name) for name in lengths})
-        if options.depth:
-            figures = depth_figures(options.data, options.seed, options.routing, options.depth)
+
+
+def run(args: argparse.Namespace) -> None:
+    from divdr.studies.classifier_tables import PAIRS, draw_curves, table
+    from divdr.studies.classifiers import Lengths, single_gate_figures
+    from divdr.studies.routing_depth import depth_figures, depth_pairs
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.data is not None:
+        chosen = Lengths(**{name: getattr(args, name) for name in LENGTHS})
+        if args.depth:
+            figures = depth_figures(args.data, args.seed, args.routing, args.depth)
         else:
-            figures = single_gate_figures(options.data, options.seed, chosen)
-        path = options.output / f"seed_{options.seed}.json"
+            figures = single_gate_figures(args.data, args.seed, chosen)
+        path = args.output / f"seed_{args.seed}.json"
         path.write_text(json.dumps(figures, indent=1))
         return
-    seeds = [json.loads(path.read_text()) for path in sorted(options.output.glob("seed_*.json"))]
-    text = table(seeds, depth_pairs(options.depth) if options.depth else PAIRS)
-    (options.output / "table.md").write_text(text)
-    if not options.depth:
-        draw_curves(seeds, options.output / "curve.png")
+    seeds = [json.loads(path.read_text()) for path in sorted(args.output.glob("seed_*.json"))]
+    text = table(seeds, depth_pairs(args.depth) if args.depth else PAIRS)
+    (args.output / "table.md").write_text(text)
+    if not args.depth:
+        draw_curves(seeds, args.output / "curve.png")
     print(text)
 
 
+COMMAND = Command(
+    summary="train mixtures on Fashion-MNIST in memory, and networks of equal cost beside them",
+    example="data/fashion_mnist --seed 0 --output output/classifiers",
+    options=options,
+    run=run,
+    about=(__doc__ or "").rpartition("\n\n")[2],
+)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(COMMAND.main())

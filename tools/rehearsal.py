@@ -14,13 +14,13 @@ from pathlib import Path
 
 import _environment  # noqa: F401
 
-from divdr.engine import report_errors
-from divdr.engine.rehearsal import NAMES, Rehearsal, rehearse
-from divdr.engine.setup import at_least
+from divdr.command_line import at_least, report_errors
 from divdr.errors import DivdrError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = REPOSITORY / "tests/data/dynamic_routing_l16_c8_small_gate.npz"
+# Those of divdr.engine.rehearsal, which --help does not wait for.
+NAMES = ("cityscapes", "faster_rcnn", "mask_rcnn")
 # The network of the reference file, whose weights have the published code's names.
 PUBLISHED = {"MODEL.ROUTING.CHANNELS": 8, "MODEL.ROUTING.REACH": "published"}
 
@@ -41,6 +41,8 @@ def main() -> int:
 
 @report_errors
 def run(args: argparse.Namespace) -> int:
+    from divdr.engine.rehearsal import Rehearsal, rehearse
+
     output = args.output.resolve()
     data = draw(output / "data")
     plans = [(Rehearsal(n, p, args.iterations), "") for n in args.names for p in args.precisions]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate a model from a config file, with Detectron2's command line.
+"""``divdr train``, with Detectron2's command line.
 
     python tools/train_net.py --config-file configs/divdr_cityscapes.yaml --num-gpus 8
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
@@ -7,10 +7,11 @@
 Under ``torchrun`` each process is one of the run's; ``--num-gpus`` is then left out.
 """
 
-import _environment  # noqa: F401
-from detectron2.engine import default_argument_parser
+import sys
 
-from divdr.engine.launch import run
+import _environment  # noqa: F401
+
+from divdr.verbs import TRAIN
 
 if __name__ == "__main__":
-    run(default_argument_parser().parse_args())
+    sys.exit(TRAIN.main())

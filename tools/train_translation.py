@@ -12,34 +12,27 @@ Data are plain text files of a folder, a sentence a line: train.en and train.de,
 test.en and test.de. A run that was interrupted goes on where it was by the same command.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _environment  # noqa: F401
-import torch
 
-from divdr.command_line import at_least, report_errors
+from divdr.command_line import at_least, device, report_errors
 from divdr.errors import ConfigError
 from divdr.settings import Settings, entries
 from divdr.settings.translation import BeamSearchSettings, TranslationSettings
-from divdr.translation import (
-    MODELS,
-    Evaluation,
-    ParallelText,
-    TranslationRun,
-    Translator,
-    corpus_bleu,
-    encode_pairs,
-    evaluate,
-    load_trained,
-    model_settings,
-    read_lines,
-    selection_quality,
-)
+
+if TYPE_CHECKING:  # functions import it, so that --help does not wait for torch
+    from divdr.translation import Evaluation, ParallelText, Translator
+
+MODELS = ("base", "big", "coe")  # divdr.translation.MODELS
 
 
 def add_settings(parser: argparse.ArgumentParser, group: type[Settings]) -> None:
@@ -98,14 +91,13 @@ def read_arguments() -> argparse.Namespace:
         )
     for command in (train, score, translate):
         command.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
-        command.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
-    if str(args.device).startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU, and there is none here")
-    return args
+        command.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    return parser.parse_args()
 
 
 def train(args: argparse.Namespace) -> None:
+    from divdr.translation import ParallelText, TranslationRun, model_settings
+
     groups = {entry.name: given(args, entry.kind) for entry in entries(TranslationSettings)[:3]}
     settings = model_settings(args.model, TranslationSettings.of(groups))
     text = ParallelText.read(args.data, "train", (args.source, args.target))
@@ -118,12 +110,16 @@ def train(args: argparse.Namespace) -> None:
 
 
 def translator(args: argparse.Namespace) -> Translator:
+    from divdr.translation import Translator, load_trained
+
     trained = load_trained(args.output, args.checkpoints)
     search = BeamSearchSettings.of(given(args, BeamSearchSettings))
     return Translator(trained.model.to(args.device), trained.vocabulary, search)
 
 
 def score(args: argparse.Namespace) -> None:
+    from divdr.translation import ParallelText, encode_pairs, evaluate, selection_quality
+
     trained = translator(args)
     text = ParallelText.read(args.data, args.split, (args.source, args.target))
     if args.longest:
@@ -166,11 +162,15 @@ def shorter(text: ParallelText, trained: Translator, longest: int) -> ParallelTe
 
 def chance(each: list[Evaluation], text: ParallelText) -> float:
     """BLEU where the decoders take turns."""
+    from divdr.translation import corpus_bleu
+
     turns = [each[n % len(each)].translations[n] for n in range(len(text))]
     return corpus_bleu(turns, text.target).score
 
 
 def translate(args: argparse.Namespace) -> None:
+    from divdr.translation import read_lines
+
     trained = translator(args)
     if args.text is not None:
         lines, what = [args.text], "--text"

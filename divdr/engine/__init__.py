@@ -7,7 +7,7 @@ from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
 from .own_data import fit_to_data
 from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
-from .predictor import Predictor
+from .predictor import Predictor, create_model
 from .setup import check_config, load_config
 from .solver import build_lr_scheduler, build_optimizer
 from .stage_hook import StageHook
@@ -29,6 +29,7 @@ __all__ = [
     "build_optimizer",
     "calibrate_cost",
     "check_config",
+    "create_model",
     "fit_to_data",
     "load_config",
     "load_for_evaluation",

@@ -1,4 +1,4 @@
-"""The command-line program behind ``tools/train_net.py``: one process or several, and their end."""
+"""What ``divdr train``, ``evaluate`` and ``check`` do: one process or several, and their end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..command_line import INTERRUPTED, report_errors
 from ..data import read_once
 from ..errors import ConfigError, DivdrError
+from ..packaged_configs import find_config
 from .execution_modes import load_trained
 from .setup import (
     keep_freed_memory,
@@ -155,6 +157,41 @@ def _evaluate(cfg: CfgNode) -> OrderedDict:
         return Trainer.test(cfg, load_trained(cfg))
 
 
+def check_run(config_file: str, overrides: Sequence[str] = ()) -> str:
+    """See that a run could begin, as its trainer does before the first iteration.
+
+    Settings, all data sets, model, optimiser and weights are looked at; nothing is written.
+
+    Args:
+        config_file: see ``load_config``.
+        overrides: likewise.
+
+    Returns:
+        What would be trained, in a sentence.
+
+    Raises:
+        DivdrError: something cannot be used; the message says what and why.
+    """
+    cfg = on_available_device(load_config(config_file, overrides))
+    place = os.path.abspath(cfg.OUTPUT_DIR or ".")
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    make_output_folder(place)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.OUTPUT_DIR = folder
+        if "://" in cfg.MODEL.WEIGHTS:  # would be fetched
+            cfg.MODEL.WEIGHTS = ""
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        count = sum(parameter.numel() for parameter in trainer.model.parameters())
+        return (
+            f"nothing is wrong: {len(trainer.data_loader.dataset)} images of "
+            f"{', '.join(cfg.DATASETS.TRAIN)}, {trainer.max_iter} iterations of "
+            f"{cfg.SOLVER.IMS_PER_BATCH}, {count / 1e6:.2f} million parameters on "
+            f"{cfg.MODEL.DEVICE}, evaluated on {', '.join(cfg.DATASETS.TEST) or 'nothing'}"
+        )
+
+
 def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
     """Configuration of the arguments; sets up loggers, output folder and seeds.
 
@@ -179,6 +216,8 @@ def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
 @report_errors
 def _config(args: argparse.Namespace) -> CfgNode:
     """The configuration, on whose device as many processes as the arguments say can run."""
+    if args.config_file:  # Detectron2 reads the file, too
+        args.config_file = str(find_config(args.config_file))
     cfg = load_config(args.config_file, args.opts)
     device = cfg.MODEL.DEVICE
     processes, there = args.num_gpus, torch.cuda.device_count()

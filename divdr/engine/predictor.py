@@ -1,7 +1,8 @@
-"""A trained model, ready for single images."""
+"""Models by name of a configuration, and a trained one ready for single images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,53 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
+from torch import nn
 
 from ..data import ClassificationMapper
 from ..errors import ConfigError
 from ..evaluation import augmented
 from ..image_files import picture_pixels, read_image
 from ..modeling import attached_routing
+from ..packaged_configs import config_beside
 from .about import drawing_metadata, model_tasks
 from .execution_modes import load_with_about
-from .setup import on_available_device
+from .setup import load_config, on_available_device
+from .trainer import Trainer
+
+Overrides = Mapping[str, Any] | Sequence[Any]
+"""Settings: values by key, or keys and values in turn."""
+
+
+def create_model(
+    config: str | Path, weights: str | Path | None = None, *, overrides: Overrides = ()
+) -> nn.Module:
+    """A Detectron2 model in evaluation mode, with routing attached where its backbone routes.
+
+    Args:
+        config: a name of ``divdr.list_models()``, or a file.
+        weights: checkpoint, or the folder of a run; None: weights at random, whatever
+            ``MODEL.WEIGHTS`` says.
+        overrides: settings on top of the configuration's. Without a GPU the model is on the CPU,
+            whatever ``MODEL.DEVICE`` says.
+
+    Returns:
+        The model; it takes Detectron2's list of dicts.
+
+    Raises:
+        ConfigError: no such configuration, or a setting cannot be.
+        CheckpointError: the weights are another model's, or damaged.
+    """
+    cfg = load_config(str(config), _pairs(overrides))
+    if weights is None:
+        return Trainer.build_model(cfg).eval()
+    cfg.MODEL.WEIGHTS = str(weights)
+    return load_with_about(cfg)[0]
+
+
+def _pairs(overrides: Overrides) -> list[Any]:
+    if isinstance(overrides, Mapping):
+        return [word for pair in overrides.items() for word in pair]
+    return list(overrides)
 
 
 class Predictor:
@@ -53,6 +92,32 @@ class Predictor:
         self._mapper = ClassificationMapper(cfg, is_train=False) if self.classifies else None
         seen, self._runs = augmented(cfg, self.model)
         self._resize = T.ResizeShortestEdge([seen.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    @classmethod
+    def from_files(
+        cls,
+        weights: str | Path,
+        config: str | Path | None = None,
+        *,
+        overrides: Overrides = (),
+        task: int | None = None,
+    ) -> Predictor:
+        """The predictor of a checkpoint.
+
+        Args:
+            weights: the file, or the folder of a run.
+            config: a file, or a name of ``divdr.list_models()``; None: the ``config.yaml`` that
+                training wrote beside the weights.
+            overrides: settings on top of the configuration's.
+            task: see the class.
+
+        Raises:
+            ConfigError: no configuration is there, or a setting cannot be; see also the class.
+            CheckpointError: see the class.
+        """
+        file = config_beside(weights) if config is None else config
+        cfg = load_config(str(file), [*_pairs(overrides), "MODEL.WEIGHTS", str(weights)])
+        return cls(cfg, task)
 
     @torch.no_grad()
     def __call__(

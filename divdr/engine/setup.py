@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import logging
 import os
@@ -14,10 +13,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..command_line import at_least as at_least  # beside the other kinds of options below
 from ..command_line import one_sentence
 from ..config import get_divdr_config
 from ..errors import ConfigError, DivdrError
+from ..packaged_configs import find_config
 from .config_file import merge_file, merge_pairs
 from .settings_check import check_config
 
@@ -27,16 +26,19 @@ logger = logging.getLogger(__name__)
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and divdr's defaults, then a yaml file, then ``KEY VALUE`` pairs; checked.
 
+    Args:
+        config_file: a file, or the name of one of :func:`divdr.list_models`; "": none.
+        overrides: keys and values in turn.
+
     Raises:
         ConfigError: the file cannot be used, an unknown key, a value of the wrong type or out of
             its range, or settings that contradict each other.
     """
     cfg = get_divdr_config()
     if config_file:
+        config_file = str(find_config(config_file))
         if os.path.isdir(config_file):
             raise ConfigError(f"configuration file {config_file} is a folder")
-        if not os.path.isfile(config_file):
-            raise ConfigError(f"configuration file {config_file} does not exist")
         merge_file(cfg, config_file)
     merge_pairs(cfg, overrides)
     check_config(cfg)
@@ -101,29 +103,6 @@ def make_output_folder(path: str, what: str = "OUTPUT_DIR") -> None:
         raise ConfigError(f"{what} {path} is a file, not a folder") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be written: {error.strerror}") from None
-
-
-def listed(number: Callable[[str], Any], count: int | None = None) -> Callable[[str], list]:
-    """Numbers with commas between them; ``count`` of them, or any number from one on."""
-
-    def numbers(text: str) -> list:
-        parts = text.split(",")
-        if count is not None and len(parts) != count:
-            raise argparse.ArgumentTypeError(f"{count} numbers are wanted, not {text!r}")
-        return [number(part) for part in parts]
-
-    return numbers
-
-
-def device(text: str) -> str:
-    """The name of a device that is there."""
-    try:
-        kind = torch.device(text).type
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; it is cuda or cpu") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"{text} needs a GPU, and there is none here")
-    return text
 
 
 T = TypeVar("T")

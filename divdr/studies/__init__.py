@@ -1,6 +1,6 @@
 """Studies: several trainings over several seeds, compared in tables and pictures."""
 
-from .command import main, write_study
+from .command import list_all, run_study, write_study
 from .definition import Metric, Pictures, Study, Sweep, Variant
 from .execution import execute, follow
 from .planning import Run, plan
@@ -19,10 +19,11 @@ __all__ = [
     "execute",
     "find_study",
     "follow",
+    "list_all",
     "load_study",
-    "main",
     "paired_difference",
     "plan",
+    "run_study",
     "summarise",
     "write_study",
 ]

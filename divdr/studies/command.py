@@ -1,8 +1,7 @@
-"""The command-line program behind ``tools/study.py``."""
+"""What ``divdr study`` does: plan, train, write tables and pictures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..checkpoint import write_text_atomically
-from ..engine.setup import at_least
 from .definition import Study
 from .execution import execute
 from .pictures import write_pictures
@@ -30,33 +28,51 @@ from .tables import (
 )
 
 
-def main(root: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a study, or list them; the exit status.
+def list_all(root: Path) -> None:
+    """Print the studies of a folder, and the minutes that they take.
 
     Args:
-        root: the repository.
-        arguments: of the command line; None takes this process's.
+        root: has ``configs/studies``.
+    """
+    for study in list_studies(root):
+        print(f"{study.name:32} {study.minutes:4g} min  {study.title}")
+
+
+def run_study(
+    root: Path,
+    name: str,
+    output: Path,
+    *,
+    jobs: int = 2,
+    seeds: Sequence[int] = (),
+    only: Sequence[str] = (),
+    iterations: int | None = None,
+) -> int:
+    """Run a study, write and show its tables; the exit status.
+
+    Args:
+        root: the repository, or another folder with ``configs``.
+        name: of the study, or its file.
+        output: folder of all studies.
+        jobs: trainings at once.
+        seeds: in place of the study's.
+        only: variants that are trained; none named: all.
+        iterations: of each training; None: as configured.
 
     Raises:
         DivdrError: the study or its data cannot be used.
     """
-    args = _parser().parse_args(arguments)
-    if args.list or not args.name:
-        for study in list_studies(root):
-            print(f"{study.name:32} {study.minutes:4g} min  {study.title}")
-        return 0
-    study = find_study(root, args.name)
-    if args.seeds:
-        study = replace(study, seeds=tuple(dict.fromkeys(args.seeds)))
-    output = (root / args.output).resolve()
+    study = find_study(root, name)
+    if seeds:
+        study = replace(study, seeds=tuple(dict.fromkeys(seeds)))
     folder = output / study.name
-    if args.iterations:
-        folder = output / f"{study.name}_{args.iterations}_iterations"
-    runs = plan(study, root, output / "runs", args.iterations)
-    only = [study.variant(name).name for name in args.only or runs]
-    wanted = [run for name in only for run in runs[name].values()]
+    if iterations:
+        folder = output / f"{study.name}_{iterations}_iterations"
+    runs = plan(study, root, output / "runs", iterations)
+    names = [study.variant(variant).name for variant in only or runs]
+    wanted = [run for variant in names for run in runs[variant].values()]
     with _exit_on_kill():
-        failed = execute(wanted, root, output / "data", args.jobs)
+        failed = execute(wanted, root, output / "data", jobs)
     for text in failed:
         print(f"error: {text}", file=sys.stderr)
     write_study(study, runs, folder)
@@ -137,19 +153,3 @@ def _write_numbers(
         ],
     }
     write_text_atomically(folder / "results.json", json.dumps(content, indent=1))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Train, compare and draw what a study names.")
-    parser.add_argument("name", nargs="?", help="of configs/studies/NAME.yaml, or a file")
-    parser.add_argument("--list", action="store_true", help="tell the studies and what they need")
-    parser.add_argument(
-        "--jobs", type=at_least(1), default=2, help="trainings at once, a thread each"
-    )
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", help="in place of the study's")
-    parser.add_argument("--only", action="append", metavar="VARIANT", help="train these alone")
-    parser.add_argument(
-        "--iterations", type=at_least(1), help="of each training; goes to another folder"
-    )
-    parser.add_argument("--output", default="output/studies", help="folder of all studies")
-    return parser

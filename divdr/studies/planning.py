@@ -212,7 +212,7 @@ def _clustering(run: Run) -> CfgNode:
 
 
 class Job:
-    """Trains and evaluates a run with ``tools/train_net.py``, from its last checkpoint if any.
+    """Trains and evaluates a run with ``divdr train``, from its last checkpoint if any.
 
     A lock that the process inherits keeps a second one away from the folder, also one of another
     study, for as long as the first lives.
@@ -235,11 +235,14 @@ class Job:
             start_from_trunk(run)
             definition = run.folder / "definition.yaml"
             write_text_atomically(definition, run.cfg.dump())
-            command = [sys.executable, "-W", "ignore", "tools/train_net.py", "--resume"]
+            # An installed package has the program alone; paths of data then are the user's.
+            script = (root / "tools/train_net.py").is_file()
+            program = ["tools/train_net.py"] if script else ["-m", "divdr", "train"]
+            command = [sys.executable, "-W", "ignore", *program, "--resume"]
             with self._console.open("a") as console:
                 self.process = subprocess.Popen(
                     [*command, "--config-file", str(definition)],
-                    cwd=root,
+                    cwd=root if script else None,
                     env={**environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=console,

@@ -152,9 +152,14 @@ def make_data(command: tuple[str, ...], store: Path, root: Path) -> Path:
         The folder that $DETECTRON2_DATASETS must name.
 
     Raises:
-        DataError: the command failed.
+        DataError: the command is not there, or failed.
     """
     place = data_folder(command, store)
+    if not (root / command[0]).is_file():
+        raise DataError(
+            f"the study draws its data by {command[0]}, which is in divdr's repository and not in "
+            "the installed package: run it in the repository's folder"
+        )
     words = [sys.executable, "-W", "ignore", *command, "--output", str(place)]
     if subprocess.run(words, cwd=root, check=False).returncode:
         raise DataError(f"`{' '.join(command)}` failed; its own words stand above")

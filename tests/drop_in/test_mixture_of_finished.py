@@ -42,7 +42,9 @@ def test_of_a_mask_rcnn(drawn, small, tmp_path, monkeypatch, capsys):
     less |= {f"{KEY}.CLUSTER_BATCHES": 2, "INPUT.MIN_SIZE_TEST": 64}
     few = pairs({**small, **less, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01})
     monkeypatch.setattr(sys, "argv", ["make_mixture.py", *map(str, [*given, *few])])
-    runpy.run_path("tools/make_mixture.py", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("tools/make_mixture.py", run_name="__main__")
+    assert ended.value.code == 0
     assert "finished model" in capsys.readouterr().out
 
     before, after = weights(finished), weights(folder / "model_final.pth")

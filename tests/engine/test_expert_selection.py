@@ -65,7 +65,9 @@ def test_what_a_delegator_selects(few_digits, tmp_path, monkeypatch, capsys):
     given = options(tmp_path, few_digits, "MODEL.WEIGHTS", tmp_path / "model.pth")
     monkeypatch.setattr("sys.argv", ["analyse", *words, *given])
     capsys.readouterr()
-    runpy.run_path("tools/analyse_classifier.py", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("tools/analyse_classifier.py", run_name="__main__")
+    assert ended.value.code == 0
     assert found.table() in capsys.readouterr().out
     assert Image.open(tmp_path / "a.png").size[0] == 1100
 

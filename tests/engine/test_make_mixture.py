@@ -25,7 +25,10 @@ def tool(repository, monkeypatch, training_log):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["make_mixture.py", *map(str, arguments)])
-        runpy.run_path("tools/make_mixture.py", run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("tools/make_mixture.py", run_name="__main__")
+        if ended.value.code:
+            raise ended.value
 
     return run
 

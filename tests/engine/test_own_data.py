@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from divdr import get_divdr_config
+from divdr import get_divdr_config, verbs
 from divdr.data import register_segmentation_folder
 from divdr.engine import fit_to_data, load_config
 from divdr.errors import ConfigError
@@ -65,13 +66,17 @@ def test_readme_trains_on_a_folder_and_predicts(
     saved = torch.load(tmp_path / "output/mine/model_final.pth", weights_only=True)
     assert saved["divdr"]["metadata"]["stuff_classes"] == ["road", "rest"]
     command = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
-    words = shlex.split(command.replace("\\\n", " "))[1:]
+    program, *words = shlex.split(command.replace("\\\n", " "))
     places = {"PHOTO.jpg": "images/0.JPG", "FOLDER": "images"}
-    monkeypatch.setattr("sys.argv", [places.get(word, word) for word in words])
-    monkeypatch.syspath_prepend(str(repository / "tools"))  # as Python does for a script
-    script = {"__name__": "tool"}
-    exec(compile((repository / words[0]).read_text(), words[0], "exec"), script)
-    assert script["main"]() == 0
+    words = [places.get(word, word) for word in words]
+    if program.endswith("divdr"):
+        assert verbs.main(words) == 0
+    else:
+        monkeypatch.setattr("sys.argv", words)
+        monkeypatch.syspath_prepend(str(repository / "tools"))  # as Python does for a script
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(repository / words[0]), run_name="__main__")
+        assert ended.value.code == 0
     assert capsys.readouterr().out.strip().endswith("pictures are in output/predictions")
     made = [file.name for file in (tmp_path / "output/predictions").glob("*_prediction.png")]
     assert sorted(made) == [f"{number}_prediction.png" for number in range(6)]

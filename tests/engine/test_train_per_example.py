@@ -71,7 +71,9 @@ def _tool_prints_and_draws(tmp_path, config, names, weights, choices, monkeypatc
     words = ["--config-file", CONFIGS + config, "--choices", str(picture)]
     monkeypatch.setattr("sys.argv", ["analyse", *words, *options(tmp_path, names, *weights)])
     capsys.readouterr()
-    runpy.run_path("tools/analyse_classifier.py", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("tools/analyse_classifier.py", run_name="__main__")
+    assert ended.value.code == 0
     assert choices.table() in capsys.readouterr().out
     assert Image.open(picture).size[0] == 1100
 

@@ -2,12 +2,13 @@
 
 import json
 
-from divdr.studies import main
+from divdr.verbs import STUDY
 
 
-def test_experts_recover_easy_subsets_move_apart_and_tighten(repository, tmp_path):
+def test_experts_recover_easy_subsets_move_apart_and_tighten(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
     arguments = ["controlled_miniature", "--seeds", "0", "--output", str(tmp_path)]
-    assert main(repository, arguments) == 0
+    assert STUDY.main(arguments) == 0
     content = json.loads((tmp_path / "controlled_miniature" / "results.json").read_text())
     runs = {run["variant"]: run["numbers"] for run in content["runs"]}
     dr, divdr = runs["DR"], runs["DivDR"]

@@ -6,7 +6,7 @@ import time
 
 from small_study import STUDY
 
-from divdr.studies import execute, main
+from divdr.studies import execute, run_study
 
 
 def runs_of(planned, *variants):
@@ -77,8 +77,9 @@ def test_a_kill_ends_the_trainings_too(stand_in, tmp_path, monkeypatch):
     root, trained = stand_in
     (root / "configs" / "studies" / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("STUDY_SECONDS", "300")
-    arguments = ["study", "--output", str(tmp_path)]
-    study = multiprocessing.get_context("fork").Process(target=main, args=(root, arguments))
+    study = multiprocessing.get_context("fork").Process(
+        target=run_study, args=(root, "study", tmp_path)
+    )
     study.start()
     while len(trained()) < 2 and study.is_alive():
         time.sleep(0.1)

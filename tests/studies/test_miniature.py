@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from divdr.studies import main
+from divdr.verbs import STUDY
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +16,12 @@ def miniature(repository, tmp_path_factory):
     DR was trained."""
     output = tmp_path_factory.mktemp("studies")
     arguments = ["miniature", "--seeds", "0", "--output", str(output)]
-    assert main(repository, [*arguments, "--only", "DR"]) == 0
-    folder = output / "miniature"
-    before = (folder / "table.md").read_text(), when(folder, "dr")
-    assert main(repository, arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        assert STUDY.main([*arguments, "--only", "DR"]) == 0
+        folder = output / "miniature"
+        before = (folder / "table.md").read_text(), when(folder, "dr")
+        assert STUDY.main(arguments) == 0
     return folder, before
 
 

@@ -20,6 +20,7 @@ with open({log!r}, "a") as file:
 """
 _PROGRAMS = (
     ".venv/bin/python",
+    ".venv/bin/divdr",
     "bin/python",
     "bin/pip",
     "bin/make",

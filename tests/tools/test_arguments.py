@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from divdr.engine.setup import at_least, device, listed
+from divdr.command_line import at_least, device, listed
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from printed import Command, blocks, commands
 
+from divdr import verbs
 from divdr.engine import load_config
 from divdr.studies.reading import find_study
 
@@ -45,7 +46,7 @@ class _Parsed(Exception):  # noqa: N818  nothing went wrong
 
 
 def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
-    """The script's own parser's result; the script ends there."""
+    """The own parser's result, of a script or of a verb of ``divdr``, which end there."""
     original = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):
@@ -53,6 +54,10 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        if script in verbs.VERBS:
+            with pytest.raises(_Parsed) as found:
+                verbs.main([script, *words])
+            return found.value.args[0]
         patch.setattr(sys, "argv", [script, *words])
         patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
         patch.delitem(sys.modules, "_environment", raising=False)
@@ -63,22 +68,35 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
 
 def check_config(command: Command, args: argparse.Namespace, trained: set[str]) -> None:
     """Its keys and values are known, its data are where the page said, its weights were made."""
-    pairs = getattr(args, "overrides", None) or args.opts
-    run = Path(args.config_file).parent
-    if Path(args.config_file).name == "config.yaml" and str(run) in trained:
+    pairs, weights = args.opts, getattr(args, "weights", "")
+    file = args.config_file
+    if not file and weights:  # a run's folder, or a file in it
+        folder = Path(weights) if Path(weights).suffix != ".pth" else Path(weights).parent
+        file = str(folder / "config.yaml")
+    run = Path(file).parent
+    if Path(file).name == "config.yaml" and str(run) in trained:
         assert Path(args.weights).parent == run, command.place  # a run's own, not made here
         return
-    cfg = load_config(args.config_file, pairs)
-    reads = Path(command.words[0]).name not in ("predict.py", "convert_checkpoint.py")
+    output = getattr(args, "output", "")
+    training = command.words[0] in ("tools/train_net.py", "train") and not args.eval_only
+    if training and output:
+        pairs = [*pairs, "OUTPUT_DIR", output]
+    cfg = load_config(file, pairs)
+    reads = Path(command.words[0]).name not in (
+        "predict.py",
+        "convert_checkpoint.py",
+        "predict",
+        "convert",
+    )
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if reads else ():
         kind = next(k for k in DATA if k in name)
         if DATA[kind] is not None:
             assert command.datasets in DATA[kind], f"{command.place}: {name} in {command.datasets}"
-    weights = getattr(args, "weights", "") or cfg.MODEL.WEIGHTS
+    weights = weights or cfg.MODEL.WEIGHTS
     if weights.startswith("output/"):
-        own = load_config(args.config_file).OUTPUT_DIR
+        own = load_config(file).OUTPUT_DIR
         assert str(Path(weights).parent) in {own, *trained}, command.place
-    if command.words[0] == "tools/train_net.py" and not args.eval_only:
+    if training:
         trained.add(cfg.OUTPUT_DIR)
 
 
@@ -96,7 +114,10 @@ def test_printed_commands_would_run(page, tmp_path, monkeypatch):
             continue
         if command.words[0] == "-c" and "import sysconfig" in command.words[1]:
             continue  # of README's own pip, wherever that is
-        assert command.program == ".venv/bin/python", command.place  # another one has no divdr
+        # Others have no divdr.
+        assert command.program in (".venv/bin/python", ".venv/bin/divdr"), command.place
+        if command.program == ".venv/bin/divdr" and command.words == ["--help"]:
+            continue
         if command.words[0] == "-c":
             imports = [s for s in ast.parse(command.words[1]).body if isinstance(s, ast.ImportFrom)]
             assert imports
@@ -112,7 +133,7 @@ def test_printed_commands_would_run(page, tmp_path, monkeypatch):
             args = parsed(script, words, monkeypatch)
             if hasattr(args, "config_file"):
                 check_config(command, args, trained)
-            if script == "tools/study.py" and args.name:
+            if script in ("tools/study.py", "study") and args.name:
                 study = find_study(ROOT, args.name)
                 assert set(args.only or ()) <= {v.name for v in study.variants}
 

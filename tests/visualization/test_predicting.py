@@ -1,6 +1,7 @@
 """A trained model on image files, with what its checkpoint says of it alone."""
 
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -232,10 +233,8 @@ def test_the_tool_leaves_with_2_and_the_sentence_when_an_image_is_bad(
     arguments += ["--weights", str(tmp_path), "--output", str(tmp_path / "seen")]
     files = [str(tmp_path / "bad.png"), str(tmp_path / "good.png")]
     monkeypatch.setattr("sys.argv", [*arguments, *files])
-    script = {"__name__": "tool"}
-    exec(compile((repository / "tools/predict.py").read_text(), "predict.py", "exec"), script)
     with pytest.raises(SystemExit) as left:
-        script["main"]()
+        runpy.run_path(str(repository / "tools/predict.py"), run_name="__main__")
     assert left.value.code == 2
     reported = capsys.readouterr()
     assert "error: 1 of 2 images are left out: file " in reported.err
