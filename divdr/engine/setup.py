@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from ..command_line import at_least as at_least  # beside the other kinds of options below
 from ..command_line import one_sentence
 from ..config import get_divdr_config
+from ..data import use_custom_data
 from ..errors import ConfigError, DivdrError
 from .config_file import merge_file, merge_pairs
 from .settings_check import check_config
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and divdr's defaults, then a yaml file, then ``KEY VALUE`` pairs; checked.
+
+    The data sets of ``DATASETS.CUSTOM`` are registered.
 
     Raises:
         ConfigError: the file cannot be used, an unknown key, a value of the wrong type or out of
@@ -40,6 +43,7 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
         merge_file(cfg, config_file)
     merge_pairs(cfg, overrides)
     check_config(cfg)
+    use_custom_data(cfg)
     return cfg
 
 

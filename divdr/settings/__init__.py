@@ -34,6 +34,7 @@ from .single_gated import (
 )
 from .training import (
     ClassificationInputSettings,
+    DatasetSettings,
     InputSettings,
     LoaderSettings,
     OptimizerSettings,
@@ -54,6 +55,7 @@ GROUPS: tuple[type[Settings], ...] = (
     MultiTaskSettings,
     SolverSettings,
     OptimizerSettings,
+    DatasetSettings,
     LoaderSettings,
     InputSettings,
     ClassifierSettings,
@@ -81,6 +83,7 @@ __all__ = [
     "ClassifierSettings",
     "ClusteringSettings",
     "CollaborationSettings",
+    "DatasetSettings",
     "Entry",
     "GatingSettings",
     "HeadMixtureSettings",
