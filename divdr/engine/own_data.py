@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data import evaluation_dicts, read_once, register_custom
+from ..data import check_datasets, evaluation_dicts, read_once, register_custom
 from ..data.classes import predicted_stuff, predicted_things
+from ..data.coco_json import reading
 from ..errors import ConfigError
 from ..image_files import image_size
 from .config_file import merge_pairs
@@ -82,12 +83,18 @@ def fit_to_data(
             "DATASETS.TRAIN names no data set whose images the settings could be fitted to; "
             "DATASETS.CUSTOM describes one of your own (docs/guide/own_data.md)"
         )
-    with read_once(names):
-        dicts = evaluation_dicts(cfg, names)
     fitted = cfg.clone()
     fitted.defrost()
     fitted.DATASETS.FIT = False
-    classes = _fit_classes(fitted, names[0], dicts)
+    check_datasets(names)
+    with read_once(names):
+        with reading(names[:1]):
+            DatasetCatalog.get(names[0])  # some know their classes only then
+        classes = _fit_classes(fitted, names[0])
+        dicts = evaluation_dicts(fitted, names)
+    masks = (a.get("segmentation") for d in dicts for a in d.get("annotations", ()))
+    if any(isinstance(mask, dict) for mask in masks):
+        fitted.INPUT.MASK_FORMAT = "bitmask"
     height, width = _usual_size([d["file_name"] for d in dicts])
     if cfg.INPUT.DATASET_MAPPER_NAME == "classification":
         seen = [min(max(height, width), cfg.INPUT.CLASSIFICATION.SIZE or longest)] * 2
@@ -115,13 +122,17 @@ def fit_to_data(
     return fitted
 
 
-def _fit_classes(fitted: CfgNode, name: str, dicts: Sequence[dict]) -> int:
+def _fit_classes(fitted: CfgNode, name: str) -> int:
     """Set numbers of classes and what belongs to them; returns how many there are."""
     metadata = MetadataCatalog.get(name)
     things, stuff = predicted_things(fitted)[0], predicted_stuff(fitted)[0]
     wanted = [(things, "thing_classes", "detection"), (stuff, "stuff_classes", "segmentation")]
-    if fitted.INPUT.DATASET_MAPPER_NAME == "classification":
+    classifies = fitted.INPUT.DATASET_MAPPER_NAME == "classification"
+    if classifies:
         wanted = [("MODEL.CLASSIFIER.NUM_CLASSES", "classes", "classification of images")]
+    elif not things and not stuff:  # an architecture that is not Detectron2's own
+        stuff = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        wanted = [(stuff, "stuff_classes", "segmentation")]
     count = 0
     for key, kind, task in wanted:
         if not key:
@@ -133,11 +144,7 @@ def _fit_classes(fitted: CfgNode, name: str, dicts: Sequence[dict]) -> int:
         merge_pairs(fitted, [key, count])
     if stuff:
         fitted.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = metadata.get("ignore_label", 255)
-    if things:
-        masks = (a.get("segmentation") for d in dicts for a in d.get("annotations", ()))
-        if any(isinstance(mask, dict) for mask in masks):
-            fitted.INPUT.MASK_FORMAT = "bitmask"
-    if not things and not stuff:
+    if classifies:
         hydra = fitted.MODEL.CLASSIFIER.HYDRA
         hydra.BRANCHES = min(hydra.BRANCHES, count)
         hydra.TOP_K = min(hydra.TOP_K, hydra.BRANCHES)
