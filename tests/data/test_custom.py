@@ -14,6 +14,7 @@ from PIL import Image
 from divdr.data import check_data, register_custom, register_segmentation_folder
 from divdr.data.shares import training_share
 from divdr.engine import load_config
+from divdr.engine.own_data import fitted_if_asked
 from divdr.errors import ConfigError, DataError
 
 
@@ -70,7 +71,12 @@ def test_a_yaml_file_names_data_for_any_config(tmp_path, monkeypatch):
     again = load_config("config.yaml")
     assert again.DATASETS == cfg.DATASETS
     assert files("mine_train") == train
-    assert pickle.loads(pickle.dumps(again)) == again
+    # A process that is spawned for a run gets the configuration, and no data sets.
+    spawned = pickle.loads(pickle.dumps(again))
+    DatasetCatalog.clear()
+    MetadataCatalog.clear()
+    assert fitted_if_asked(spawned) is spawned
+    assert files("mine_val") == val
 
 
 def test_a_config_file_names_data_from_its_own_folder(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 WITH_COMMANDS = [page for page in PAGES if blocks(page)]
+# What a data.yaml of one's own may say.
+OWN_DATA = {"name": "mine", "kind": "class_folders", "path": "pets", "split": 0.8}
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
 DATA = {
@@ -37,6 +39,7 @@ DATA = {
     "fashion": {"datasets"},
     "glyphs": {"datasets"},
     "digits": None,  # of scikit-learn: needs none
+    "mine": None,  # of DATASETS.CUSTOM
 }
 
 
@@ -66,8 +69,11 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
     pairs = getattr(args, "overrides", None) or args.opts
     run = Path(args.config_file).parent
     if Path(args.config_file).name == "config.yaml" and str(run) in trained:
-        assert Path(args.weights).parent == run, command.place  # a run's own, not made here
+        given = dict(zip(pairs[::2], pairs[1::2], strict=True)).get("MODEL.WEIGHTS", "")
+        weights = getattr(args, "weights", given)
+        assert Path(weights).parent == run, command.place  # a run's own, not made here
         return
+    pairs = [str(OWN_DATA) if word == "data.yaml" else word for word in pairs]
     cfg = load_config(args.config_file, pairs)
     reads = Path(command.words[0]).name not in ("predict.py", "convert_checkpoint.py")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if reads else ():
@@ -85,7 +91,7 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_printed_commands_would_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's Python lines
+    found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's lines
     assert found or page.name == "README.md"
     for command in found:
         if command.program == "pip" or command.program.startswith("cs"):
