@@ -110,7 +110,7 @@ def test_boxes_of_ones_own(tmp_path, repository, monkeypatch):
         (tmp_path / f"labels/{number}.txt").write_text(line)
     entry = {"name": "my", "kind": "yolo", "images": "images", "classes": ["a", "b"], "split": 0.5}
     small = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
-    small += ["MODEL.ROUTING.CHANNELS", "8", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
+    small += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
     cfg, found = train_from(tmp_path, repository, monkeypatch, "own_detection", entry, *small)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.ROUTING.COST_SIZES) == (64, [[64, 96]])
