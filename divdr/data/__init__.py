@@ -20,6 +20,7 @@ from .classification import (
     register_published,
 )
 from .coco_json import supercategories
+from .custom import located_entries, register_custom, use_custom_data
 from .drawn_sets import load_characters, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
 from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
@@ -43,9 +44,11 @@ __all__ = [
     "evaluation_dicts",
     "load_characters",
     "load_subsets",
+    "located_entries",
     "read_once",
     "register_alphabets",
     "register_class_folders",
+    "register_custom",
     "register_neon_trees",
     "register_published",
     "register_segmentation_folder",
@@ -53,6 +56,7 @@ __all__ = [
     "seed_everything",
     "supercategories",
     "training_dicts",
+    "use_custom_data",
 ]
 
 # Under the folder that Detectron2 registers its own names for.

@@ -1,11 +1,13 @@
-"""How many pixels of a data set's labels each class has, and class weights from that."""
+"""How often each class occurs: class weights by pixels, and images repeated for rare ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,11 +19,16 @@ from detectron2.config import CfgNode
 from ..errors import ConfigError, DataError
 from ..image_files import check_label_map, read_labels
 from .catalog import training_dicts
+from .classes import predicted_stuff
 
 logger = logging.getLogger(__name__)
 
 FREQUENCIES_FILE = "class_frequencies.json"
 """Name of the file beside a run that keeps what was counted."""
+
+
+# What label files show, by their fingerprint.
+_SHOWN: dict[str, list[frozenset[int]]] = {}
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,63 @@ def count_classes(cfg: CfgNode, folder: str = "") -> ClassFrequencies:
         with open(path, "w") as file:
             json.dump(asdict(found), file)
     return found
+
+
+def shown_classes(cfg: CfgNode, dicts: Sequence[dict]) -> list[frozenset[int]]:
+    """Which classes each image shows, by its boxes, its label file, or its own label.
+
+    Label files are read whole, and what they show is kept as long as the process lives.
+
+    Args:
+        cfg: the whole configuration, which tells whether the model learns from label files.
+        dicts: of the images.
+
+    Raises:
+        ConfigError: the images have none of the three, or not all of them.
+        DataError: a label file cannot be read or holds what is no class.
+    """
+    if all("annotations" in record for record in dicts):
+        return [frozenset(a["category_id"] for a in record["annotations"]) for record in dicts]
+    files = [str(record.get("sem_seg_file_name") or "") for record in dicts]
+    if predicted_stuff(cfg)[0] and all(files):
+        head = cfg.MODEL.SEM_SEG_HEAD
+        labels = _fingerprint(files, head.NUM_CLASSES, head.IGNORE_VALUE)
+        if labels not in _SHOWN:
+            logger.info("Reading which classes %d label files show", len(files))
+            read = partial(_count, classes=head.NUM_CLASSES, ignore=head.IGNORE_VALUE)
+            with ThreadPoolExecutor(8) as pool:
+                counts = list(pool.map(read, files))
+            _SHOWN[labels] = [frozenset(np.flatnonzero(each).tolist()) for each in counts]
+        return _SHOWN[labels]
+    if all(isinstance(record.get("label"), int) for record in dicts):
+        return [frozenset([record["label"]]) for record in dicts]
+    raise ConfigError(
+        f'DATALOADER.SAMPLER_TRAIN "{cfg.DATALOADER.SAMPLER_TRAIN}" counts the classes of boxes, '
+        "label files or images, which the data of DATASETS.TRAIN do not have; use "
+        '"TrainingSampler"'
+    )
+
+
+def repeat_factors(
+    shown: Sequence[frozenset[int]], threshold: float, sqrt: bool = True
+) -> list[float]:
+    """How often a pass shows each image, by its rarest class (LVIS, appendix B.2).
+
+    A class that a share f of the images show repeats them by max(1, √(threshold / f)), or without
+    the root; an image that shows no class comes once.
+
+    Args:
+        shown: of each image, see :func:`shown_classes`.
+        threshold: share of images below which a class is rare.
+        sqrt: whether the root is taken.
+    """
+    counts = Counter(number for classes in shown for number in classes)
+    factors = {}
+    for number, count in sorted(counts.items()):
+        factor = threshold * len(shown) / count
+        factors[number] = max(1.0, math.sqrt(factor) if sqrt else factor)
+        logger.info("Class %d: in %d images, repeated by %.2f", number, count, factors[number])
+    return [max((factors[number] for number in classes), default=1.0) for classes in shown]
 
 
 def _count(path: str, classes: int, ignore: int) -> np.ndarray:

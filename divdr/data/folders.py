@@ -50,7 +50,7 @@ def register_segmentation_folder(
     """
 
     def load() -> list[dict]:
-        return _pairs(name, image_dir, label_dir, image_ext, label_ext)
+        return labelled_images(name, image_dir, label_dir, image_ext, label_ext)
 
     if not classes or len({*classes}) < len(classes):
         raise DataError(f"data set {name!r} needs a name of its own for each class: {[*classes]}")
@@ -84,6 +84,21 @@ def register_class_folders(name: str, root: str, classes: Sequence[str] | None =
     Raises:
         DataError: the folder or one of the classes is missing, or there are no images.
     """
+    names = class_folder_names(name, root, classes)
+
+    def load() -> list[dict]:
+        return class_folder_images(name, root, names)
+
+    load()
+    register_anew(name, load, classes=names, evaluator_type="classification", image_root=root)
+
+
+def class_folder_names(name: str, root: str, classes: Sequence[str] | None = None) -> list[str]:
+    """The classes of :func:`register_class_folders`, in the order of their labels.
+
+    Raises:
+        DataError: the folder or one of the classes is missing.
+    """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data set {name!r} expects folders of classes in {root}, which is none")
@@ -106,19 +121,24 @@ def register_class_folders(name: str, root: str, classes: Sequence[str] | None =
             root,
             ", ".join(map(repr, others[:5])),
         )
+    return names
 
-    def load() -> list[dict]:
-        found = [
-            {"file_name": str(file), "image_id": str(file.relative_to(folder)), "label": label}
-            for label, class_name in enumerate(names)
-            for file in _images(folder / class_name)
-        ]
-        if not found:
-            raise DataError(f"data set {name!r}: the folders of classes in {root} hold no image")
-        return found
 
-    load()
-    register_anew(name, load, classes=names, evaluator_type="classification", image_root=root)
+def class_folder_images(name: str, root: str, classes: Sequence[str]) -> list[dict]:
+    """Dicts of the images of :func:`class_folder_names`, class after class.
+
+    Raises:
+        DataError: there are none.
+    """
+    folder = Path(root)
+    found = [
+        {"file_name": str(file), "image_id": str(file.relative_to(folder)), "label": label}
+        for label, class_name in enumerate(classes)
+        for file in images_below(folder / class_name)
+    ]
+    if not found:
+        raise DataError(f"data set {name!r}: the folders of classes in {root} hold no image")
+    return found
 
 
 def register_anew(name: str, load: Callable[[], list[dict]], **metadata: object) -> None:
@@ -138,7 +158,14 @@ def register_anew(name: str, load: Callable[[], list[dict]], **metadata: object)
     MetadataCatalog.get(name).set(**metadata)
 
 
-def _pairs(name: str, image_dir: str, label_dir: str, image_ext: str, label_ext: str) -> list[dict]:
+def labelled_images(
+    name: str, image_dir: str, label_dir: str, image_ext: str = "", label_ext: str = ""
+) -> list[dict]:
+    """Dicts of a folder's images with their label files; see :func:`register_segmentation_folder`.
+
+    Raises:
+        DataError: a folder is missing, images are without labels, or two have one name.
+    """
     found = {}
     for folder, ext, what in ((image_dir, image_ext, "images"), (label_dir, label_ext, "labels")):
         if not os.path.isdir(folder):
@@ -173,7 +200,7 @@ def _by_stem(name: str, folder: str, ext: str) -> dict[str, Path]:
     """Image files by their path below the folder, without its ending."""
     found: dict[str, Path] = {}
     ending = "." + ext.lower().lstrip(".")
-    for file in _images(Path(folder)):
+    for file in images_below(Path(folder)):
         if ext and not file.name.lower().endswith(ending):
             continue
         stem = file.relative_to(folder).with_suffix("").as_posix()
@@ -186,11 +213,11 @@ def _by_stem(name: str, folder: str, ext: str) -> dict[str, Path]:
     return found
 
 
-def _images(folder: Path) -> list[Path]:
-    """Image files of a folder and of those below it that are not hidden."""
+def images_below(folder: Path) -> list[Path]:
+    """Image files of a folder, and of those below it that neither are hidden nor a system's."""
     found = image_files(folder)
     for entry in sorted(folder.iterdir()):
         inner = entry.is_dir() and not entry.name.startswith(".")
         if inner and entry.name not in _NO_CLASSES:
-            found += _images(entry)
+            found += images_below(entry)
     return found

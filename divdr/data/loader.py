@@ -32,6 +32,7 @@ from ..image_keys import IMAGE_KEY
 from ..settings import LoaderSettings
 from .catalog import training_dicts
 from .checked_mapper import CheckedMapper, DetectionMapper, PanopticTargetMapper
+from .class_frequencies import repeat_factors, shown_classes
 from .classification.class_sets import ClassificationMapper
 from .classification.stacked_images import StackedBatches, StackedLoader, as_they_come
 from .mapper import SemanticCropMapper
@@ -275,20 +276,64 @@ def _index_stream(cfg: CfgNode, dicts: list[dict], seed: int) -> Iterable[int]:
                 f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} leaves none of {len(dicts)} images"
             )
         return RandomSubsetTrainingSampler(len(dicts), ratio, seed_shuffle=seed, seed_subset=seed)
-    if name == "RepeatFactorTrainingSampler":
-        if not all("annotations" in d for d in dicts):
-            raise ConfigError(
-                f'DATALOADER.SAMPLER_TRAIN "{name}" counts the categories of boxes, which the data '
-                'of DATASETS.TRAIN do not have; use "TrainingSampler"'
-            )
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
+    if name in _REPEATING:
+        return RepeatFactorTrainingSampler(torch.tensor(_repeats(cfg, dicts)), seed=seed)
     raise ConfigError(
         f"DATALOADER.SAMPLER_TRAIN {name!r} is unknown; known are TrainingSampler, "
-        "RandomSubsetTrainingSampler and RepeatFactorTrainingSampler"
+        f"RandomSubsetTrainingSampler, {', '.join(_REPEATING[:-1])} and {_REPEATING[-1]}"
     )
+
+
+_REPEATING = (
+    "RepeatFactorTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
+
+
+def _repeats(cfg: CfgNode, dicts: list[dict]) -> list[float]:
+    """How often a pass shows each image, on average."""
+    name, rare = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD
+    sqrt = cfg.DATALOADER.get("REPEAT_SQRT", True)  # Detectron2 0.6 has no such key
+    if name == "RepeatFactorTrainingSampler":
+        return repeat_factors(shown_classes(cfg, dicts), rare, sqrt)
+    sets = _data_sets(cfg, dicts)
+    weights = _data_set_factors(cfg)
+    factors = [weights[each] for each in sets]
+    if name == "WeightedCategoryTrainingSampler":
+        # How rare a class is depends on the data set, as in Detectron2.
+        shown = shown_classes(cfg, dicts)
+        for each in weights:
+            places = [place for place, own in enumerate(sets) if own == each]
+            own = repeat_factors([shown[place] for place in places], rare, sqrt)
+            for place, factor in zip(places, own, strict=True):
+                factors[place] *= factor
+        least = min((factor for factor in factors if factor), default=1.0)
+        factors = [factor / least for factor in factors]
+    if not any(factors):
+        raise ConfigError(
+            "DATASETS.TRAIN_REPEAT_FACTOR leaves no image: it is 0 for every data set of TRAIN"
+        )
+    return factors
+
+
+def _data_set_factors(cfg: CfgNode) -> dict[str, float]:
+    factors = dict.fromkeys(cfg.DATASETS.TRAIN, 1.0)
+    # Detectron2's own configurations have no such key.
+    for name, factor in cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()):
+        if name not in factors:
+            raise ConfigError(
+                f"DATASETS.TRAIN_REPEAT_FACTOR names {name!r}, which DATASETS.TRAIN does not: "
+                f"{', '.join(map(repr, factors))}"
+            )
+        factors[name] = float(factor)
+    return factors
+
+
+def _data_sets(cfg: CfgNode, dicts: list[dict]) -> list[str]:
+    """Of which data set of ``DATASETS.TRAIN`` each image is."""
+    names = {name.replace("/", "_"): name for name in cfg.DATASETS.TRAIN}
+    return [names[record[IMAGE_KEY].partition("/")[0]] for record in dicts]
 
 
 def annotated_images(cfg: CfgNode, part: int = 0, parts: int = 1) -> Iterator[dict]:

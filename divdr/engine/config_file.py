@@ -19,6 +19,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..data import located_entries
 from ..errors import ConfigError
 from ..settings.field import as_default
 
@@ -58,6 +59,10 @@ def merge_file(cfg: CfgNode, path: str, within: Sequence[str] = ()) -> None:
             f"{path} is of VERSION {reprlib.repr(version)} of Detectron2's configurations; "
             f"{cfg.VERSION} is read"
         )
+    data = values.get("DATASETS")
+    if isinstance(data, dict) and "CUSTOM" in data:
+        # The paths in it start from this file's folder, which nobody knows later.
+        data["CUSTOM"] = located_entries(data["CUSTOM"], os.path.dirname(path), f"{path}: ")
     _merge(cfg, cfg, values, "", f"{path}: ")
 
 
@@ -80,6 +85,8 @@ def merge_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> None:
             node = node[group] if group in node else CfgNode()
             if not isinstance(node, CfgNode):
                 raise ConfigError(_unknown_key(full, cfg))
+        if full == "DATASETS.CUSTOM":
+            value = located_entries(_decoded(value, []), "")
         _merge(cfg, node, {name: value}, full.removesuffix(name), "")
     if len(pairs) % 2:
         raise ConfigError(

@@ -28,6 +28,7 @@ from ..data import read_once
 from ..errors import ConfigError, DivdrError
 from ..packaged_configs import find_config
 from .execution_modes import load_trained
+from .own_data import fitted_if_asked
 from .setup import (
     keep_freed_memory,
     load_config,
@@ -201,15 +202,17 @@ def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
 
     Raises:
         ConfigError: see ``load_config``; or nothing can be written in ``OUTPUT_DIR``.
+        DataError: see ``fit_to_data``.
     """
     cfg = on_available_device(load_config(args.config_file, args.opts) if cfg is None else cfg)
     together(make_output_folder, cfg.OUTPUT_DIR)
-    cfg.freeze()
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     with quiet_when_full():
-        default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
+        cfg = together(fitted_if_asked, cfg, args.opts)
+        cfg.freeze()
+        default_setup(cfg, args)
     return cfg
 
 

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from ..command_line import one_sentence
 from ..config import get_divdr_config
+from ..data import use_custom_data
 from ..errors import ConfigError, DivdrError
 from ..packaged_configs import find_config
 from .config_file import merge_file, merge_pairs
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and divdr's defaults, then a yaml file, then ``KEY VALUE`` pairs; checked.
+
+    The data sets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
         config_file: a file, or the name of one of :func:`divdr.list_models`; "": none.
@@ -42,6 +45,7 @@ def load_config(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode
         merge_file(cfg, config_file)
     merge_pairs(cfg, overrides)
     check_config(cfg)
+    use_custom_data(cfg)
     return cfg
 
 

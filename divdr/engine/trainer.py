@@ -64,6 +64,7 @@ from .checkpointer import RoutingCheckpointer
 from .class_weights import balance_classes
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
+from .own_data import fitted_if_asked
 from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import (
     CommonBNHook,
@@ -113,7 +114,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
         TrainerBase.__init__(self)
         check_config(cfg)
-        cfg = on_available_device(cfg)
+        cfg = on_available_device(fitted_if_asked(cfg))
         for name in ("detectron2", "divdr"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)

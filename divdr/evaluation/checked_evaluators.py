@@ -8,6 +8,7 @@ import io
 from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -17,7 +18,8 @@ from ..routing import to_host
 
 
 class NumberedCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator, for files whose annotations are numbered in any way.
+    """Detectron2's evaluator, for files whose annotations are numbered in any way, or of which the
+    data set is a part, and for data sets without a file.
 
     pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
     of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
@@ -28,7 +30,15 @@ class NumberedCOCOEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:
-        super().__init__(dataset_name, **options)
+        metadata = MetadataCatalog.get(dataset_name)
+        without_file = metadata.get("json_file", None) is None
+        # The file that Detectron2 writes for one may be of other images, as they were before.
+        super().__init__(dataset_name, allow_cached_coco=not without_file, **options)
+        if without_file:
+            del metadata.json_file  # it is of this run's folder alone
+        self._own_images: list | None = None
+        if metadata.get("part_of_file", None):
+            self._own_images = [each["image_id"] for each in DatasetCatalog.get(dataset_name)]
         entries = self._coco_api.dataset.get("annotations", [])
         if all(isinstance(entry["id"], int) and entry["id"] > 0 for entry in entries):
             return
@@ -36,6 +46,10 @@ class NumberedCOCOEvaluator(COCOEvaluator):
             entry["id"] = number
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
             self._coco_api.createIndex()
+
+    def evaluate(self, img_ids: list | None = None) -> dict:
+        """Figures of the data set's images, or of some of them."""
+        return super().evaluate(self._own_images if img_ids is None else img_ids)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note what was found, which crosses from a GPU at once for all images of the batch."""

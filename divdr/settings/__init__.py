@@ -35,6 +35,7 @@ from .single_gated import (
 from .training import (
     AverageSettings,
     ClassificationInputSettings,
+    DatasetSettings,
     InputSettings,
     LoaderSettings,
     OptimizerSettings,
@@ -57,6 +58,7 @@ GROUPS: tuple[type[Settings], ...] = (
     SolverSettings,
     WandbSettings,
     OptimizerSettings,
+    DatasetSettings,
     LoaderSettings,
     InputSettings,
     ClassifierSettings,
@@ -85,6 +87,7 @@ __all__ = [
     "ClassifierSettings",
     "ClusteringSettings",
     "CollaborationSettings",
+    "DatasetSettings",
     "Entry",
     "GatingSettings",
     "HeadMixtureSettings",

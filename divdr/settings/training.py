@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .field import Settings, setting
+from ..errors import ConfigError
+from .field import Range, Settings, setting
 
 # Pixels: where no memory holds them, the image at hand would be blamed.
 _LONGEST = 2**14
@@ -131,6 +132,43 @@ class OptimizerSettings(Settings):
         '"ADAMW".',
         choices=("SGD", "ADAM", "ADAMW"),
     )
+
+
+@dataclass(frozen=True)
+class DatasetSettings(Settings):
+    """Data sets of one's own, and how several are mixed, beside Detectron2's keys."""
+
+    KEY: ClassVar[str] = "DATASETS"
+
+    custom: tuple[Any, ...] = setting(
+        (),
+        "Data sets that TRAIN and TEST can then name: a yaml file of entries (name, kind, paths, "
+        "classes, split, ...; docs/guide/own_data.md), an entry, or a list of both. Paths start "
+        "from the folder of the file that they stand in, or with $DETECTRON2_DATASETS. A "
+        "configuration that is loaded holds entries alone, with whole paths.",
+    )
+    fit: bool = setting(
+        False,
+        "Before training take from the data of TRAIN what they decide: classes, sizes of images "
+        "and iterations (divdr.engine.fit_to_data). What the command line sets stays. The "
+        "config.yaml of the run has the numbers, and False.",
+    )
+    train_repeat_factor: tuple[Any, ...] = setting(
+        (),
+        'Pairs (name, factor) for SAMPLER_TRAIN "WeightedTrainingSampler" and '
+        '"WeightedCategoryTrainingSampler": how often a pass shows each image of that data set of '
+        "TRAIN, on average; others once.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pair in self.train_repeat_factor:
+            fine = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+            if not fine or pair[1] not in Range(low=0):
+                raise ConfigError(
+                    f"{self.KEY}.TRAIN_REPEAT_FACTOR must hold pairs of a data set's name and a "
+                    f"number from 0, not {pair!r}"
+                )
 
 
 @dataclass(frozen=True)

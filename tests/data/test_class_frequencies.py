@@ -1,14 +1,22 @@
 """Class weights from label files, counted by hand."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from PIL import Image
 
 from divdr.config import get_divdr_config
-from divdr.data import class_frequencies, count_classes, register_segmentation_folder
+from divdr.data import (
+    build_train_loader,
+    class_frequencies,
+    count_classes,
+    register_segmentation_folder,
+    training_dicts,
+)
 from divdr.errors import DataError
 
 # Three label files: 12 pixels of classes 0 to 2, 2 ignored ones; class 3 has none.
@@ -63,3 +71,38 @@ def test_a_label_that_is_no_class_is_told(cfg, tmp_path):
     Image.fromarray(np.full((2, 3), 9, np.uint8)).save(tmp_path / "labels" / "2.png")
     with pytest.raises(DataError, match=r"2\.png holds 9; classes are 0 to 3"):
         count_classes(cfg)
+
+
+def test_images_are_repeated_by_their_rarest_class(cfg):
+    shown = class_frequencies.shown_classes(cfg, training_dicts(cfg))
+    assert shown == [{0, 1}, {0}, {0, 2}]
+    # Class 0 is in all of three images, 1 and 2 in one each: √(0.9 · 3) = 1.643.
+    found = class_frequencies.repeat_factors(shown, 0.9)
+    assert found == pytest.approx([math.sqrt(2.7), 1.0, math.sqrt(2.7)])
+    assert class_frequencies.repeat_factors(shown, 0.9, False) == pytest.approx([2.7, 1.0, 2.7])
+    boxes = [{"annotations": [{"category_id": n} for n in classes]} for classes in shown]
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(boxes, 0.9)
+    assert found == pytest.approx(theirs.tolist())
+    assert class_frequencies.repeat_factors([frozenset(), frozenset({4})], 1.0) == [
+        1.0,
+        pytest.approx(math.sqrt(2)),
+    ]
+
+
+def test_label_files_draw_rare_classes_more_often_and_exactly_again(cfg, monkeypatch):
+    loader = cfg.DATALOADER
+    loader.SAMPLER_TRAIN, loader.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 3.0
+    loader.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED = 0, 1, 2
+
+    def drawn(count, start=0):
+        train = build_train_loader(cfg, lambda item: item["file_name"][-5])
+        train.batch_sampler.start = start
+        return [name for (name,) in itertools.islice(train, count)]
+
+    whole = drawn(700)
+    # Factors √3, for class 0 alone, and 3: shares 1.732 / 7.732 and twice 3 / 7.732.
+    assert [whole.count(name) / 700 for name in "012"] == pytest.approx(
+        [0.388, 0.224, 0.388], abs=0.015
+    )
+    monkeypatch.setattr(class_frequencies, "read_labels", None)  # they were read
+    assert drawn(60, start=40) == whole[40:100]

@@ -11,6 +11,7 @@ from torch.utils.data import get_worker_info
 from divdr import get_divdr_config
 from divdr.data import build_train_loader
 from divdr.data.loader import SeededIndexBatches
+from divdr.engine import check_config
 from divdr.errors import ConfigError, DataError
 
 
@@ -150,7 +151,7 @@ def test_rare_classes_are_repeated(dataset):
 def test_settings_and_data_are_checked(dataset, monkeypatch):
     with pytest.raises(ConfigError, match="SAMPLER_TRAIN 'Nothing'"):
         build_train_loader(config(dataset, SAMPLER_TRAIN="Nothing"), draw)
-    with pytest.raises(ConfigError, match="categories of boxes, which the data"):
+    with pytest.raises(ConfigError, match="classes of boxes, label files or images, which"):
         build_train_loader(config(dataset, SAMPLER_TRAIN="RepeatFactorTrainingSampler"), draw)
     few = config(dataset, SAMPLER_TRAIN="RandomSubsetTrainingSampler", RANDOM_SUBSET_RATIO=0.05)
     with pytest.raises(ConfigError, match=r"RATIO 0\.05 leaves none of 11 images"):
@@ -171,3 +172,77 @@ def test_settings_and_data_are_checked(dataset, monkeypatch):
     cfg.INPUT.DATASET_MAPPER_NAME = "other"
     with pytest.raises(ConfigError, match="semantic_crop"):
         build_train_loader(cfg)
+
+
+@pytest.fixture
+def second(request):
+    name = f"more_numbers_{request.node.name}"
+    dicts = [{"number": 100 + n, "width": 2, "height": 1} for n in range(4)]
+    DatasetCatalog.register(name, lambda: dicts)
+    yield name
+    DatasetCatalog.remove(name)
+
+
+def weighted(dataset, second, factors, **dataloader):
+    cfg = config(dataset, **{"SAMPLER_TRAIN": "WeightedTrainingSampler", **dataloader})
+    cfg.DATASETS.TRAIN = (dataset, second)
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = factors
+    return cfg
+
+
+def test_data_sets_are_weighted(dataset, second):
+    cfg = weighted(dataset, second, [(second, 3.0)])
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    # A pass is 11 images once and 4 thrice: 23 images, of which 12 are of the second.
+    one_pass = [n for batch in batches(cfg, 23) for n, *_ in batch][:23]
+    assert [one_pass.count(n) for n in (0, 5, 10, 100, 103)] == [1, 1, 1, 3, 3]
+    cfg = weighted(dataset, second, [(dataset, 0), (second, 0.5)])
+    drawn = numbers(build_train_loader(cfg, draw), 20)
+    assert set(drawn) == {100, 101, 102, 103}
+
+
+def test_rare_classes_are_repeated_within_their_data_set(dataset, second):
+    for item in [*DatasetCatalog.get(dataset), *DatasetCatalog.get(second)]:
+        item["annotations"] = [{"category_id": int(item["number"] in (7, 100))}]
+    cfg = weighted(
+        dataset,
+        second,
+        [(dataset, 2.0)],
+        SAMPLER_TRAIN="WeightedCategoryTrainingSampler",
+        REPEAT_THRESHOLD=1.0,
+        REPEAT_SQRT=False,
+        ASPECT_RATIO_GROUPING=False,
+    )
+    drawn = numbers(build_train_loader(cfg, draw), 600)
+    # Class 1 is in 1 of 11 and in 1 of 4, class 0 in 10 of 11 and in 3 of 4: factors 11 and 4, 1.1
+    # and 4/3, those of the first data set doubled, and all of them by the least, 4/3, divided.
+    share = {7: 22, 0: 2.2, 100: 4, 101: 4 / 3}
+    whole = 22 + 10 * 2.2 + 4 + 3 * 4 / 3
+    for number, factor in share.items():
+        assert drawn.count(number) / len(drawn) == pytest.approx(factor / whole, rel=0.12)
+
+
+@pytest.mark.parametrize("sampler", ["WeightedTrainingSampler", "WeightedCategoryTrainingSampler"])
+def test_weighted_streams_go_on_where_they_stopped(dataset, second, sampler, monkeypatch):
+    for item in [*DatasetCatalog.get(dataset), *DatasetCatalog.get(second)]:
+        item["annotations"] = [{"category_id": int(item["number"] == 7)}]
+    cfg = weighted(dataset, second, [(second, 1.7)], SAMPLER_TRAIN=sampler, REPEAT_THRESHOLD=0.5)
+    whole = batches(cfg, 9)
+    assert batches(cfg, 4, start=5) == whole[5:]
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert batches(cfg, 4, start=5) == whole[5:]
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.ASPECT_RATIO_GROUPING = 0, False
+    alone = [item for batch in batches(cfg, 5) for item in batch]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert [item for batch in batches(cfg, 5) for item in batch] == alone[1::2]
+
+
+def test_weights_are_checked(dataset, second):
+    with pytest.raises(ConfigError, match="FACTOR names 'others', which DATASETS"):
+        build_train_loader(weighted(dataset, second, [("others", 2.0)]), draw)
+    with pytest.raises(ConfigError, match="it is 0 for every data set of TRAIN"):
+        build_train_loader(weighted(dataset, second, [(dataset, 0), (second, 0)]), draw)
+    for wrong in ([(dataset,)], [(dataset, "2")], [(dataset, -1)], [dataset]):
+        with pytest.raises(ConfigError, match="TRAIN_REPEAT_FACTOR must hold pairs of a data set"):
+            check_config(weighted(dataset, second, wrong))

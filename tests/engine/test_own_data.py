@@ -1,85 +1,161 @@
-"""The README's lines for one's own data, run as they stand there."""
+"""The guide's lines for one's own data, run as they stand there, and what follows from data."""
 
 import json
 import re
 import runpy
 import shlex
+import shutil
 
 import pytest
 import torch
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from divdr import get_divdr_config, verbs
-from divdr.data import register_segmentation_folder
+from divdr.data import register_custom, register_segmentation_folder
 from divdr.engine import fit_to_data, load_config
 from divdr.errors import ConfigError
+from divdr.evaluation import build_task_evaluator
 
 
-@pytest.fixture
-def section(repository):
-    return (repository / "README.md").read_text().split("## Your own data")[1].split("\n## ")[0]
+@pytest.fixture(autouse=True)
+def _names(tmp_path, names_under):
+    with names_under(tmp_path):
+        yield
 
 
-def test_readme_trains_on_a_folder_and_predicts(
-    section, repository, tmp_path, overrides, monkeypatch, draw_halves, capsys
+def run(tool, words, repository, monkeypatch):
+    """A tool, or a verb, as the command line runs it."""
+    if tool in verbs.VERBS:
+        assert verbs.main([tool, *words]) == 0
+        return
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", [tool, *words])
+        patch.syspath_prepend(str(repository / "tools"))  # as Python does for a script
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(repository / tool), run_name="__main__")
+        assert not end.value.code
+
+
+def test_the_guide_trains_evaluates_and_predicts(
+    repository, tmp_path, monkeypatch, draw_halves, capsys
 ):
-    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-    draw_halves(tmp_path)
+    """Its data.yaml and its commands, as they stand there."""
+    page = (repository / "docs/guide/own_data.md").read_text()
+    draw_halves(tmp_path, 10)
     for path in sorted((tmp_path / "images").iterdir()):  # photographs are JPEGs
         Image.open(path).save(path.with_suffix(".JPG"), "JPEG")
         path.unlink()
-
-    def smaller(file, pairs):
-        if file.startswith("configs/"):  # the run's own lies in its folder
-            return load_config(str(repository / file), [*overrides, *pairs])
-        return load_config(file, pairs)
-
-    monkeypatch.setattr("divdr.engine.load_config", smaller)
-    found = []
-
-    def shortened(cfg):
-        found.append(fit_to_data(cfg))
-        short = found[0].clone()
-        short.SOLVER.MAX_ITER, short.SOLVER.WARMUP_ITERS = 10, 0
-        short.DATALOADER.NUM_WORKERS = 0
-        return short
-
-    monkeypatch.setattr("divdr.engine.fit_to_data", shortened)
+    (tmp_path / "data.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
     monkeypatch.chdir(tmp_path)
-    try:
-        exec(compile(block, "README.md", "exec"), {})
-    finally:
-        DatasetCatalog.remove("my_train")
-        MetadataCatalog.remove("my_train")
-    results = json.loads((tmp_path / "output/mine/inference/results.json").read_text())
-    assert results["my_train"]["sem_seg"]["mIoU"] > 0
-    assert results["my_train"]["routing"]["images"] == 6
-    # Six images of 64×96 pixels: 60 passes of batches of 2 are 180 iterations, fewer than 300.
-    (cfg,) = found
+    (tmp_path / "configs").symlink_to(repository / "configs")
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    train, evaluate, predict = (shlex.split(line)[1:] for line in text.splitlines() if line)
+    few = ["SOLVER.MAX_ITER", "4", "TEST.PRECISE_BN.NUM_ITER", "2", "DATALOADER.NUM_WORKERS", "0"]
+    small = ["MODEL.ROUTING.LAYERS", "4", "MODEL.ROUTING.CHANNELS", "8"]
+    run(train[0], [*train[1:], *few, *small], repository, monkeypatch)
+    results = tmp_path / "output/mine/inference/results.json"
+    first = json.loads(results.read_text())
+    assert [*first] == ["mine_val"]
+    # Ten images: each side's number follows from the names.
+    sides = [len(DatasetCatalog.get(name)) for name in ("mine_train", "mine_val")]
+    assert sum(sides) == 10
+    assert first["mine_val"]["routing"]["images"] == sides[1]
+
+    cfg = load_config("output/mine/config.yaml")
+    assert (cfg.DATASETS.FIT, cfg.DATASETS.TEST) == (False, ("mine_val",))
     assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (2, 255)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((48, 64, 80), 64)
-    assert cfg.INPUT.CROP.SIZE == [64, 96]
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (300, 15)
+    assert tuple(cfg.INPUT.CROP.SIZE) == (64, 96)
+    # The command line's iterations, and what follows from them.
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.ROUTING.LAYERS) == (4, 0, 4)
+
+    results.unlink()
+    DatasetCatalog.clear()
+    MetadataCatalog.clear()
+    run(evaluate[0], evaluate[1:], repository, monkeypatch)
+    assert json.loads(results.read_text())["mine_val"]["sem_seg"] == first["mine_val"]["sem_seg"]
 
     # Nothing but the checkpoint knows the classes now.
     saved = torch.load(tmp_path / "output/mine/model_final.pth", weights_only=True)
     assert saved["divdr"]["metadata"]["stuff_classes"] == ["road", "rest"]
-    command = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
-    program, *words = shlex.split(command.replace("\\\n", " "))
-    places = {"PHOTO.jpg": "images/0.JPG", "FOLDER": "images"}
-    words = [places.get(word, word) for word in words]
-    if program.endswith("divdr"):
-        assert verbs.main(words) == 0
-    else:
-        monkeypatch.setattr("sys.argv", words)
-        monkeypatch.syspath_prepend(str(repository / "tools"))  # as Python does for a script
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(repository / words[0]), run_name="__main__")
-        assert ended.value.code == 0
+    (tmp_path / "images").rename(tmp_path / "FOLDER")
+    shutil.rmtree(tmp_path / "labels")
+    words = ["FOLDER/0.JPG" if word == "PHOTO.jpg" else word for word in predict[1:]]
+    run(predict[0], words, repository, monkeypatch)
     assert capsys.readouterr().out.strip().endswith("pictures are in output/predictions")
     made = [file.name for file in (tmp_path / "output/predictions").glob("*_prediction.png")]
-    assert sorted(made) == [f"{number}_prediction.png" for number in range(6)]
+    assert len(made) == 10
+
+
+def train_from(tmp_path, repository, monkeypatch, config, entry, *pairs):
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(entry))
+    words = ["--config-file", str(repository / f"configs/{config}.yaml"), "DATASETS.CUSTOM"]
+    words += [str(tmp_path / "data.yaml"), "OUTPUT_DIR", str(tmp_path / "run")]
+    words += ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", *pairs]
+    run("tools/train_net.py", words, repository, monkeypatch)
+    cfg = load_config(str(tmp_path / "run/config.yaml"))
+    return cfg, json.loads((tmp_path / "run/inference/results.json").read_text())
+
+
+def test_boxes_of_ones_own(tmp_path, repository, monkeypatch):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for number in range(6):
+        Image.new("RGB", (96, 64), (number * 20, 90, 90)).save(tmp_path / f"images/{number}.jpg")
+        line = f"{number % 2} 0.5 0.5 0.4 0.5\n"
+        (tmp_path / f"labels/{number}.txt").write_text(line)
+    entry = {"name": "my", "kind": "yolo", "images": "images", "classes": ["a", "b"], "split": 0.5}
+    small = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
+    small += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]
+    cfg, found = train_from(tmp_path, repository, monkeypatch, "own_detection", entry, *small)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.ROUTING.COST_SIZES) == (64, [[64, 96]])
+    assert set(found["my_val"]) == {"bbox", "routing", "box_head"}
+    assert found["my_val"]["routing"]["images"] == len(DatasetCatalog.get("my_val"))
+
+
+def test_classes_of_ones_own(tmp_path, repository, monkeypatch):
+    for number in range(12):
+        folder = tmp_path / "pets" / ("cat", "dog", "owl")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (number * 20, 90, 90)).save(folder / f"{number}.png")
+    entry = {"name": "pets", "kind": "class_folders", "path": "pets", "split": 0.75}
+    cfg, found = train_from(tmp_path, repository, monkeypatch, "own_classification", entry)
+    classifier = cfg.MODEL.CLASSIFIER
+    assert (classifier.NUM_CLASSES, classifier.HYDRA.BRANCHES, classifier.HYDRA.TOP_K) == (3, 3, 2)
+    assert cfg.INPUT.CLASSIFICATION.SIZE == 20
+    assert cfg.SOLVER.IMS_PER_BATCH == 9
+    # A quarter of each class's four.
+    assert found["pets_val"]["classification"]["images"] == 3
+
+
+def test_part_of_a_coco_file_is_evaluated_by_its_own_boxes(tmp_path):
+    images, annotations = [], []
+    for number in range(1, 9):
+        images.append({"id": number, "file_name": f"{number}.png", "height": 50, "width": 50})
+        Image.new("RGB", (50, 50)).save(tmp_path / f"{number}.png")
+        box = {"bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0, "category_id": 1}
+        annotations.append({"id": number, "image_id": number, **box})
+    content = {"images": images, "annotations": annotations}
+    content["categories"] = [{"id": 1, "name": "cat"}]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    entry = {"name": "my", "kind": "coco", "images": str(tmp_path), "split": 0.5}
+    register_custom([{**entry, "json": str(tmp_path / "boxes.json")}])
+    records = DatasetCatalog.get("my_val")
+    assert 0 < len(records) < 8
+    evaluator = build_task_evaluator("my_val", str(tmp_path / "out"))
+    evaluator.reset()
+    found = Instances((50, 50))
+    found.pred_boxes = Boxes(torch.tensor([[5.0, 5.0, 25.0, 25.0]]))
+    found.scores, found.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.long)
+    for record in records:
+        evaluator.process([record], [{"instances": found}])
+    # All boxes of the part are found; those of the other part are no misses.
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
 def test_large_images_are_made_smaller(tmp_path, monkeypatch):
@@ -90,7 +166,8 @@ def test_large_images_are_made_smaller(tmp_path, monkeypatch):
     folders = [str(tmp_path / kind) for kind in ("images", "labels")]
     register_segmentation_folder("large", *folders, ["a", "b", "c"], ignore_label=9)
     cfg = get_divdr_config()
-    cfg.DATASETS.TRAIN = ("large",)
+    cfg.DATASETS.TRAIN, cfg.MODEL.META_ARCHITECTURE = ("large",), "SemanticSegmentor"
+    cfg.INPUT.CROP.ENABLED = True
     cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ROUTING.CLUSTERING.NUM_EXPERTS = 8, 5
     try:
         fitted = fit_to_data(cfg, epochs=400)

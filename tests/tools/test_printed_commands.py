@@ -22,6 +22,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 WITH_COMMANDS = [page for page in PAGES if blocks(page)]
+# What a data.yaml of one's own may say.
+OWN_DATA = {"name": "mine", "kind": "class_folders", "path": "pets", "split": 0.8}
 # What the documents say that each data set lies in; one's own in the first.
 _OWN = "/path/to/datasets"
 DATA = {
@@ -38,6 +40,7 @@ DATA = {
     "fashion": {"datasets"},
     "glyphs": {"datasets"},
     "digits": None,  # of scikit-learn: needs none
+    "mine": None,  # of DATASETS.CUSTOM
 }
 
 
@@ -69,13 +72,15 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
 def check_config(command: Command, args: argparse.Namespace, trained: set[str]) -> None:
     """Its keys and values are known, its data are where the page said, its weights were made."""
     pairs, weights = args.opts, getattr(args, "weights", "")
+    pairs = [str(OWN_DATA) if word == "data.yaml" else word for word in pairs]
     file = args.config_file
     if not file and weights:  # a run's folder, or a file in it
         folder = Path(weights) if Path(weights).suffix != ".pth" else Path(weights).parent
         file = str(folder / "config.yaml")
     run = Path(file).parent
     if Path(file).name == "config.yaml" and str(run) in trained:
-        assert Path(args.weights).parent == run, command.place  # a run's own, not made here
+        given = dict(zip(pairs[::2], pairs[1::2], strict=True)).get("MODEL.WEIGHTS", "")
+        assert Path(weights or given).parent == run, command.place  # a run's own, not made here
         return
     output = getattr(args, "output", "")
     training = command.words[0] in ("tools/train_net.py", "train") and not args.eval_only
@@ -103,7 +108,7 @@ def check_config(command: Command, args: argparse.Namespace, trained: set[str]) 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_printed_commands_would_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's Python lines
+    found, trained = commands(page, tmp_path), {"output/mine"}  # made by README's lines
     assert found or page.name == "README.md"
     for command in found:
         if command.program == "pip" or command.program.startswith("cs"):
