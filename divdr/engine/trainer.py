@@ -66,6 +66,7 @@ from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import CommonBNHook, PreciseBNHook, precise_bn_layers
+from .run_facts import noting_facts
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
@@ -317,8 +318,10 @@ class Trainer(DefaultTrainer):
             write_text_atomically(path, self.cfg.dump())
         log = logging.getLogger(TrainerBase.__module__)
         log.addFilter(_in_one_line)
+        folder, device = self.cfg.OUTPUT_DIR, self.cfg.MODEL.DEVICE
         try:
-            return super().train()
+            with noting_facts(folder, device, resumed=self.resumed):
+                return super().train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._stopped()) from None
         finally:
