@@ -17,8 +17,8 @@ from tqdm import tqdm
 from divdr.engine import Predictor, load_config, report_errors
 from divdr.engine.setup import at_least
 from divdr.errors import DataError
-from divdr.visualization.overlay import CONFIDENCE
 from divdr.visualization.predicting import expand, predict_files
+from divdr.visualization.predictions import CONFIDENCE
 
 
 @report_errors
