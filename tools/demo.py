@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The demo: draw street scenes, train DR and DivDR on them, evaluate, and write a report.
 
-Its pictures also stand on one sheet, ``demo.jpg`` beside the report.
+The point of it stands on one sheet, ``demo.jpg`` beside the report.
 
 Finished parts are skipped when it is run again; an interrupted training goes on.
 """

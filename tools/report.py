@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""``divdr report``: write the HTML report of one or more finished runs.
+"""``divdr report``: write the HTML report of one or more runs, finished or not.
 
 python tools/report.py --output report.html DR=output/demo/dr DivDR=output/demo/divdr
 """

@@ -112,9 +112,10 @@ class Line:
     def fit(self) -> tuple[float, float] | None:
         """(milliseconds per 10⁹ multiply-adds, milliseconds at none), least squares.
 
-        None with fewer than two different costs.
+        None with fewer than three different costs: a line through two says nothing of its fit.
         """
-        if np.ptp(self.gflops) <= 1e-6 * max(self.gflops):
+        apart = np.diff(np.sort(self.gflops)) > 1e-6 * max(self.gflops)
+        if apart.sum() < 2:
             return None
         slope, intercept = np.polyfit(self.gflops, self.milliseconds, 1)
         return float(slope), float(intercept)
@@ -170,7 +171,7 @@ def target_table(results: Sequence[CaseResult]) -> str:
 
 
 def fit_table(results: Sequence[CaseResult]) -> str:
-    """Fitted lines of time over real cost; empty with one share of closed gates."""
+    """Fitted lines of time over real cost; empty with fewer than three shares of closed gates."""
     table = [
         (line.batch, line.mode, line.rate, line.fit[1])
         for line in lines(results)

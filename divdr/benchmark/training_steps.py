@@ -216,7 +216,7 @@ def training_fits(results: Sequence[TrainingResult]) -> str:
     for (batch, name), pairs in points.items():
         costs, milliseconds = zip(*sorted(pairs), strict=True)
         line = Line(name, batch, costs, milliseconds)
-        if len(set(costs)) > 2 and line.fit is not None:
+        if line.fit is not None:
             table.append((batch, name, line.rate, line.fit[1]))
     if not table:
         return ""

@@ -73,6 +73,7 @@ from .precise_bn import (
     warn_of_small_batches,
 )
 from .routing_watch import RoutingWatchHook
+from .run_facts import noting_facts
 from .settings_check import check_config
 from .setup import first_on_machine, make_output_folder, on_available_device, together
 from .solver import (
@@ -372,8 +373,10 @@ class Trainer(DefaultTrainer):
         together(self._start_wandb)
         log = logging.getLogger(TrainerBase.__module__)
         log.addFilter(_in_one_line)
+        folder, device = self.cfg.OUTPUT_DIR, self.cfg.MODEL.DEVICE
         try:
-            return super().train()
+            with noting_facts(folder, device, resumed=self.resumed):
+                return super().train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._stopped()) from None
         finally:

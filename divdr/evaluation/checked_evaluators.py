@@ -1,20 +1,66 @@
-"""Detectron2's evaluators of instances and of classes, for the data that they take wrongly."""
+"""Detectron2's evaluators of instances and of classes, for the data that they take wrongly, and
+without what their libraries print.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import io
+import logging
+import sys
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..image_files import check_label_map, read_labels
 from ..routing import to_host
+
+logger = logging.getLogger(__name__)
+
+
+class QuietEvaluators(DatasetEvaluators):
+    """Evaluators whose libraries print tables and progress: they go to the log file, if there is
+    one, and to nobody's screen.
+    """
+
+    def evaluate(self) -> dict:
+        """The results of all.
+
+        Raises:
+            BaseException: what an evaluator raised, after what it printed: cityscapesscripts leaves
+                with its reason there alone.
+        """
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):  # not of loggers: they know the screen itself
+                results = super().evaluate()
+        except BaseException:
+            print(printed.getvalue(), end="")
+            raise
+        text = printed.getvalue().strip()
+        if text:
+            _to_log_files(f"What evaluation printed:\n{text}")
+        return results
+
+
+def _to_log_files(message: str) -> None:
+    """Note a message at debug level where it is kept; Detectron2's loggers show debug messages on
+    the screen too.
+    """
+    level = logging.DEBUG
+    record = logger.makeRecord(logger.name, level, __file__, 0, message, (), None)
+    place: logging.Logger | None = logger
+    while place is not None:
+        for handler in place.handlers:
+            shown = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
+            if not shown and level >= handler.level:
+                handler.handle(record)
+        place = place.parent if place.propagate else None
 
 
 class NumberedCOCOEvaluator(COCOEvaluator):

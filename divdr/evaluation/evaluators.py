@@ -27,7 +27,7 @@ from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from ..modeling.segmentors import segmentation_mixture_of
 from ..moe import SingleGate
 from .backbone_cost import BackboneCostEvaluator
-from .checked_evaluators import CheckedSemSegEvaluator, NumberedCOCOEvaluator
+from .checked_evaluators import CheckedSemSegEvaluator, NumberedCOCOEvaluator, QuietEvaluators
 from .classification_evaluator import ClassificationEvaluator, ClassifierCostEvaluator
 from .expert_cost_evaluator import ExpertCostEvaluator
 from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
@@ -132,7 +132,7 @@ def _on_one_machine() -> bool:
 def build_task_evaluator(
     dataset_name: str, folder: str, cfg: CfgNode | None = None
 ) -> DatasetEvaluators:
-    """What Detectron2 evaluates a data set with.
+    """What Detectron2 evaluates a data set with; what its libraries print goes to the log file.
 
     Processes on several machines evaluate Cityscapes' classes with ``SemSegEvaluator``, since
     ``CityscapesSemSegEvaluator`` works on one alone. IoU of a class is the same; their mean
@@ -151,13 +151,13 @@ def build_task_evaluator(
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     if kind == "cityscapes_sem_seg":
         if not _on_one_machine():
-            return DatasetEvaluators([CheckedSemSegEvaluator(dataset_name, folder)])
-        return DatasetEvaluators([CityscapesSemSegEvaluator(dataset_name)])
+            return QuietEvaluators([CheckedSemSegEvaluator(dataset_name, folder)])
+        return QuietEvaluators([CityscapesSemSegEvaluator(dataset_name)])
     if kind == "cityscapes_instance":
-        return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name)])
+        return QuietEvaluators([CityscapesInstanceEvaluator(dataset_name)])
     if kind == "classification":
         classes = MetadataCatalog.get(dataset_name).classes
-        return DatasetEvaluators([ClassificationEvaluator(classes)])
+        return QuietEvaluators([ClassificationEvaluator(classes)])
     found: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and _has_semantic_labels(dataset_name):
         found.append(CheckedSemSegEvaluator(dataset_name, folder))
@@ -172,7 +172,7 @@ def build_task_evaluator(
         raise ConfigError(
             f"data set {dataset_name!r} has evaluator_type {kind!r}, which is not supported"
         )
-    return DatasetEvaluators(found)
+    return QuietEvaluators(found)
 
 
 def _has_semantic_labels(dataset_name: str) -> bool:
@@ -197,19 +197,32 @@ def _instance_evaluators(
 
 
 def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a figure: data set, task, name, value.
+    """One row a main figure: data set, task, name, value; few enough for a screen.
+
+    Figures of a single class or layer, whose names Detectron2 and divdr write as "AP-cat", are left
+    to ``results.json`` and the log. Images per expert are one row.
 
     Args:
         results: {data set: {task: {name: number}}}.
     """
+    rows: list[tuple[str, str, str, str]] = []
+    for dataset, tasks in results.items():
+        for task, figures in tasks.items():
+            if isinstance(figures, Mapping):
+                rows += [(dataset, task, *row) for row in _main_figures(figures)]
+    headers = ("data set", "task", "figure", "value")
+    return tabulate(rows, headers, disable_numparse=True, colalign=(*["left"] * 3, "right"))
+
+
+_PER_EXPERT = "images_expert_"
+
+
+def _main_figures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values in words, in the order of the figures."""
     rows = [
-        (dataset, task, name, value)
-        for dataset, tasks in results.items()
-        for task, figures in tasks.items()
-        if isinstance(figures, Mapping)
+        (name, f"{value:.4f}" if isinstance(value, float) else str(value))
         for name, value in figures.items()
-        if not (
-            task.removesuffix("_ema") in ("sem_seg", "classification", "mixture") and "-" in name
-        )  # one class each; in results.json
+        if "-" not in name and not name.startswith(_PER_EXPERT)
     ]
-    return tabulate(rows, headers=("data set", "task", "figure", "value"), floatfmt=".4f")
+    sizes = [f"{value:g}" for name, value in figures.items() if name.startswith(_PER_EXPERT)]
+    return [*rows, ("images per expert", ", ".join(sizes))] if sizes else rows

@@ -297,10 +297,12 @@ class RoutingEvaluator(DatasetEvaluator):
         np.savez_compressed(
             os.path.join(self._output_dir, f"activations_{self._dataset_name}.npz"),
             file_names=np.array([r.name for r in rows]),
+            first=np.array([r.first for r in rows]),
             activations=activations,
             reached=reached,
             expected_cost=np.array([r.costs[0, 0] for r in rows]),
             real_cost=np.array([r.costs[0, 1] for r in rows]),
+            all_open_cost=np.array([r.bounds[1] for r in rows]),
             expert=expert,
             centres=np.zeros((0, activations.shape[1])) if centres is None else centres,
             scales_per_layer=np.array(self._routed.backbone.space.scales_per_layer),

@@ -38,8 +38,8 @@ def _predict(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..engine import Predictor, load_config
-    from ..visualization.overlay import CONFIDENCE
     from ..visualization.predicting import expand, predict_files
+    from ..visualization.predictions import CONFIDENCE
 
     files = expand(args.images)
     cfg = load_config(args.config_file, config_pairs(args))
@@ -65,7 +65,7 @@ reported at the end, and makes the exit code 2.""",
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="finished runs")
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="runs, finished or not")
     parser.add_argument(
         "--output",
         default="output/report.html",
@@ -86,7 +86,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 REPORT = Command(
-    summary="write the HTML report of one or more finished runs",
+    summary="write the HTML report of one or more runs, finished or not",
     example="--output report.html DR=output/demo/dr DivDR=output/demo/divdr",
     options=_report_options,
     run=_report,

@@ -48,6 +48,9 @@ def _options(parser: Parser) -> None:
     )
     parser.add_argument("--no-times", action="store_true", help="with --memory: that alone")
     parser.add_argument("--device", type=device, help="cuda or cpu; default: cuda if there is one")
+    parser.add_argument(
+        "--targets", action="store_true", help="print also the speed-ups that the code aims at"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE.png")
 
@@ -111,7 +114,10 @@ def _run(args: argparse.Namespace) -> None:
         memories = benchmark.measure_memory(case, args.device)
         print(f"Peak memory of one image, {case.size[0]}×{case.size[1]}\n")
         print(benchmark.memory_table(memories))
-    for table in (benchmark.fit_table(results), benchmark.target_table(results)):
+    tables = [benchmark.fit_table(results)]
+    if args.targets:
+        tables.append(benchmark.target_table(results))
+    for table in tables:
         if table:
             print(table)
     _write_json(args, machine, benchmark.as_numbers(results, memories, peaks))

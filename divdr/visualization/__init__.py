@@ -1,10 +1,11 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
 from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
+from .examples import ClassExample, Example
 from .expert_choices import ExpertChoices, expert_choices, expert_choices_figure
 from .expert_selection import ExpertSelection, expert_selection
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
-from .overlay import Example, colour_labels, overlay, side_by_side_figure
+from .overlay import colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
 from .report import write_report
 from .routes import open_transforms, reached_from_gates, route_figure, routes_figure
@@ -14,6 +15,7 @@ from .sheet import write_sheet
 from .tradeoff import SweepPanel, pareto_front, sweep_figure, tradeoff_figure
 
 __all__ = [
+    "ClassExample",
     "Example",
     "ExpertChoices",
     "ExpertSelection",

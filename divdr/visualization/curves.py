@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import DataError
-from .parts import colour
+from .parts import LINE, colour
 
 #: A line, or a marker for numbers that come too rarely for one.
 Style = Literal["-", "--", ":", "D", "s", "^"]
@@ -109,7 +109,7 @@ def losses_figure(runs: Mapping[str, Metrics]) -> Figure:
         axis.tick_params(labelbottom=True)
     for axis in axes[len(keys) :]:
         axis.set_axis_off()
-    _legend(figure, list(runs), [])
+    _legend(figure, list(runs), {})
     return figure
 
 
@@ -144,8 +144,12 @@ def _one_panel(runs: Mapping[str, Metrics], keys: Mapping[str, str], label: str)
     _draw(axis, runs, keys)
     axis.set_ylabel(label, fontsize=9)
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-    styles = list(keys)
-    _legend(figure, list(runs), [(name, _STYLES[styles.index(name)]) for name in present])
+    styles = dict(zip(keys, _STYLES, strict=False))
+    looks = {}
+    for name in present:
+        longest = max(len(m[keys[name]][0]) for m in runs.values() if keys[name] in m)
+        looks[name] = _look(styles[name], few=longest < LINE)
+    _legend(figure, list(runs), looks)
     return figure
 
 
@@ -159,7 +163,7 @@ def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> N
                 iterations,
                 values,
                 color=colour(number),
-                **_look(style, few=len(iterations) < 3),
+                **_look(style, few=len(iterations) < LINE),
                 gid=f"{run}:{name}",
             )
     axis.set_xlabel("iteration", fontsize=9)
@@ -173,22 +177,22 @@ def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> N
 def _look(style: Style, few: bool = False) -> dict[str, Any]:
     if style in _MARKERS:
         return {"linestyle": "none", "marker": style, "markersize": 6, "markerfacecolor": "none"}
-    marker = "o" if few else None
-    return {"linestyle": style, "linewidth": 1.5, "marker": marker, "markersize": 4}
+    if few:
+        marker = {"-": "o", "--": "x", ":": "v"}[style]
+        return {"linestyle": "none", "marker": marker, "markersize": 5}
+    return {"linestyle": style, "linewidth": 1.5}
 
 
-def _legend(figure: Figure, runs: Sequence[str], styles: Sequence[tuple[str, Style]]) -> None:
+def _legend(figure: Figure, runs: Sequence[str], looks: Mapping[str, dict[str, Any]]) -> None:
     handles = [
         Line2D([], [], color=colour(number), linewidth=3, label=run)
         for number, run in enumerate(runs)
     ]
     columns = 5
-    if len(styles) > 3:  # long names: runs, lines and marks below each other, three a column
+    if len(looks) > 3:  # long names: runs, lines and marks below each other, three a column
         handles += [Line2D([], [], linestyle="none", label=" ")] * (-len(runs) % 3)
-        columns = math.ceil((len(handles) + len(styles)) / 3)
-    handles += [
-        Line2D([], [], color="#666666", label=name, **_look(style)) for name, style in styles
-    ]
+        columns = math.ceil((len(handles) + len(looks)) / 3)
+    handles += [Line2D([], [], color="#666666", label=name, **look) for name, look in looks.items()]
     figure.legend(
         handles=handles,
         loc="outside lower center",

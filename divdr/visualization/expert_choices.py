@@ -6,7 +6,7 @@ experts of one decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,9 @@ from ..data import build_test_loader
 from ..engine.classifier_analysis import trained_classifier
 from ..errors import ConfigError
 from ..modeling.classifiers import per_example_of
-from .parts import colour
+from .parts import Picture, Section, Table, TableEntry, colour, count
+
+_LISTED = 40  # classes of a table, at most
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,28 @@ def expert_choices_figure(choices: ExpertChoices) -> Figure:
     return figure
 
 
+def choices_section(choices: Mapping[str, ExpertChoices]) -> Section:
+    """Build for each run the picture, and a table of how many images of a class each expert got."""
+    section = Section("Classes of the experts")
+    for run, chosen in choices.items():
+        words = f"{run}: experts that ran for images of each true class, and classes that each got."
+        section.pictures.append(Picture(expert_choices_figure(chosen), words, "wide"))
+        if len(chosen.classes) > _LISTED:
+            continue
+        totals = chosen.counts.sum(0)
+        rows = [
+            (name, [TableEntry(str(n)) for n in counts])
+            for name, counts in zip(chosen.classes, chosen.counts, strict=True)
+        ]
+        rows.append(("all", [TableEntry(str(n)) for n in totals]))
+        caption = f"{run}: images of each true class for which an expert ran."
+        idle = int((totals == 0).sum())
+        if idle:
+            caption += f" {count(idle, 'expert')} ran for none."
+        section.tables.append(Table(caption, [run, *chosen.experts], rows))
+    return section
+
+
 def draw_shares(axes: Axes, shares: np.ndarray, rows: Sequence[str], parts: Sequence[str]) -> None:
     """A bar a row, cut into parts.
 
@@ -133,6 +157,7 @@ def draw_shares(axes: Axes, shares: np.ndarray, rows: Sequence[str], parts: Sequ
         axes.barh(places, shares[:, number], left=before, color=colour(number), label=part)
         before += shares[:, number]
     axes.set_yticks(places, rows)
+    axes.invert_yaxis()  # the first one on top
     axes.set_xlim(0, 1)
     axes.set_xlabel("cumulative share")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)

@@ -65,6 +65,15 @@ def read_thumbnail(path: str | Path, longest: int = 320) -> np.ndarray:
     return np.asarray(picture)
 
 
+def thumbnail(name: str) -> np.ndarray | None:
+    """The thumbnail of an image file; None if it is not where its name says.
+
+    Raises:
+        DataError: it is no image.
+    """
+    return read_thumbnail(name) if Path(name).is_file() else None
+
+
 def read_nearest(routes: RouteData, count: int) -> tuple[list[list[np.ndarray]], int]:
     """Read the images closest to each centre.
 
@@ -81,7 +90,8 @@ def read_nearest(routes: RouteData, count: int) -> tuple[list[list[np.ndarray]],
     """
     nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, count)
     names = [[routes.file_names[i] for i in row] for row in nearest]
-    images = [[read_thumbnail(name) for name in row if Path(name).is_file()] for row in names]
+    found = [[thumbnail(name) for name in row] for row in names]
+    images = [[picture for picture in row if picture is not None] for row in found]
     return images, sum(len(row) for row in names) - sum(len(row) for row in images)
 
 

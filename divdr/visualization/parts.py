@@ -132,6 +132,20 @@ def change(name: str, first: float, last: float) -> str:
     return f"{name} {'rose' if last > first else 'fell'} from {before} to {after}"
 
 
+def runs_words(real: float, whole: float | None = None) -> str:
+    """``runs 0.073 of 0.105 GFLOPs``: what runs, of what would with every gate open.
+
+    Args:
+        real: multiply-adds, the stem's included.
+        whole: likewise with every gate open; None where it is not known.
+    """
+    if whole is None:
+        return f"runs {figures(real / 1e9)} GFLOPs"
+    whole /= 1e9
+    decimals = 0 if whole <= 0 else max(0, 2 - math.floor(math.log10(whole)))
+    return f"runs {fixed(real / 1e9, decimals)} of {fixed(whole, decimals)} GFLOPs"
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """``1 image``, ``3 images``."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
@@ -143,6 +157,9 @@ def listing(items: Sequence[str]) -> str:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
+
+LINE = 3
+"""Points that a drawn line needs: one through two says nothing."""
 
 NO_EXPERT = "#b8bcc2"
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">")
@@ -164,6 +181,12 @@ _DISTINCT = (
 def colour(index: int) -> str:
     """Colour of an expert or run by its number; grey below 0; they repeat after ten."""
     return NO_EXPERT if index < 0 else _DISTINCT[index % len(_DISTINCT)]
+
+
+def to_rgb(colour: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
+    """Matplotlib's colour of (R, G, B), 0 to 255."""
+    red, green, blue = (int(part) / 255 for part in colour)
+    return red, green, blue
 
 
 def default_palette(classes: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
@@ -15,7 +16,8 @@ from ..engine import Predictor
 from ..errors import DataError, DivdrError
 from ..evaluation import parts_of
 from ..image_files import image_files, read_image
-from .overlay import CONFIDENCE, best_classes, drawing_size, prediction_picture, reduced
+from .parts import figures, runs_words
+from .predictions import CONFIDENCE, best_classes, drawing_size, prediction_picture, reduced
 from .routes import route_figure
 
 
@@ -100,14 +102,13 @@ def predict_files(
                 failures.append(str(error))
                 say(f"{file} is left out")
                 continue
-            picture = prediction_picture(
-                reduced(image, size), output, predictor.metadata, confidence=confidence
-            )
+            image = reduced(image, size)
+            picture = prediction_picture(image, output, predictor.metadata, confidence=confidence)
             Image.fromarray(picture).save(folder / f"{name}_prediction.png")
             if "scores" in output:
                 say(f"{file}: {_class_line(predictor, output)}")
             if "routing" in output:
-                figure, line = _route(predictor, output)
+                figure, line = _route(predictor, output, image)
                 figure.savefig(folder / f"{name}_route.png", dpi=120)
                 say(f"{file}: {line}")
     except OSError as error:
@@ -136,19 +137,23 @@ def _class_line(predictor: Predictor, output: dict[str, Any]) -> str:
     return f"class {name} ({score:.2f})" + (f", then {rest}" if rest else "")
 
 
-def _route(predictor: Predictor, output: dict[str, Any]) -> tuple[Figure, str]:
+def _route(predictor: Predictor, output: dict[str, Any], image: np.ndarray) -> tuple[Figure, str]:
     assert predictor.routing is not None
     record = output["routing"].to("cpu")
     records = [ran["routing"] for _, ran in parts_of({}, output)]
-    real = sum(float(each.real_cost) for each in records) / 1e9
-    expected = sum(float(each.expected_cost) for each in records) / 1e9
-    full = sum(each.full_cost for each in records) / 1e9
-    line = f"real cost {real:.3f} GFLOPs, expected {expected:.3f} of {full:.3f}"
+    real = sum(float(each.real_cost) for each in records)
+    line = runs_words(real, sum(each.full_real_cost for each in records))
     if len(records) > 1:
-        line += f", in {len(records)} forwards, of which the first one's route is shown"
+        line += f" in {len(records)} forwards, of which the first one's route is shown"
     expert = predictor.expert(output)
     if expert is not None:
         line += f", expert {expert}"
-    space = predictor.routing.backbone.space
-    figure = route_figure(space, record.activations[0].numpy(), record.reached[0].numpy(), line)
-    return figure, line
+    space, activations = predictor.routing.backbone.space, record.activations[0].numpy()
+    figure = route_figure(space, activations, record.reached[0].numpy(), line, image)
+    # Gates × multiply-adds, which the stem has none of: of another whole than what runs.
+    expected = sum(float(each.expected_cost) for each in records) / 1e9
+    full = sum(each.full_cost for each in records) / 1e9
+    return (
+        figure,
+        f"{line}; expected cost, without the stem, {figures(expected)} of {figures(full)}",
+    )

@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data import load_characters
-from ..data.coco_json import reading
 from ..engine import Predictor, load_config
-from ..errors import DataError
-from ..image_files import read_image, read_labels
-from .overlay import (
-    CONFIDENCE,
-    Example,
-    drawing_size,
-    examples_section,
-    prediction_picture,
-    reduced,
-    semantic_labels,
-)
+from ..errors import ConfigError
+from .examples import ClassExample, Example, examples_section, gather_examples
+from .expert_choices import ExpertChoices, choices_section, expert_choices
+from .montage import nearest_to_centres
 from .parts import Section, class_colours, count, draw, listing
-from .results_section import curves_section, modes_section, results_section
+from .results_section import (
+    classes_section,
+    curves_section,
+    facts,
+    modes_section,
+    results_section,
+)
 from .routes_section import (
     characters_section,
     images_section,
@@ -33,7 +31,7 @@ from .routes_section import (
     plane_section,
     routes_section,
 )
-from .run_data import RunData
+from .run_data import RouteData, RunData
 from .sheet import write_sheet
 
 PICTURE_BYTES = 5_600_000
@@ -66,8 +64,9 @@ def write_report(
     *,
     title: str,
     dataset_name: str,
-    examples: Sequence[Example] = (),
+    examples: Sequence[Example] | Sequence[ClassExample] = (),
     characters: Mapping[str, str] | None = None,
+    choices: Mapping[str, ExpertChoices] | None = None,
     notes: Sequence[str] = (),
     palette: np.ndarray | None = None,
     class_names: Sequence[str] = (),
@@ -84,6 +83,7 @@ def write_report(
         dataset_name: the data set whose evaluation is shown.
         examples: images shown in full with predictions by run name.
         characters: scene character by image file name without folder and ending.
+        choices: of runs that are mixtures of classifiers, by name.
         notes: sentences for the end of the page.
         palette: (C, 3) uint8 class colours; made up if None.
         class_names: C names for the legend.
@@ -98,17 +98,29 @@ def write_report(
     names = [run.name for run in runs]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"a report needs runs of different names, at least one; got {names}")
+    routed = any(run.routed for run in runs)
     sections = [
         results_section(runs, dataset_name),
+        classes_section(runs, dataset_name),
         modes_section(runs),
         curves_section(runs),
         examples_section(examples, palette, class_names),
-        images_section(runs, dataset_name),
-        routes_section(runs, dataset_name),
-        plane_section(runs, dataset_name, characters),
-        characters_section(runs, dataset_name, characters),
-        montage_section(runs, dataset_name),
+        choices_section(choices or {}),
     ]
+    stored = [
+        run for run in runs if run.routes_of(dataset_name) or run.result(dataset_name, "routing")
+    ]
+    if routed and not stored:
+        words = "No run has stored gate activations on {}: evaluation stores them."
+        sections.append(Section("Routes", [words.format(dataset_name)]))
+    elif routed:
+        sections += [
+            routes_section(runs, dataset_name),
+            images_section(runs, dataset_name),
+            montage_section(runs, dataset_name),
+            characters_section(runs, dataset_name, characters),
+            plane_section(runs, dataset_name, characters),
+        ]
     draw([picture for section in sections for picture in section.pictures], PICTURE_BYTES)
     environment = Environment(
         loader=PackageLoader("divdr", "visualization"),
@@ -119,10 +131,11 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         title=title,
-        lead=_lead(runs, dataset_name),
+        lead=_lead(runs, dataset_name, routed),
         sections=[section for section in sections if not _empty(section)],
         notes=notes,
-        words=_WORDS,
+        words=_WORDS if routed else (),
+        facts=[facts(run) for run in runs],
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +143,17 @@ def write_report(
     return path
 
 
-def _lead(runs: Sequence[RunData], dataset_name: str) -> str:
+def _lead(runs: Sequence[RunData], dataset_name: str, routed: bool) -> str:
     what = f"compares {count(len(runs), 'run')}" if len(runs) > 1 else "shows one run"
     names = listing([run.name for run in runs])
     seen = next((r for run in runs if (r := run.routes_of(dataset_name)) is not None), None)
     images = f" ({count(len(seen), 'image')})" if seen is not None else ""
+    start = f"This page {what} ({names}) on {dataset_name}{images}: how accurate the network is"
+    if not routed:
+        return f"{start}, and what it computes for an image."
     return (
-        f"This page {what} ({names}) on {dataset_name}{images}: how accurate the network is, what "
-        "it computes for an image, and which route through the network each image takes."
+        f"{start}, what it computes for an image, and which route through the network each image "
+        "takes."
     )
 
 
@@ -155,10 +171,11 @@ def report_from_runs(
     notes: Sequence[str] = (),
     sheet: str | Path = "",
 ) -> Path:
-    """Write the report of runs on the same data set.
+    """Write the report of runs on the same data set, whether they are finished or not.
 
     Names and colours of classes are those in the first run's checkpoint. Where the data set is not
-    registered or an image is gone, images are not shown, and a note says so.
+    registered or an image is gone, images are not shown, and a note says so; likewise for runs
+    without weights.
 
     Args:
         path: the HTML file.
@@ -171,22 +188,35 @@ def report_from_runs(
         sheet: a picture to write beside it, see ``write_sheet``; "" is none.
 
     Raises:
-        DataError: a folder holds no finished run.
+        DataError: a folder holds nothing of a run.
     """
-    predictors = {name: _predictor(Path(folder)) for name, folder in runs.items()}
-    first = next(iter(predictors.values()))
-    datasets = first.cfg.DATASETS.TEST or first.cfg.DATASETS.TRAIN
-    dataset = datasets[0] if datasets else "no data set"
-    metadata = first.metadata
-    colours = class_colours(metadata)
-    shown, reason = _examples(dataset, predictors, examples)
     loaded = [RunData.load(folder, name) for name, folder in runs.items()]
+    told = list(notes)
+    configs: dict[str, CfgNode] = {}
+    predictors: dict[str, Predictor] = {}
+    for name, folder in runs.items():
+        cfg, problem = _config(Path(folder))
+        if problem:
+            told.append(f"{name}{problem}.")
+        if cfg is None:
+            continue
+        configs[name] = cfg
+        if cfg.MODEL.WEIGHTS:
+            try:
+                predictors[name] = Predictor(cfg)
+            except ConfigError as error:  # of several tasks, none of which is named
+                told.append(f"{name} is not run on images: {error}.")
+    dataset = _dataset(configs, loaded)
+    last = loaded[-1].routes_of(dataset)
+    nearest = [] if last is None else _nearest(last)
+    shown, reason = gather_examples(dataset, predictors, examples, nearest)
+    metadata = next(iter(predictors.values())).metadata if predictors else None
+    colours = None if metadata is None else class_colours(metadata)
     about: dict[str, Any] = {
         "dataset_name": dataset,
         "examples": shown,
-        "characters": _characters(data_root) if data_root else None,
         "palette": np.array(colours, dtype=np.uint8) if colours is not None else None,
-        "class_names": list(metadata.stuff_classes),
+        "class_names": [] if metadata is None else list(metadata.stuff_classes),
     }
     if sheet:
         write_sheet(sheet, loaded, **about)
@@ -194,64 +224,57 @@ def report_from_runs(
         path,
         loaded,
         title=title,
-        notes=[*notes, *([f"No images are shown: {reason}."] if reason else [])],
+        characters=_characters(data_root) if data_root else None,
+        choices={} if reason else _choices(configs, predictors),
+        notes=[*told, *([f"No images are shown: {reason}."] if reason else [])],
         **about,
     )
 
 
-def _predictor(folder: Path) -> Predictor:
-    config, weights = folder / "config.yaml", folder / "model_final.pth"
-    for file in (config, weights):
-        if not file.is_file():
-            raise DataError(f"{folder} holds no finished run: {file.name} is missing")
-    return Predictor(load_config(str(config), ["MODEL.WEIGHTS", str(weights)]))
-
-
-def _examples(
-    dataset: str, predictors: Mapping[str, Predictor], count: int
-) -> tuple[list[Example], str]:
-    """Examples, and why there are none."""
-    if any(predictor.classifies for predictor in predictors.values()):
-        return [], "these runs classify them"
-    if dataset not in DatasetCatalog.list():
-        return [], f"data set {dataset} is not registered here"
-    try:
-        with reading([dataset]):
-            dicts = DatasetCatalog.get(dataset)
-        chosen = dicts[:: max(1, len(dicts) // max(1, count))][:count]
-        return [_example(item, predictors) for item in chosen], ""
-    except DataError as error:
-        return [], str(error)
-
-
-def _example(item: Mapping[str, Any], predictors: Mapping[str, Predictor]) -> Example:
-    image = read_image(item["file_name"], "RGB")
-    size = drawing_size(*image.shape[:2])
-    small = reduced(image, size)
-    predictions = {}
-    for name, predictor in predictors.items():
-        output = predictor(image, size)
-        if "sem_seg" in output and not {"instances", "panoptic_seg"} & {*output}:
-            predictions[name] = semantic_labels(output).numpy()
-        else:
-            predictions[name] = prediction_picture(
-                small, output, predictor.metadata, confidence=CONFIDENCE
-            )
-    truth = item.get("sem_seg_file_name")
-    return Example(
-        name=Path(item["file_name"]).stem.removesuffix("_leftImg8bit"),
-        image=small,
-        truth=None if truth is None else _labels(truth, size),
-        predictions=predictions,
+def _config(folder: Path) -> tuple[CfgNode | None, str]:
+    """The config of a run, with its newest weights as ``MODEL.WEIGHTS`` ("" if it has none), and
+    what is wrong with the run, to be said after its name.
+    """
+    file, weights, latest = (
+        folder / n for n in ("config.yaml", "model_final.pth", "last_checkpoint")
     )
+    if not file.is_file():
+        return None, " has no config.yaml, so that its model cannot be run"
+    problem = ""
+    if not weights.is_file():
+        saved = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
+        weights = folder / saved
+        if not weights.is_file():
+            problem = " was not trained to its end, and no weights of it are there"
+            return load_config(str(file), ["MODEL.WEIGHTS", ""]), problem
+        problem = f" was not trained to its end: its predictions are those of {weights.name}"
+    return load_config(str(file), ["MODEL.WEIGHTS", str(weights)]), problem
 
 
-def _labels(path: str, size: tuple[int, int]) -> np.ndarray:
-    labels = read_labels(path)
-    if labels.shape == size:
-        return labels
-    rows, columns = (np.arange(n) * have // n for n, have in zip(size, labels.shape, strict=True))
-    return labels[np.ix_(rows, columns)]
+def _dataset(configs: Mapping[str, CfgNode], runs: Sequence[RunData]) -> str:
+    for cfg in configs.values():
+        for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+            return name
+    return next((name for run in runs for name in run.results or {}), "no data set")
+
+
+def _nearest(routes: RouteData) -> list[str]:
+    """File names of the images whose routes are shown."""
+    nearest = nearest_to_centres(routes.activations, routes.centres, routes.expert, 1)
+    return [routes.file_names[i] for found in nearest for i in found]
+
+
+def _choices(
+    configs: Mapping[str, CfgNode], predictors: Mapping[str, Predictor]
+) -> dict[str, ExpertChoices]:
+    """Of the runs that are mixtures of classifiers, and have one test set."""
+    found = {}
+    for name, predictor in predictors.items():
+        if predictor.classifies and len(configs[name].DATASETS.TEST) == 1:
+            chosen = expert_choices(configs[name])
+            if len(chosen.experts) > 1:
+                found[name] = chosen
+    return found
 
 
 def _characters(root: str | Path) -> dict[str, str]:

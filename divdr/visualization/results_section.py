@@ -24,6 +24,7 @@ from .parts import (
     Table,
     TableEntry,
     change,
+    count,
     figures,
     fixed,
     listing,
@@ -72,6 +73,10 @@ def _open_cells(run: RunData, data: str) -> float | None:
     return None if share is None else 100 * share
 
 
+def _cost(task: str, key: str) -> Reader:
+    return lambda run, data: run.number(data, task, key)
+
+
 _MEAN_IOU = Column("mIoU, %", "mIoU", _mean_iou, 2)
 _OTHER_ACCURACY = (
     Column("box AP", "box AP", lambda run, data: run.number(data, "bbox", "AP"), 2),
@@ -82,6 +87,21 @@ _OTHER_ACCURACY = (
         lambda run, data: run.number(data, "classification", "top1"),
         2,
     ),
+)
+_OTHER_COSTS = tuple(
+    Column(title, title, _cost(task, key), decimals)
+    for title, task, key, decimals in (
+        ("backbone GFLOPs", "cost", "gflops", 2),
+        ("MFLOPs", "cost", "mflops", 3),
+        ("experts that ran", "cost", "mean_branches", 2),
+        ("experts of a layer that ran", "cost", "mean_experts", 2),
+        ("ended early, %", "cost", "ended_early", 1),
+        ("GFLOPs with neck", "routing", "real_gflops_with_neck", 2),
+        ("box head GFLOPs", "box_head", "gflops", 2),
+        ("experts of a proposal", "box_head", "mean_experts", 2),
+        ("segmentation head GFLOPs", "sem_seg_head", "gflops", 2),
+        ("experts of an image", "sem_seg_head", "mean_experts", 2),
+    )
 )
 COLUMNS = (
     Column(
@@ -108,13 +128,14 @@ COLUMNS = (
 
 
 def columns_of(runs: Sequence[RunData], dataset_name: str) -> list[Column]:
-    """The table's columns: of accuracy those that a run has, else mIoU; cost; diversity."""
-    known = [
-        column
-        for column in (_MEAN_IOU, *_OTHER_ACCURACY)
-        if any(column.read(run, dataset_name) is not None for run in runs)
-    ]
-    return [*(known or [_MEAN_IOU]), *COLUMNS]
+    """The table's columns: accuracy and costs that a run has; of routed runs cost and diversity."""
+
+    def known(columns: Sequence[Column]) -> list[Column]:
+        return [c for c in columns if any(c.read(r, dataset_name) is not None for r in runs)]
+
+    routed = any(run.result(dataset_name, "routing") for run in runs)
+    accuracy = known((_MEAN_IOU, *_OTHER_ACCURACY))
+    return [*accuracy, *known(_OTHER_COSTS), *(COLUMNS if routed else ())]
 
 
 def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
@@ -132,13 +153,11 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     columns = columns_of(with_results, dataset_name)
     rows = [(run.name, _entries(columns, run, first, dataset_name)) for run in with_results]
     caption = (
-        "Cost is in GFLOPs (10⁹ multiply-adds) an image, mean ± standard deviation over images "
-        "where known. inter is the mean distance between centres, intra the mean distance within "
-        "a cluster, over its pairs of images or to its centre. Those marked experts are of the "
-        "centres that training found, each image with its nearest, as in the rest of this page; "
-        "those marked refit are of a new K-means over the evaluated images, whatever training "
-        "found. The two need not agree."
+        "Cost is in GFLOPs (10⁹ multiply-adds; MFLOPs: 10⁶) an image, mean ± standard deviation "
+        "over images where known."
     )
+    if any(column in COLUMNS for column in columns):
+        caption += f" {_DISTANCES}"
     if len(with_results) > 1:
         caption += f" The small numbers are differences to {first.name}."
         section.sentences += [
@@ -149,6 +168,98 @@ def results_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     header = ["run", *(column.title for column in columns)]
     section.tables.append(Table(caption, header, rows))
     return section
+
+
+_DISTANCES = (
+    "inter is the mean distance between centres, intra the mean distance within a cluster, over "
+    "its pairs of images or to its centre. Those marked experts are of the centres that training "
+    "found, each image with its nearest, as in the rest of this page; those marked refit are of a "
+    "new K-means over the evaluated images, whatever training found. The two need not agree."
+)
+_LISTED = 100  # classes of a table, at most
+_OF_CLASSES = (
+    ("sem_seg", "IoU", "IoU, %"),
+    ("bbox", "AP", "box AP"),
+    ("segm", "AP", "mask AP"),
+    ("classification", "top1", "top-1, %"),
+)
+
+
+def classes_section(runs: Sequence[RunData], dataset_name: str) -> Section:
+    """Build a table for each measure that is known of single classes, a row a class."""
+    section = Section("Classes")
+    for task, key, title in _OF_CLASSES:
+        start = f"{key}-"
+        found = {
+            run.name: {n[len(start) :]: n for n in tasks if n.startswith(start)}
+            for run in runs
+            if isinstance(tasks := run.result(dataset_name, task), dict)
+        }
+        classes = list(dict.fromkeys(name for own in found.values() for name in own))
+        if not classes:
+            continue
+        rows = [
+            (
+                name,
+                [
+                    TableEntry(fixed(run.number(dataset_name, task, own[name]), 1))
+                    if name in (own := found.get(run.name, {}))
+                    else TableEntry(MISSING)
+                    for run in runs
+                ],
+            )
+            for name in classes[:_LISTED]
+        ]
+        caption = f"{title} of each class; {MISSING}: no image has it."
+        if len(classes) > _LISTED:
+            caption += f" Of {len(classes)} classes the first {_LISTED} are listed."
+        section.tables.append(Table(caption, [title, *(run.name for run in runs)], rows))
+    return section
+
+
+def facts(run: RunData) -> str:
+    """When, by what, on what machine and how long a run was trained, in words."""
+    iterations, _ = (run.metrics or {}).get("total_loss", ([], None))
+    trained = f"{count(int(iterations[-1]) + 1, 'iteration')}; " if len(iterations) else ""
+    if not run.facts:
+        return f"{run.name}: {trained}its folder does not tell when, by what and where it was made."
+    first, latest = run.facts[0], run.facts[-1]
+    machine = latest.get("machine") or {}
+    where = ", ".join(
+        str(part)
+        for part in (
+            machine.get("cpu"),
+            machine.get("device") if machine.get("device") != "cpu" else "",
+            f"threads: {machine.get('threads', MISSING)}",
+            f"processes: {latest.get('processes', MISSING)}",
+            f"torch {machine.get('torch', MISSING)}",
+        )
+        if part
+    )
+    code = f"divdr {latest.get('version', MISSING)}"
+    if latest.get("commit"):
+        code += f", commit {latest['commit']}"
+    seconds = [entry.get("seconds") for entry in run.facts]
+    known = sum(s for s in seconds if isinstance(s, (int, float)))
+    words = f"{run.name}: {trained}started {_moment(first.get('started'))}"
+    if len(run.facts) > 1:
+        words += f", last resumed {_moment(latest.get('started'))}"
+    words += f", {_duration(known)} with evaluation" if known else ""
+    if not latest.get("finished"):
+        words += ", not finished"
+    return f"{words}; {code}; {where}."
+
+
+def _moment(text: object) -> str:
+    """``2026-11-27 14:33 UTC`` of an ISO time."""
+    return str(text or MISSING)[:16].replace("T", " ") + " UTC"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _entries(
@@ -251,6 +362,7 @@ def curves_section(runs: Sequence[RunData]) -> Section:
         section.sentences.append(f"There are no training curves for {listing(without)}.")
     if len(without) == len(runs):
         return section
+    routed = any(run.routed for run in runs)
     losses = {key: key for key in loss_keys(metrics)}
     words = "The losses that training minimises."
     _add(section, losses_figure, metrics, losses, words, "losses", "wide")
@@ -261,7 +373,7 @@ def curves_section(runs: Sequence[RunData]) -> Section:
         {f"{name} cost": key for name, key in GFLOPS.items()},
         "Expected cost (solid: gates × multiply-adds) and real cost (dashed: what would run) of "
         "the training images.",
-        "costs",
+        "costs" if routed else "",
     )
     _add(
         section,
@@ -272,7 +384,7 @@ def curves_section(runs: Sequence[RunData]) -> Section:
         "distance within a cluster, over its pairs of images or to its centre. Lines are of the "
         "experts over the training images, at each clustering; marks are of a new K-means over "
         "the evaluated images (refit), at each evaluation.",
-        "clustering measures",
+        "clustering measures" if routed else "",
     )
     return section
 
@@ -287,7 +399,8 @@ def _add(
     shape: str = "",
 ) -> None:
     if not any(key in series for series in metrics.values() for key in keys.values()):
-        section.sentences.append(f"The training curves hold no {what}.")
+        if what:
+            section.sentences.append(f"The training curves hold no {what}.")
         return
     section.pictures.append(Picture(build(metrics), f"{words} {_changes(metrics, keys)}", shape))
 

@@ -46,11 +46,14 @@ def open_transforms(
     return opened & np.asarray(reached, dtype=bool)[:, None]
 
 
-COLOURS = {"up": "#0072B2", "keep": "#444444", "down": "#D55E00"}
+COLOURS = {"up": "#0072B2", "keep": "#009E73", "down": "#D55E00"}
+SHARED = "#a3abb5"
+"""Of what all routes that are shown together have open."""
 FAINT = "#e3e5e8"
 INK = "#222222"
 _PITCH = 0.46  # inches between layers
 _RISE = 0.5  # inches between scales
+_PICTURE = 2.3  # inches, width of an image beside its route
 
 
 def line_width(gate: np.ndarray | float) -> np.ndarray:
@@ -63,6 +66,7 @@ def route_figure(
     activations: np.ndarray,
     reached: np.ndarray | None = None,
     title: str = "",
+    image: np.ndarray | None = None,
 ) -> Figure:
     """Draw one route: layers from left to right, stride 4 at the top.
 
@@ -71,12 +75,13 @@ def route_figure(
         activations: A(x), (D,).
         reached: (cells,) bool; as of :func:`reached_from_gates` if None.
         title: text above the grid.
+        image: (H, W, 3) uint8, drawn beside it.
 
     Raises:
         ValueError: a shape does not belong to the space.
     """
     rows = None if reached is None else np.asarray(reached)[None]
-    return routes_figure(space, np.asarray(activations)[None], [title], rows)
+    return routes_figure(space, np.asarray(activations)[None], [title], rows, [image])
 
 
 def routes_figure(
@@ -84,25 +89,70 @@ def routes_figure(
     activations: np.ndarray,
     titles: Sequence[str],
     reached: np.ndarray | None = None,
+    images: Sequence[np.ndarray | None] = (),
 ) -> Figure:
-    """Draw R routes below each other with one legend.
+    """Draw R routes below each other with one legend, each beside its image.
+
+    What all of several routes open is grey: only what differs between them has a colour.
 
     Args:
         space: the routing space.
         activations: (R, D), a gate activation A(x) a row; a centre works too.
         titles: R texts.
         reached: (R, cells) bool; followed from the gates if None.
+        images: R pictures (H, W, 3) uint8, None for one that is missing; () for none at all.
 
     Raises:
         ValueError: no row, or a shape does not belong to the space.
     """
+    if len(titles) != len(np.atleast_2d(activations)) or len(images) not in (0, len(titles)):
+        raise ValueError(
+            f"{len(np.atleast_2d(activations))} routes need as many titles, got {len(titles)}, and "
+            f"images, got {len(images)}"
+        )
+    shown = list(images) if any(image is not None for image in images) else []
+    grid = max(_PITCH * (space.num_layers + 1.6) + 0.9, 6.6)
+    width = grid + (_PICTURE if shown else 0)
+    height = (_RISE * space.max_scales + 0.75) * len(titles) + 0.6
+    figure = Figure(figsize=(width, height), layout="constrained")
+    ratios = [_PICTURE, grid] if shown else [grid]
+    axes = figure.subplots(
+        len(titles), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios}
+    )
+    for axis, image in zip(axes[:, 0], shown, strict=False):
+        show_picture(axis, image)
+    draw_routes(axes[:, -1].tolist(), space, activations, titles, reached)
+    axes[-1, -1].set_xlabel("layer", fontsize=9)
+    legend = route_legend(several=len(titles) > 1)
+    columns = 3 if len(titles) > 1 else 4
+    figure.legend(
+        handles=legend, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def show_picture(axis: Axes, picture: np.ndarray | None) -> None:
+    """An image (H, W, 3) without ticks or frame; None leaves its place empty."""
+    axis.set_axis_off()
+    if picture is not None:
+        axis.imshow(picture, interpolation_stage="rgba")
+
+
+def draw_routes(
+    axes: Sequence[Axes],
+    space: RoutingSpace,
+    activations: np.ndarray,
+    titles: Sequence[str],
+    reached: np.ndarray | None = None,
+) -> None:
+    """Draw R routes, each on axes of its own; for arguments see :func:`routes_figure`."""
     activations = np.asarray(activations, dtype=np.float64)
     if activations.ndim != 2 or activations.shape[1] != space.activation_size:
         raise ValueError(
             f"expected activations of length {space.activation_size}, got {activations.shape}"
         )
-    if len(activations) == 0 or len(titles) != len(activations):
-        raise ValueError(f"{len(activations)} routes need as many titles, got {len(titles)}")
+    if len(activations) == 0:
+        raise ValueError("no route to draw")
     if reached is None:
         reached = np.stack([reached_from_gates(space, row) for row in activations])
     reached = np.asarray(reached, dtype=bool)
@@ -110,18 +160,28 @@ def routes_figure(
         raise ValueError(
             f"expected reached ({len(activations)}, {space.num_cells}), got {reached.shape}"
         )
-    width = max(_PITCH * (space.num_layers + 1.6) + 0.9, 6.6)
-    height = (_RISE * space.max_scales + 0.75) * len(activations) + 0.6
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(len(activations), 1, squeeze=False)[:, 0]
+    shared = shared_transforms(space, activations, reached)
+    gates = activations.reshape(len(activations), -1, 3)
+    alike = (reached & ~is_closed(gates.sum(axis=2))).all(axis=0) & (len(gates) > 1)
     for axis, row, mask, title in zip(axes, activations, reached, titles, strict=True):
         _prepare(axis, space, title)
-        _draw_transforms(axis, space, row.reshape(-1, 3), mask)
+        _draw_transforms(axis, space, row.reshape(-1, 3), mask, shared)
         _draw_initial(axis, space, mask)
-        _draw_cells(axis, space, row.reshape(-1, 3), mask)
-    axes[-1].set_xlabel("layer", fontsize=9)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return figure
+        _draw_cells(axis, space, row.reshape(-1, 3), mask, alike)
+
+
+def shared_transforms(
+    space: RoutingSpace, activations: np.ndarray, reached: np.ndarray
+) -> np.ndarray:
+    """Which transforms run in all of several routes, (cells, 3) bool; none of a single route's.
+
+    Args:
+        space: the routing space.
+        activations: (R, D).
+        reached: (R, cells) bool.
+    """
+    opened = [open_transforms(space, *row) for row in zip(activations, reached, strict=True)]
+    return np.all(opened, axis=0) & (len(opened) > 1)
 
 
 def _prepare(axis: Axes, space: RoutingSpace, title: str) -> None:
@@ -139,15 +199,17 @@ def _prepare(axis: Axes, space: RoutingSpace, title: str) -> None:
 
 
 def _draw_transforms(
-    axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray
+    axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray, shared: np.ndarray
 ) -> None:
     opened: dict[str, list[tuple[Node, float]]] = {name: [] for name in TRANSFORMS}
-    closed, passed = [], []
+    closed, passed, common = [], [], []
     for node in space.cells:
         row = gates[node.index]
         active = bool(reached[node.index]) and not is_closed(row.sum())
         for transform in node.transforms:
-            if active and row[transform] > 0:
+            if shared[node.index, transform]:
+                common.append(_segment(node, transform))
+            elif active and row[transform] > 0:
                 opened[TRANSFORMS[transform]].append((node, float(row[transform])))
             elif transform == KEEP and reached[node.index] and not active:
                 passed.append(_segment(node, KEEP))
@@ -155,15 +217,19 @@ def _draw_transforms(
                 closed.append(_segment(node, transform))
     _add(axis, "closed", closed, colors=FAINT, linewidths=0.6, zorder=1)
     _add(axis, "passed", passed, colors=INK, linewidths=1.1, linestyles=(0, (3, 2)), zorder=2)
+    _add(axis, "shared", common, colors=SHARED, linewidths=1.3, capstyle="round", zorder=2)
+    several = bool(shared.any())
     for transform, name in enumerate(TRANSFORMS):
         gate = np.array([value for _, value in opened[name]])
+        # What differs is to be seen, however small its gate.
+        alpha = 0.35 + 0.6 * np.clip(gate, 0.0, 1.0) if len(gate) and not several else None
         _add(
             axis,
             f"open-{name}",
             [_segment(node, transform) for node, _ in opened[name]],
             colors=COLOURS[name],
-            linewidths=line_width(gate),
-            alpha=0.35 + 0.6 * np.clip(gate, 0.0, 1.0) if len(gate) else None,
+            linewidths=3.2 if several else line_width(gate),
+            alpha=alpha,
             capstyle="round",
             zorder=3,
         )
@@ -199,13 +265,16 @@ def _draw_initial(axis: Axes, space: RoutingSpace, reached: np.ndarray) -> None:
     axis.scatter([-1], [0], s=70, marker="s", color=INK, zorder=4, gid="initial")
 
 
-def _draw_cells(axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray) -> None:
+def _draw_cells(
+    axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.ndarray, alike: np.ndarray
+) -> None:
     place = np.array([(node.layer, node.scale) for node in space.cells], dtype=float)
     open_cells = reached & ~is_closed(gates.sum(axis=1))
     kinds = (
         ("unreached", ~reached, 26, FAINT, FAINT),
         ("closed", reached & ~open_cells, 62, "#ffffff", INK),
-        ("open", open_cells, 74, INK, "#ffffff"),
+        ("shared", alike, 60, SHARED, "#ffffff"),
+        ("open", open_cells & ~alike, 74, INK, "#ffffff"),
     )
     for order, (name, mask, size, face, edge) in enumerate(kinds):
         axis.scatter(
@@ -220,7 +289,13 @@ def _draw_cells(axis: Axes, space: RoutingSpace, gates: np.ndarray, reached: np.
         )
 
 
-def _legend() -> list[Line2D]:
+def route_legend(*, several: bool) -> list[Line2D]:
+    """What lines and dots mean.
+
+    Args:
+        several: of routes that are shown together.
+    """
+
     def dot(label: str, face: str, edge: str, marker: str = "o", size: float = 7.5) -> Line2D:
         return Line2D(
             [],
@@ -236,13 +311,25 @@ def _legend() -> list[Line2D]:
     def line(label: str, colour: str, **style) -> Line2D:
         return Line2D([], [], color=colour, label=label, **style)
 
+    cells = [
+        dot("reached, closed", "#ffffff", INK),
+        dot("not reached", FAINT, FAINT, size=5),
+        line("input passed on", INK, linewidth=1.1, linestyle=(0, (3, 2))),
+    ]
+    closed = line("closed transform", FAINT, linewidth=1)
+    if several:
+        return [
+            *(line(f"not in all routes: {t}", COLOURS[t], linewidth=3) for t in TRANSFORMS),
+            line("open in all routes", SHARED, linewidth=2),
+            closed,
+            dot("open cell (grey: in all routes)", INK, INK),
+            *cells,
+        ]
     return [
         line("up (thicker: larger gate)", COLOURS["up"], linewidth=3),
         line("keep", COLOURS["keep"], linewidth=3),
         line("down", COLOURS["down"], linewidth=3),
-        line("closed transform", FAINT, linewidth=1),
+        closed,
         dot("open cell", INK, INK),
-        dot("reached, closed", "#ffffff", INK),
-        dot("not reached", FAINT, FAINT, size=5),
-        line("input passed on", INK, linewidth=1.1, linestyle=(0, (3, 2))),
+        *cells,
     ]

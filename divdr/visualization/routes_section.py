@@ -9,8 +9,8 @@ from itertools import takewhile
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
 
-from .montage import montage_figure, nearest_to_centres, read_nearest
-from .parts import Picture, Section, Table, TableEntry, count, fixed, listing
+from .montage import montage_figure, nearest_to_centres, read_nearest, thumbnail
+from .parts import Picture, Section, Table, TableEntry, count, figures, fixed, listing
 from .routes import open_transforms, routes_figure
 from .run_data import RouteData, RunData
 from .scatter import embed, embedding_figure, method_used
@@ -25,8 +25,8 @@ def routes_section(runs: Sequence[RunData], dataset_name: str) -> Section:
     if any((r := run.routes_of(dataset_name)) and len(r.centres) for run in runs):
         section.sentences.append(
             "Each grid is the routing space: a circle is a cell, layers run from left to right, "
-            "strides from 4 at the top downwards. A coloured line is an open transform, thicker "
-            "for a larger gate."
+            "strides from 4 at the top downwards. A line is an open transform; what all routes of "
+            "a picture have open is grey, and coloured is only what differs between them."
         )
     for run in runs:
         routes = _with_experts(section, run, dataset_name)
@@ -41,14 +41,17 @@ def routes_section(runs: Sequence[RunData], dataset_name: str) -> Section:
         figure = routes_figure(
             routes.space,
             routes.activations[images],
-            [f"expert {k}: {routes.stems[i]}" for k, i in chosen],
+            [f"expert {k}: {routes.runs_of(i)}" for k, i in chosen],
             routes.reached[images],
+            [thumbnail(routes.file_names[i]) for i in images],
         )
         facts = "; ".join(f"expert {k}: {_route_facts(routes, i)}" for k, i in chosen)
         words = (
             f"{run.name}: the route of the image whose gate activation is nearest to the centre "
             f"of each expert. {facts[0].upper()}{facts[1:]}."
         )
+        if routes.all_open_cost is not None:
+            words += " The whole is the real cost with every gate open; both count the stem."
         if len(chosen) > 1:
             words += f" {_common(routes, images)}"
         section.pictures.append(Picture(figure, words, shape="wide"))
@@ -59,10 +62,10 @@ def _route_facts(routes: RouteData, image: int) -> str:
     reached, activations = routes.reached[image], routes.activations[image]
     opened = open_transforms(routes.space, activations, reached)
     return (
-        f"reaches {int(reached.sum())} of {routes.space.num_cells} cells and opens "
-        f"{count(int(opened.sum()), 'transform')}, "
-        f"{fixed(routes.expected_cost[image] / 1e9, 2)} expected and "
-        f"{fixed(routes.real_cost[image] / 1e9, 2)} real GFLOPs"
+        f"{routes.stems[image]} reaches {int(reached.sum())} of {routes.space.num_cells} cells, "
+        f"opens {count(int(opened.sum()), 'transform')} and {routes.runs_of(image)} (expected cost "
+        f"{figures(routes.expected_cost[image] / 1e9)}"
+        f"{'; the first route is shown' if routes.forwards[image] > 1 else ''})"
     )
 
 
@@ -190,10 +193,9 @@ def _sizes(run: RunData, dataset_name: str) -> list[int]:
 def characters_section(
     runs: Sequence[RunData], dataset_name: str, characters: Mapping[str, str] | None
 ) -> Section:
-    """Build a table a run: which scene character each expert got."""
+    """Build a table a run: which scene character each expert got; empty where none are known."""
     section = Section("Experts and scene characters")
     if not characters:
-        section.sentences.append("No scene characters were given, so there is nothing to compare.")
         return section
     section.sentences.append(
         "How many images of each scene character every expert got, and in small print their share "

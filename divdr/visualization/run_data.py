@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..engine.execution_modes import ModeFigures, read_modes
+from ..engine.run_facts import read_facts
 from ..errors import DataError
 from ..routing.space import RoutingSpace
 from .curves import Metrics, read_metrics
+from .parts import runs_words
 
 
 @dataclass(frozen=True)
 class RouteData:
     """Gate activations of N images, with cells in number as the space has.
+
+    Of an image that was seen at several scales or in windows they are its first forward's; its
+    costs are the sums of all.
 
     Attributes:
         file_names: N image files.
@@ -30,6 +35,8 @@ class RouteData:
         expert: (N,) number of the nearest centre, -1 if there is none.
         centres: (K, D); K is 0 for a run without experts.
         space: the routing space.
+        all_open_cost: (N,) real cost with every gate open, multiply-adds; None in older files.
+        forwards: (N,) how many forwards each image took.
     """
 
     file_names: list[str]
@@ -40,6 +47,8 @@ class RouteData:
     expert: np.ndarray
     centres: np.ndarray
     space: RoutingSpace
+    all_open_cost: np.ndarray | None
+    forwards: np.ndarray
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -52,6 +61,13 @@ class RouteData:
     def images_per_expert(self) -> np.ndarray:
         """(K,) number of images of each expert."""
         return np.bincount(self.expert[self.expert >= 0], minlength=len(self.centres))
+
+    def runs_of(self, image: int) -> str:
+        """What an image's route runs, in words: ``runs 0.073 of 0.105 GFLOPs``."""
+        whole = None if self.all_open_cost is None else float(self.all_open_cost[image])
+        text = runs_words(float(self.real_cost[image]), whole)
+        forwards = int(self.forwards[image])
+        return text if forwards == 1 else f"{text} in {forwards} forwards"
 
     @classmethod
     def load(cls, path: str | Path) -> RouteData:
@@ -68,6 +84,8 @@ class RouteData:
         try:
             space = RoutingSpace(tuple(int(count) for count in arrays["scales_per_layer"]))
             centres = arrays["centres"].astype(np.float32)
+            whole = arrays.get("all_open_cost")
+            first = arrays.get("first", _new(arrays["file_names"])).astype(bool)
             data = cls(
                 file_names=[str(name) for name in arrays["file_names"]],
                 activations=arrays["activations"].astype(np.float32),
@@ -77,13 +95,36 @@ class RouteData:
                 expert=arrays["expert"].astype(np.int64),
                 centres=centres if centres.size else centres.reshape(0, space.activation_size),
                 space=space,
+                all_open_cost=None if whole is None else whole.astype(np.float64),
+                forwards=np.ones(len(arrays["file_names"]), np.int64),
             )
         except KeyError as error:
             raise DataError(f"{path} has no array {error}.") from error
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} holds values that cannot be right: {error}") from error
         data._check(path)
-        return data
+        if first.shape != (len(data),) or (len(data) and not first[0]):
+            raise DataError(f"{path}: first must say which of {len(data)} rows begin an image.")
+        return data if first.all() else data._of_images(first)
+
+    def _of_images(self, first: np.ndarray) -> RouteData:
+        """A row an image, of a row a forward."""
+        begins = np.flatnonzero(first)
+
+        def summed(costs: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(costs, begins)
+
+        return replace(
+            self,
+            file_names=[self.file_names[i] for i in begins],
+            activations=self.activations[begins],
+            reached=self.reached[begins],
+            expected_cost=summed(self.expected_cost),
+            real_cost=summed(self.real_cost),
+            expert=self.expert[begins],
+            all_open_cost=None if self.all_open_cost is None else summed(self.all_open_cost),
+            forwards=summed(self.forwards),
+        )
 
     def _check(self, path: str | Path) -> None:
         count, size, cells = len(self), self.space.activation_size, self.space.num_cells
@@ -93,6 +134,7 @@ class RouteData:
             "expected_cost": (count,),
             "real_cost": (count,),
             "expert": (count,),
+            **({} if self.all_open_cost is None else {"all_open_cost": (count,)}),
         }
         for name, shape in wanted.items():
             found = getattr(self, name).shape
@@ -104,9 +146,15 @@ class RouteData:
             )
         if count and not -1 <= self.expert.min() <= self.expert.max() < len(self.centres):
             raise DataError(f"{path}: expert names a centre that is not among {len(self.centres)}.")
-        for name in ("activations", "expected_cost", "real_cost", "centres"):
+        for name in ("activations", *(n for n in wanted if n.endswith("_cost")), "centres"):
             if not np.isfinite(getattr(self, name)).all():
                 raise DataError(f"{path}: {name} holds infinite values or NaN.")
+
+
+def _new(names: np.ndarray) -> np.ndarray:
+    """Where a file that does not say it begins a new image: where another file's name begins."""
+    same = (names[1:] == names[:-1]) & (names[1:] != "")
+    return np.concatenate([np.ones(min(len(names), 1), bool), ~same])
 
 
 _PREFIX = "activations_"
@@ -122,6 +170,7 @@ class RunData:
         results: evaluation results by data set, nested dicts.
         routes: gate activations by data set.
         modes: the same weights run in several modes (``divdr.engine.execution_modes``).
+        facts: when, by what and where it was trained (``divdr.engine.run_facts``).
     """
 
     name: str
@@ -129,6 +178,7 @@ class RunData:
     results: dict[str, Any] | None = None
     routes: dict[str, RouteData] | None = None
     modes: list[ModeFigures] | None = None
+    facts: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "") -> RunData:
@@ -156,7 +206,8 @@ class RunData:
             )
         table = folder / "experts" / "experts.json"
         modes = read_modes(table) if table.is_file() else None
-        return cls(name or folder.resolve().name, metrics, results, routes, modes)
+        name, facts = name or folder.resolve().name, read_facts(folder)
+        return cls(name, metrics, results, routes, modes, facts)
 
     def number(self, dataset_name: str, *keys: str) -> float | None:
         """A finite number among the results of a data set, None if it is not there."""
@@ -171,6 +222,12 @@ class RunData:
         for key in (dataset_name, *keys):
             value = value.get(key) if isinstance(value, dict) else None
         return value
+
+    @property
+    def routed(self) -> bool:
+        """Whether its backbone decides for each image what runs, as far as its files tell."""
+        figures = [(result or {}).get("routing") for result in (self.results or {}).values()]
+        return bool(self.routes or any(figures) or "train/real_gflops" in (self.metrics or {}))
 
     def routes_of(self, dataset_name: str) -> RouteData | None:
         """Routes of the images of a data set; None if there are none."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..benchmark import Line
 from ..engine.mixture_curve import MixturePoint
-from .parts import MARKERS, colour
+from .parts import LINE, MARKERS, colour
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -44,7 +44,7 @@ def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
 def tradeoff_figure(
     groups: Mapping[str, Sequence[tuple[float, float]]], cost_label: str, value_label: str
 ) -> Figure:
-    """Draw each run as a dot, each group's mean as a marker, and the front of the means.
+    """Draw each run as a dot, each group's mean as a marker, and the front of three means or more.
 
     Args:
         groups: for each name (cost, value) of its runs.
@@ -61,15 +61,16 @@ def tradeoff_figure(
     axis = figure.subplots()
     means = np.array([points.mean(axis=0) for points in shown.values()])
     front = means[pareto_front(means[:, 0].tolist(), means[:, 1].tolist())]
-    axis.plot(
-        front[:, 0],
-        front[:, 1],
-        color="#999999",
-        linewidth=1.2,
-        linestyle="--",
-        label="Pareto front of the means",
-        gid="front",
-    )
+    if len(front) >= LINE:
+        axis.plot(
+            front[:, 0],
+            front[:, 1],
+            color="#999999",
+            linewidth=1.2,
+            linestyle="--",
+            label="Pareto front of the means",
+            gid="front",
+        )
     for number, (name, points) in enumerate(shown.items()):
         shade, marker = colour(number), MARKERS[number % len(MARKERS)]
         axis.plot(points[:, 0], points[:, 1], ".", color=shade, alpha=0.5, markersize=6)
@@ -91,7 +92,8 @@ def draw_mixture_curve(
     points: Sequence[MixturePoint],
     others: Mapping[str, MixturePoint],
 ) -> None:
-    """Save a mixture's accuracy against its cost, a curve for each rule of the early exit.
+    """Save a mixture's accuracy against its cost, a curve for each rule of the early exit that has
+    three points or more.
 
     Args:
         path: the picture to write; its ending tells the format.
@@ -107,7 +109,8 @@ def draw_mixture_curve(
             own = [(p.gflops, p.accuracy[measure]) for p in points if p.exit == rule]
             costs, values = zip(*sorted(own), strict=True)
             style = {"color": colour(number), "markersize": 5, "label": f"mixture, exit {rule}"}
-            axis.plot(costs, values, MARKERS[number % len(MARKERS)] + "-", **style)
+            line = "-" if len(own) >= LINE else ""
+            axis.plot(costs, values, MARKERS[number % len(MARKERS)] + line, **style)
         for number, (name, point) in enumerate(others.items(), len(rules)):
             place = point.gflops, point.accuracy[measure]
             axis.plot(*place, "*", color=colour(number), markersize=13, label=name)
@@ -186,7 +189,8 @@ def sweep_figure(
 ) -> Figure:
     """Draw a panel for each metric: mean and standard deviation at each setting, seeds as dots.
 
-    Numbers make an axis with a line; other settings (and truth values) stand side by side.
+    Numbers make an axis, with a line through three or more; other settings (and truth values) stand
+    side by side.
 
     Args:
         panels: metrics.
@@ -219,7 +223,7 @@ def sweep_figure(
             [p for p, _ in shown],
             means,
             yerr=stds,
-            fmt="o-" if ordered else "o",
+            fmt="o-" if ordered and len(shown) >= LINE else "o",
             color=colour(0),
             capsize=3,
             linewidth=1.5,

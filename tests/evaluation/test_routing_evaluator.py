@@ -154,6 +154,25 @@ def test_table_has_every_figure_but_single_classes():
     assert "IoU-road" not in table
 
 
+def test_a_detectors_table_fits_a_screen():
+    sizes = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 12.345678)
+    classes = {f"AP-class {number}": float("nan") for number in range(80)}
+    sizes["APs"] = float("nan")
+    routing = {f"real_gflops_{size}": 1.5 for size in ("800x800", "100x100")}
+    routing |= {f"images_expert_{k}": n for k, n in enumerate((7.0, 0.0, 13.0))}
+    tasks = {"bbox": {**sizes, **classes}, "segm": {**sizes, **classes}, "routing": routing}
+    lines = summary_table({"a_set": tasks}).splitlines()
+    assert len(lines) == 2 + 6 + 6 + 2 + 1
+    assert not [line for line in lines if "class" in line]
+    assert [line.split() for line in lines if "nan" in line] == [
+        ["a_set", kind, "APs", "nan"] for kind in ("bbox", "segm")
+    ]
+    assert lines[2].split() == ["a_set", "bbox", "AP", "12.3457"]
+    assert lines[-1].split(maxsplit=2)[2].split("  ")[0] == "images per expert"
+    assert lines[-1].endswith("7, 0, 13")
+    assert max(map(len, lines)) < 80
+
+
 def test_a_detectors_cost_counts_its_neck():
     bottom_up = DynamicRouting(layers=3, scales=3, channels=4)
     backbone = ProjectionNeck(bottom_up, ["res2", "res3", "res4"], 8)

@@ -1,7 +1,10 @@
 """Detectron2's evaluators as divdr sets them up, on data sets of a few pixels."""
 
+import io
 import json
+import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from divdr.data import register_segmentation_folder
 from divdr.engine import Trainer
 from divdr.errors import DataError
 from divdr.evaluation import build_task_evaluator
+from divdr.evaluation.checked_evaluators import QuietEvaluators
 
 NAME = "task_evaluators"
 
@@ -63,6 +67,33 @@ def test_annotations_are_found_whatever_their_ids(tmp_path, first):
     assert [each for each in device.waits if each != "numpy"] == ["cpu"], device.places
     # Both boxes are predicted exactly.
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+class Printing(DatasetEvaluator):
+    def __init__(self, failure=None):
+        self.failure = failure
+
+    def evaluate(self):
+        print("road 0.93")
+        logging.getLogger("divdr.printing").info("a word of its own")
+        if self.failure is not None:
+            raise self.failure
+        return {"sem_seg": {"mIoU": 1.0}}
+
+
+def test_what_evaluation_prints_goes_to_the_log_file_alone(tmp_path, capsys, monkeypatch):
+    log = logging.getLogger("divdr")
+    kept = io.StringIO()
+    handlers = [logging.StreamHandler(sys.stdout), logging.StreamHandler(kept)]
+    monkeypatch.setattr(log, "handlers", handlers)
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(log, "level", logging.DEBUG)
+    assert QuietEvaluators([Printing()]).evaluate() == {"sem_seg": {"mIoU": 1.0}}
+    assert capsys.readouterr().out == "a word of its own\n"
+    assert "road 0.93" in kept.getvalue()
+    with pytest.raises(SystemExit):  # the reason is in what it printed
+        QuietEvaluators([Printing(SystemExit(-1))]).evaluate()
+    assert "road 0.93" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -139,14 +139,18 @@ def test_targets_are_worked_out_from_medians():
 
 
 def test_lines_and_rates():
-    found = {(line.batch, line.mode): line for line in lines(RESULTS)}
+    middle = result(1, 0.4, 10.0, published=650, plan=160)
+    found = {(line.batch, line.mode): line for line in lines([*RESULTS, middle])}
     plan = found[1, "plan"]
-    assert (plan.gflops, plan.milliseconds) == ((5.0, 20.0), pytest.approx((90.0, 300.0)))
+    assert plan.gflops == (5.0, 10.0, 20.0)
+    assert plan.milliseconds == pytest.approx((90.0, 160.0, 300.0))
     # (300 - 90) / 15 = 14 ms for 10⁹ multiply-adds, 90 - 5 · 14 = 20 ms beside.
     np.testing.assert_allclose(plan.fit, (14, 20))
     assert plan.rate == pytest.approx(1000 / 14)
     assert found[8, "plan"].fit is None
-    assert Line("flat", 1, (1.0, 2.0), (5.0, 5.0 - 1e-3)).rate is None
+    assert Line("flat", 1, (1.0, 2.0, 3.0), (5.0, 5.0 - 1e-3, 5.0 - 2e-3)).rate is None
+    for two in ((5.0, 20.0), (5.0, 5.0, 20.0)):  # different costs
+        assert Line("two", 1, two, (9.0, 9.5, 30.0)[: len(two)]).fit is None
 
 
 def test_a_peak_counts_multiply_adds(monkeypatch):

@@ -1,6 +1,7 @@
 """The benchmark tool, in small."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -9,15 +10,29 @@ def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
     command = [sys.executable, "-W", "ignore", "tools/benchmark.py", "--device", "cpu"]
     command += ["--layers", "3", "--scales", "2", "--channels", "4", "--rounds", "1"]
     command += ["--case", "1", "32", "32", "--case", "2", "32", "32", "--closed", "0", "0.8"]
-    command += ["--json", str(tmp_path / "b.json"), "--picture", str(tmp_path / "b.png")]
+    command += [
+        "--json",
+        str(tmp_path / "b.json"),
+        "--picture",
+        str(tmp_path / "b.png"),
+        "--targets",
+    ]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "batch 2, routes differ, 80% closed, against its faster mode" in done.stdout
+    words = "batch 2, routes differ, 80% closed, against its faster mode"
+    assert words in done.stdout
     numbers = json.loads((tmp_path / "b.json").read_text())
     assert {"cpu", "cores", "threads", "torch", "device"} <= set(numbers["machine"])
     assert numbers["settings"]["channels"] == 4
     assert [len(case["modes"]) for case in numbers["cases"]] == [7, 7, 8, 8]
     assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_targets_are_printed_only_when_asked_for(repository, monkeypatch):
+    tool = runpy.run_path(str(repository / "tools" / "benchmark.py"), run_name="tool")
+    for more, wanted in (([], False), (["--targets"], True)):
+        monkeypatch.setattr("sys.argv", ["benchmark.py", *more])
+        assert tool["options"]().targets is wanted
 
 
 def test_benchmark_times_steps_of_training(repository, tmp_path):

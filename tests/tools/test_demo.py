@@ -75,7 +75,8 @@ def test_predict_saves_overlay_and_route(demo, repository, tmp_path):
     assert "GFLOPs" in done.stdout + done.stderr
     for name in ("china", "flower"):
         picture = np.asarray(Image.open(tmp_path / "seen" / f"{name}_prediction.png"))
-        assert picture.shape[:2] == (427, 640)
+        assert picture.shape[1] == 640
+        assert picture.shape[0] > 427  # a legend of classes stands below
         assert np.asarray(Image.open(tmp_path / "seen" / f"{name}_route.png")).std() > 0
 
     command[4] = str(tmp_path / "nowhere.jpg")

@@ -56,10 +56,10 @@ def test_a_panel_for_every_loss_and_a_colour_for_every_run():
 
 def test_quantities_differ_in_style():
     runs = {
-        "A": {"train/expected_gflops": series(3, 2), "train/real_gflops": series(4, 3)},
+        "A": {"train/expected_gflops": series(3, 2, 1), "train/real_gflops": series(4, 3, 3)},
         "B": {
-            "clustering/intra_centre_experts": series(1, 2),
-            "clustering/inter_experts": series(2, 3),
+            "clustering/intra_centre_experts": series(1, 2, 2),
+            "clustering/inter_experts": series(2, 3, 5),
             "routing/inter_refit": series(7),
         },
     }
@@ -74,9 +74,21 @@ def test_quantities_differ_in_style():
         "B:intra (to centre, experts)": ":",
         "B:inter (refit)": "None",
     }
-    assert spread["B:inter (experts)"].get_ydata().tolist() == [2, 3]
+    assert spread["B:inter (experts)"].get_ydata().tolist() == [2, 3, 5]
     assert spread["B:inter (refit)"].get_ydata().tolist() == [7]
     assert spread["B:inter (refit)"].get_marker() == "D"
+
+
+def test_two_points_are_marks_and_no_line():
+    keys = ("train/expected_gflops", "train/real_gflops")
+    figure = gflops_figure({"A": {key: series(3, 2) for key in keys}})
+    drawn = curves(figure).values()
+    assert {line.get_linestyle() for line in drawn} == {"None"}
+    markers = [line.get_marker() for line in drawn]
+    assert len({*markers}) == 2
+    assert "None" not in markers
+    shown = [line.get_marker() for line in figure.legends[0].get_lines()]
+    assert shown[-2:] == markers
 
 
 @pytest.mark.parametrize("build", [losses_figure, gflops_figure, diversity_figure])

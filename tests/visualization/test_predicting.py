@@ -1,6 +1,7 @@
 """A trained model on image files, with what its checkpoint says of it alone."""
 
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from untrained_runs import SCENES, untrained
 from divdr.data import ClassificationMapper, register_class_folders, register_segmentation_folder
 from divdr.engine import Predictor
 from divdr.errors import CheckpointError, ConfigError, DataError
-from divdr.visualization.overlay import best_classes, drawing_size, prediction_picture, reduced
 from divdr.visualization.predicting import expand, output_names, predict_files
+from divdr.visualization.predictions import (
+    best_classes,
+    drawing_size,
+    prediction_picture,
+    reduced,
+)
 
 CLASSES = {
     "MODEL.DEVICE": "cpu",
@@ -62,6 +68,10 @@ def classes(repository, tmp_path):
     return make
 
 
+def bounds(record):
+    return record.real_cost, record.full_real_cost
+
+
 def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
@@ -84,6 +94,11 @@ def test_predicts_at_several_scales_and_in_windows_as_evaluation_does(scenes, tm
     files = [tmp_path / "seen.png"]
     assert not predict_files(predictor, files, tmp_path / "pictures", say=lines.append)
     assert "in 8 forwards" in "".join(lines)
+    record = [ran["routing"] for _, ran in output["parts"]]
+    real, whole = (sum(map(float, costs)) / 1e9 for costs in zip(*map(bounds, record), strict=True))
+    assert real < whole
+    found = re.search(r"runs ([\d.]+) of ([\d.]+) GFLOPs in 8", "".join(lines))
+    assert [float(n) for n in found.groups()] == pytest.approx([real, whole], rel=0.01)
 
 
 def test_names_and_colours_are_the_checkpoints(scenes):
@@ -93,7 +108,14 @@ def test_names_and_colours_are_the_checkpoints(scenes):
     image = noise(40, 60, 3)
     output = predictor(image)
     assert output["sem_seg"].shape == (2, 40, 60)
-    assert prediction_picture(image, output, predictor.metadata).shape == (40, 60, 3)
+    picture = prediction_picture(image, output, predictor.metadata)
+    rows, columns = 640 * 40 // 60, 640  # enlarged, so that lines and words are thin in it
+    assert picture.shape[1] == columns
+    assert picture.shape[0] > rows + 10  # the legend
+    found = [(255, 0, 0), (0, 0, 255)]
+    for number, colour in enumerate(found):
+        there = bool((output["sem_seg"].argmax(0) == number).any())
+        assert (picture[rows + 1 :] == colour).all(2).any() == there
 
 
 def test_a_model_of_one_task_has_none_to_choose(scenes):

@@ -9,7 +9,8 @@ from synthetic_runs import scene, write_metrics, write_run
 
 from divdr.errors import DataError
 from divdr.routing.space import RoutingSpace
-from divdr.visualization import Example, RunData, write_report
+from divdr.visualization import ClassExample, Example, ExpertChoices, RunData, write_report
+from divdr.visualization.examples import RIGHT, WRONG, examples_section
 
 SPACE = RoutingSpace.build(5, 3)
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
@@ -215,6 +216,84 @@ def test_modes_of_running_a_model_stand_beside_each_other(tmp_path):
     (tmp_path / "experts" / "experts.json").write_text("[]")
     with pytest.raises(DataError, match="no comparison"):
         RunData.load(tmp_path)
+
+
+def test_the_foot_tells_when_by_what_and_where_runs_were_made(tmp_path):
+    for name in ("told", "killed", "untold"):
+        (tmp_path / name).mkdir()
+        write_metrics(tmp_path / name)
+    entry = {
+        "started": "2026-03-04T05:06:07+00:00",
+        "version": "0.1.0",
+        "commit": "abc1234",
+        "machine": {"cpu": "Some CPU", "device": "cpu", "threads": 4, "torch": "2.11"},
+        "processes": 2,
+    }
+    ended = {**entry, "started": "2026-03-05T00:00:00+00:00", "seconds": 3600, "finished": True}
+    told = [{**entry, "seconds": 600.0}, ended]
+    (tmp_path / "told" / "run.json").write_text(json.dumps(told))
+    (tmp_path / "killed" / "run.json").write_text(json.dumps([entry]))
+    runs = [RunData.load(tmp_path / name) for name in ("told", "killed", "untold")]
+    path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")
+    text = Page(path.read_text(encoding="utf-8")).text
+    code = "divdr 0.1.0, commit abc1234; Some CPU, threads: 4, processes: 2, torch 2.11."
+    assert (
+        "told: 2000 iterations; started 2026-03-04 05:06 UTC, last resumed 2026-03-05 00:00 UTC, "
+        f"70 min with evaluation; {code}"
+    ) in text
+    assert f"killed: 2000 iterations; started 2026-03-04 05:06 UTC, not finished; {code}" in text
+    assert "untold: 2000 iterations; its folder does not tell when" in text
+
+
+def test_a_run_without_routing_has_none_of_its_chapters(tmp_path):
+    (tmp_path / "inference").mkdir()
+    figures = {"bbox": {"AP": 12.5, "AP-cat": 10.0, "AP-dog": None}, "cost": {"gflops": 3.25}}
+    figures["box_head"] = {"gflops": 0.5, "mean_experts": 1.75}
+    (tmp_path / "inference" / "results.json").write_text(json.dumps({"toy_val": figures}))
+    run = RunData.load(tmp_path, "plain")
+    page = Page(
+        write_report(tmp_path / "r.html", [run], title="t", dataset_name="toy_val").read_text()
+    )
+    assert page.tables[0] == [
+        ["run", "box AP", "backbone GFLOPs", "box head GFLOPs", "experts of a proposal"],
+        ["plain", "12.50", "3.25", "0.50", "1.75"],
+    ]
+    assert page.tables[1] == [["box AP", "plain"], ["cat", "10.0"], ["dog", "–"]]
+    for word in ("route", "gate", "inter is"):
+        assert word not in page.text
+
+
+def test_classifiers_are_shown_with_what_each_run_says(tmp_path):
+    (tmp_path / "inference").mkdir()
+    figures = {"classification": {"top1": 50.0, "top1-a": 100.0, "top1-b": 0.0}}
+    (tmp_path / "inference" / "results.json").write_text(json.dumps({"toy_val": figures}))
+    image = np.zeros((8, 8), np.uint8)
+    told = [ClassExample(image, name, {"mix": ("a", 0.75)}) for name in ("a", "b")]
+    counts = np.array([[3, 1, 0], [0, 4, 0]])
+    choices = ExpertChoices("experts", ["x", "y", "z"], ["a", "b"], counts)
+    page = Page(
+        write_report(
+            tmp_path / "r.html",
+            [RunData.load(tmp_path, "mix")],
+            title="t",
+            dataset_name="toy_val",
+            examples=told,
+            choices={"mix": choices},
+        ).read_text()
+    )
+    assert "right are mix 1 of 2." in page.text
+    assert page.tables[2] == [
+        ["mix", "x", "y", "z"],
+        ["a", "3", "1", "0"],
+        ["b", "0", "4", "0"],
+        ["all", "3", "5", "0"],
+    ]
+    assert "1 expert ran for none" in page.text
+    assert len(page.images) == 2
+    (figure,) = (p.figure for p in examples_section(told, None, ()).pictures)
+    said = [axis.texts[0] for axis in figure.axes]
+    assert [text.get_text() for text in said] == ["a (75 %)"] * 2
+    assert [text.get_color() for text in said] == [RIGHT, WRONG]
 
 
 def test_run_without_experts_or_images(tmp_path):

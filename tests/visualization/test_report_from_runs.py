@@ -86,6 +86,28 @@ def test_images_that_are_gone_are_said_to_be(scenes):
     assert "data:image" not in gone
 
 
+def test_an_interrupted_run_is_shown_with_its_last_weights_or_without(scenes):
+    folder, register = scenes
+    (folder / "model_final.pth").rename(folder / "model_0000099.pth")
+    (folder / "last_checkpoint").unlink()
+    (folder / "inference/results.json").unlink()
+    (folder / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.0}\n')
+    register("was_there")
+    try:
+        without = report_from_runs(folder / "w.html", {"Mine": folder}, title="Mine").read_text()
+        (folder / "last_checkpoint").write_text("model_0000099.pth")
+        page = report_from_runs(folder / "r.html", {"Mine": folder}, title="Mine").read_text()
+    finally:
+        DatasetCatalog.remove("was_there")
+        MetadataCatalog.remove("was_there")
+    assert "Mine was not trained to its end, and no weights of it are there." in without
+    assert "No images are shown: no run has weights." in without
+    assert "Mine was not trained to its end: its predictions are those of model_0000099" in page
+    assert "There are no evaluation results on was_there for Mine." in page
+    assert "scene character" not in page
+    assert "Pixels of these images that agree with the truth: Mine" in page
+
+
 def test_a_detectors_boxes_are_drawn(tmp_path):
     image(tmp_path / "images/1.png")
     content = {
@@ -108,6 +130,7 @@ def test_a_detectors_boxes_are_drawn(tmp_path):
         MetadataCatalog.remove("was_there")
     assert page.count("data:image/png") == 1
     assert "Black pixels" not in page
+    assert "Detections of a score below 0.5 are left out" in page
     assert "box AP" in page
     assert "43.21" in page
     assert "mIoU" not in page

@@ -7,7 +7,17 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from divdr.visualization.parts import Picture, change, count, draw, figures, fixed, listing, signed
+from divdr.visualization.parts import (
+    Picture,
+    change,
+    count,
+    draw,
+    figures,
+    fixed,
+    listing,
+    runs_words,
+    signed,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,13 @@ def test_fixed_and_signed():
     assert signed(-0.004, 2) == "±0.00"
     assert signed(1.25, 1) == "+1.2"
     assert signed(-3, 1) == "−3.0"
+
+
+def test_what_runs_is_said_of_what_could():
+    assert runs_words(0.0731e9, 0.1049e9) == "runs 0.073 of 0.105 GFLOPs"
+    assert runs_words(30.21e9, 44.4e9) == "runs 30.2 of 44.4 GFLOPs"
+    assert runs_words(120e9, 344.4e9) == "runs 120 of 344 GFLOPs"
+    assert runs_words(0.0731e9) == "runs 0.0731 GFLOPs"
 
 
 def test_change_says_what_rounded_numbers_show():

@@ -5,6 +5,7 @@ from synthetic_runs import route
 
 from divdr.routing.space import DOWN, KEEP, UP, RoutingSpace
 from divdr.visualization import open_transforms, reached_from_gates, route_figure, routes_figure
+from divdr.visualization.routes import COLOURS
 
 SPACES = {
     "layer16": RoutingSpace.build(16, 4),
@@ -97,6 +98,56 @@ def test_follow_by_hand():
     activations[3 * space.layers[1][2].index + UP] = 1
     expected = [True, True, True, False, True, True, True, False]
     assert reached_from_gates(space, activations).tolist() == expected
+
+
+def test_what_all_routes_open_is_grey_and_what_differs_has_its_colour():
+    # Both keep stride 4 through two layers; the first alone goes down from layer 0, and so alone
+    # reaches stride 8 of layer 1, which keeps.
+    space = RoutingSpace.build(2, 2)
+    rows = np.zeros((2, space.activation_size))
+    for layer, gate in zip(space.layers, (0.2, 0.9), strict=True):
+        rows[:, 3 * layer[0].index + KEEP] = gate
+    rows[0, 3 * space.layers[0][0].index + DOWN] = 0.1
+    rows[0, 3 * space.layers[1][1].index + KEEP] = 0.1
+    reached = np.stack([reached_from_gates(space, row) for row in rows])
+    reached[:, space.layers[0][1].index] = False
+    reached[1, space.layers[1][1].index] = False
+    figure = routes_figure(space, rows, ["first", "second"], reached)
+    for axis in (0, 1):
+        shared = lines(figure, "shared", axis)
+        assert shared.get_segments()[0].tolist() == [[0, 0], [1, 0]]
+        assert len(shared.get_segments()) == 2
+        red, green, blue = shared.get_color()[0][:3]
+        assert max(red, green, blue) - min(red, green, blue) < 0.1
+        assert len(lines(figure, "cells-shared", axis).get_offsets()) == 2
+    assert lines(figure, "open-down").get_segments()[0].tolist() == [[0, 0], [1, 1]]
+    assert [len(lines(figure, "open-keep", axis).get_segments()) for axis in (0, 1)] == [1, 0]
+    assert number_of_open_lines(figure, 1) == 0
+    for name in ("up", "keep", "down"):
+        strong = to_rgb(COLOURS[name])
+        assert max(strong) - min(strong) > 0.4
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "open in all routes" in words
+    assert {f"not in all routes: {name}" for name in COLOURS} <= {*words}
+    alone = route_figure(space, rows[0], reached[0])
+    assert number_of_open_lines(alone) == 4
+    assert len(lines(alone, "shared").get_segments()) == 0
+
+
+def test_an_image_stands_beside_its_route():
+    space = RoutingSpace.build(3, 2)
+    rows = np.zeros((2, space.activation_size))
+    image = np.full((4, 8, 3), 90, np.uint8)
+    figure = routes_figure(space, rows, ["first", "second"], images=[None, image])
+    assert [len(axis.images) for axis in figure.axes] == [0, 0, 1, 0]
+    assert figure.axes[3].get_title(loc="left") == "second"
+    figure.draw_without_rendering()
+    picture, grid = (figure.axes[i].get_window_extent() for i in (2, 3))
+    assert picture.x1 < grid.x0
+    assert grid.y0 < (picture.y0 + picture.y1) / 2 < grid.y1
+    assert len(routes_figure(space, rows, ["first", "second"], images=[None] * 2).axes) == 2
+    with pytest.raises(ValueError, match="images, got 1"):
+        routes_figure(space, rows, ["first", "second"], images=[image])
 
 
 def test_small_multiples_and_wrong_shapes():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -23,6 +24,37 @@ def test_whole_folder(tmp_path):
     assert routes.images_per_expert().tolist() == [3, 2, 2]
     assert routes.stems[:2] == ["city_000", "night_001"]
     assert run.routes_of("other") is None
+
+
+def test_forwards_of_an_image_are_one_row_with_their_costs_together(tmp_path):
+    # Image a took two forwards, image b three; the file holds a row for each.
+    costs = np.array([1.0, 2.0, 10.0, 20.0, 30.0])
+    rows = np.zeros((5, SPACE.activation_size))
+    rows[:, 0] = range(5)
+    names = np.array(["a", "a", "b", "b", "b"])
+    arrays = {"file_names": names, "activations": rows, "all_open_cost": 4 * costs * 1e9}
+    arrays |= {
+        "expected_cost": costs,
+        "real_cost": costs * 1e9,
+        "expert": np.array([0, 1, 1, 0, 0]),
+    }
+    for more in ({"first": np.array([True, False, True, False, False])}, {}):  # older files
+        routes = RouteData.load(change(tmp_path, **arrays, **more))
+        shutil.rmtree(tmp_path / "a")
+        assert routes.file_names == ["a", "b"]
+        assert routes.activations[:, 0].tolist() == [0, 2]
+        assert routes.expected_cost.tolist() == [3, 60]
+        assert routes.expert.tolist() == [0, 1]
+        assert routes.forwards.tolist() == [2, 3]
+        assert routes.runs_of(1) == "runs 60 of 240 GFLOPs in 3 forwards"
+    with pytest.raises(DataError, match="which of 5 rows begin an image"):
+        RouteData.load(change(tmp_path, **arrays, first=np.zeros(5, bool)))
+
+
+def test_images_without_names_are_each_one(tmp_path):
+    routes = RouteData.load(change(tmp_path, file_names=np.array([""] * 5)))
+    assert len(routes) == 5
+    assert routes.runs_of(0) == f"runs {routes.real_cost[0] / 1e9:.2f} GFLOPs"
 
 
 def test_missing_parts_are_none(tmp_path):

@@ -1,81 +1,78 @@
-"""Several pictures on one sheet: their places and sizes, and what is left out."""
+"""The sheet: for each expert an image, its route and cost, prediction and truth."""
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from synthetic_runs import scene, write_run
 
 from divdr.routing.space import RoutingSpace
-from divdr.visualization import Example, RunData, write_sheet
-from divdr.visualization.sheet import compose
+from divdr.visualization import ClassExample, Example, RunData, write_sheet
+from divdr.visualization.sheet import sheet_figure
+
+SPACE = RoutingSpace.build(3, 2)
+NAMES = ["sky", "road", "brick", "tree", "car", "white"]
 
 
-def plain(colour, width, height):
-    """A figure of one colour, inches, whose face survives being saved on white."""
-    figure = Figure(figsize=(width, height))
-    figure.figimage(np.full((800, 800, 3), colour, np.uint8))
-    return figure
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path / "with", space=SPACE, picture_folder=tmp_path / "images")
+    file = tmp_path / "with" / "inference" / "activations_toy_val.npz"
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(file, **arrays, all_open_cost=2 * arrays["real_cost"] + 1e9)
+    return RunData.load(tmp_path / "with")
 
 
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+def examples(routes):
+    found = []
+    for number, (expert, file) in enumerate(zip(routes.expert, routes.file_names, strict=True)):
+        image, labels = scene(int(expert), number)
+        found.append(Example(str(number), image, labels, {"with": labels}, file_name=file))
+    return found
 
 
-def test_figures_stand_below_and_beside_each_other():
-    sheet = compose(
-        [
-            [(plain(RED, 4, 1), 1.0)],
-            [],
-            [(plain(GREEN, 2, 2), 0.25), (plain(BLUE, 3, 1), 0.75)],
-        ],
-        width=400,
-    )
-    # 400 × 100; a gap of 10; 100 × 100 beside 300 × 100.
-    assert sheet.size == (400, 210)
-    pixels = np.asarray(sheet)
-    for rows, columns, colour in (
-        (slice(0, 100), slice(0, 400), RED),
-        (slice(100, 110), slice(0, 400), (255, 255, 255)),
-        (slice(110, 210), slice(0, 100), GREEN),
-        (slice(110, 210), slice(100, 400), BLUE),
-    ):
-        assert (pixels[rows, columns] == colour).all()
+def test_a_row_an_expert_with_its_image_route_cost_prediction_and_truth(run):
+    routes = run.routes_of("toy_val")
+    figure = sheet_figure("with", routes, examples(routes), None, NAMES)
+    *rows, _, _ = figure.axes  # legends below
+    assert len(rows) == 3 * 4
+    for expert in range(3):
+        image, route, prediction, truth = rows[4 * expert : 4 * expert + 4]
+        assert image.get_title(loc="left") == f"expert {expert}: 8 images like this"
+        words = route.get_title(loc="left").split()
+        assert words[0::2] == ["runs", "of"] + ["GFLOPs"] * (len(words) == 5)
+        real, whole = float(words[1]), float(words[3])
+        assert whole == pytest.approx(2 * real + 1, rel=0.05)
+        whole_bar, bar = route.patches[-2:]
+        assert bar.get_width() / whole_bar.get_width() == pytest.approx(real / whole, rel=0.05)
+        assert [len(axis.images) for axis in (image, prediction, truth)] == [1, 1, 1]
+    heads = [text.get_text() for axis in rows[:4] for text in axis.texts if text.get_text()]
+    assert heads == ["image", "its route through the network", "prediction of with", "truth"]
+    classes = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert {"sky", "road"} <= {*classes} <= {*NAMES}
 
 
-def test_the_lower_one_of_a_row_stands_in_its_middle():
-    sheet = compose([[(plain(RED, 1, 1), 0.5), (plain(BLUE, 2, 1), 0.5)]], width=200)
-    assert sheet.size == (200, 100)
-    column = np.asarray(sheet)[:, 150]
-    assert (column[:25] == 255).all()
-    assert (column[25:75] == BLUE).all()
-    assert (column[75:] == 255).all()
+def test_a_pictures_place_stays_empty_where_it_is_not_there(run):
+    routes = run.routes_of("toy_val")
+    figure = sheet_figure("with", routes, [], None, NAMES)
+    assert [len(axis.images) for axis in figure.axes[:4]] == [1, 0, 0, 0]
+    assert figure.axes[-1].get_legend() is None
 
 
-@pytest.mark.parametrize("rows", [[], [[]]])
-def test_a_sheet_of_nothing_is_refused(rows):
-    with pytest.raises(ValueError, match="at least one figure"):
-        compose(rows)
-
-
-def test_a_runs_pictures_and_those_that_it_lacks(tmp_path):
-    space = RoutingSpace.build(3, 2)
-    write_run(tmp_path / "with", space=space, picture_folder=tmp_path / "images")
-    write_run(tmp_path / "without", space=space)  # its images are gone
-    runs = [RunData.load(tmp_path / name) for name in ("with", "without")]
+def test_files_and_what_is_refused(run, tmp_path):
+    write_run(tmp_path / "gone", space=SPACE)  # its images are not there
     image, labels = scene(0, 0)
-    examples = [Example(str(n), image, labels, {"with": labels}) for n in range(6)]
-    sizes = {}
-    for name, shown, more in (
-        ("whole", runs[:1], examples),
-        ("four", runs[:1], examples[:4]),
-        ("no_examples", runs[:1], []),
-        ("no_images", runs, []),
+    few = [Example(str(n), image, labels, {"with": labels}) for n in range(6)]
+    told = [ClassExample(image, "sky", {"with": ("sky", 0.9)})]
+    for name, runs, more in (
+        ("whole", [run], few),
+        ("gone", [run, RunData.load(tmp_path / "gone")], []),
+        ("no_routes", [RunData("with")], few),
     ):
         path = tmp_path / f"{name}.png"
-        write_sheet(path, shown, "toy_val", examples=more)
+        write_sheet(path, runs, "toy_val", examples=more)
         with Image.open(path) as picture:
-            sizes[name] = picture.size
-    assert {width for width, _ in sizes.values()} == {1000}
-    assert sizes["whole"] == sizes["four"]  # of six examples four are shown
-    heights = [sizes[name][1] for name in ("whole", "no_examples", "no_images")]
-    assert heights == sorted({*heights}, reverse=True)
+            assert picture.width == 1000
+    for nothing in ([], told):
+        with pytest.raises(ValueError, match="at least one example"):
+            write_sheet(tmp_path / "no.png", [RunData("with")], "toy_val", examples=nothing)

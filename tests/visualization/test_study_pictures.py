@@ -35,10 +35,12 @@ def test_pareto_front_agrees_with_the_definition(points):
 
 def test_tradeoff_draws_the_front_through_means():
     groups = {"a": [(1, 10), (3, 14)], "b": [(4, 11)], "c": [(5, 20)], "none": []}
-    (axis,) = tradeoff_figure(groups, "GFLOPs", "mIoU").axes
+    (axis,) = tradeoff_figure({**groups, "d": [(9, 21)]}, "GFLOPs", "mIoU").axes
     front = next(line for line in axis.lines if line.get_gid() == "front")
-    # Means (2, 12), (4, 11), (5, 20): b costs more than a and is worth less.
-    assert front.get_xydata().tolist() == [[2, 12], [5, 20]]
+    # Means (2, 12), (4, 11), (5, 20), (9, 21): b costs more than a and is worth less.
+    assert front.get_xydata().tolist() == [[2, 12], [5, 20], [9, 21]]
+    (axis,) = tradeoff_figure(groups, "GFLOPs", "mIoU").axes
+    assert not [line for line in axis.lines if line.get_gid() == "front"]  # through two: no line
     with pytest.raises(ValueError, match="no run"):
         tradeoff_figure({"none": []}, "GFLOPs", "mIoU")
 
@@ -49,11 +51,18 @@ def test_sweep_draws_mean_and_deviation_at_each_setting():
     axis = figure.axes[0]
     ((line, _, (bars,)),) = axis.containers
     assert line.get_xydata().tolist() == [[0.1, 12.0], [1.0, 20.0]]
+    assert line.get_linestyle() == "None"  # through two: no line
     half = 8**0.5  # deviations ±2, over n − 1 = 1
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [12 - half, 12 + half])
     level = next(ln for ln in axis.lines if ln.get_gid() == "reference")
     assert set(level.get_ydata()) == {12.0}
     assert axis.get_xscale() == "log"
+
+
+def test_a_sweeps_line_needs_three_settings():
+    figure = sweep_figure([SweepPanel("m", [[1.0], [2.0], [4.0]])], [1, 2, 3], "α")
+    ((line, _, _),) = figure.axes[0].containers
+    assert line.get_linestyle() == "-"
 
 
 def test_sweep_sets_words_side_by_side_and_keeps_zero_on_a_log_axis():
