@@ -21,6 +21,7 @@ import torch
 from divdr import benchmark
 from divdr.engine import report_errors
 from divdr.engine.setup import at_least, device, keep_freed_memory, make_output_folder
+from divdr.routing.gate import GATE_KINDS
 from divdr.visualization.tradeoff import draw_benchmark
 
 SMALLEST = 3  # pixels; the stem's first convolution needs them
@@ -36,7 +37,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--scales", type=at_least(1), default=4)
     parser.add_argument("--channels", type=at_least(2), default=64)
     parser.add_argument("--stem-channels", type=at_least(1), default=64)
-    parser.add_argument("--gate", default="small", choices=["small", "full", "none"])
+    parser.add_argument("--gate", default="small", choices=GATE_KINDS)
     parser.add_argument(
         "--reach",
         default="published",
