@@ -20,7 +20,7 @@ from .classification import (
     register_published,
 )
 from .coco_json import supercategories
-from .drawn_sets import load_characters, load_subsets, register_subsets
+from .drawn_sets import load_characters, load_needs, load_subsets, register_subsets
 from .folders import register_class_folders, register_segmentation_folder
 from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
@@ -42,6 +42,7 @@ __all__ = [
     "describe",
     "evaluation_dicts",
     "load_characters",
+    "load_needs",
     "load_subsets",
     "read_once",
     "register_alphabets",

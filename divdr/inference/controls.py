@@ -58,8 +58,9 @@ def random_route(
     cost = _RouteCost(network, size)
     chance = random.Random(seed)
     paths = _Paths(network.space)
-    nearest, aim = float("inf"), gflops * 1e9
-    for _ in range(_DRAWS):
+    nearest, aim = cost.everything, gflops * 1e9
+    # Where even the whole space costs less there is nothing to search for.
+    for _ in range(_DRAWS if aim <= cost.everything * (1 + tolerance) else 0):
         edges: _Edges = set()
         outputs = list(range(network.space.out_scales))
         chance.shuffle(outputs)
@@ -206,6 +207,7 @@ class _RouteCost:
 
     def __init__(self, network: DynamicRoutingNetwork, size: Size) -> None:
         self._table = cost_table(network, *size).tensors("cpu")
+        self.everything = self._table.full_real_cost
         self._space = network.space
 
     def of(self, edges: _Edges) -> float:

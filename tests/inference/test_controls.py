@@ -120,7 +120,7 @@ def test_static_gates_are_one_number_a_transform_and_free():
     made.eval()
     _, routing = made(pictures(5).float())
     assert (routing.activations == routing.activations[0]).all()
-    assert float(routing.activations[0, 1]) == pytest.approx(0.9051483)  # tanh(1.5)
+    assert routing.activations[0, 1].item() == pytest.approx(0.9051483)  # tanh(1.5)
 
 
 def test_static_gates_learn_from_loss_and_cost():
@@ -132,7 +132,7 @@ def test_static_gates_learn_from_loss_and_cost():
     assert (grad > 0).all()  # a higher logit costs more
 
 
-@pytest.mark.parametrize("gflops", [0.0009, 0.0016, 0.0025])
+@pytest.mark.parametrize("gflops", [0.0009, 0.0012, 0.0015])
 def test_random_routes_cost_what_is_asked_for_and_lead_somewhere(gflops):
     space = RoutingSpace.build(5, 3)
     network = DynamicRoutingNetwork(space, channels=8, stem_channels=4, gate="none")
