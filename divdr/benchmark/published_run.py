@@ -147,7 +147,8 @@ def _with_plain_layers(network: DynamicRoutingNetwork) -> DynamicRoutingNetwork:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False
             elif isinstance(layer, PointwiseConv2d):
-                plain = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=False)
+                channels = (layer.in_channels, layer.out_channels)
+                plain = nn.Conv2d(*channels, 1, stride=layer.stride[0], bias=False)
                 plain.weight = layer.weight
                 module.add_module(name, plain)
     return copied

@@ -18,17 +18,27 @@ NormFactory = Callable[[int], nn.Module]
 """Makes a normalisation layer for a number of channels."""
 
 
+# oneDNN's kernel for the weights' gradient of a strided 1×1 convolution writes past its memory on
+# CPUs without AVX-512, where maps with channels last have fewer channels than this.
+_FEWEST_STRIDED = 8
+
+
 class PointwiseConv2d(nn.Conv2d):
-    """A 1×1 convolution of stride 1 that a CPU runs by oneDNN whatever the number of threads."""
+    """A 1×1 convolution that a CPU runs by oneDNN whatever the number of threads."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H, W)."""
-        weight = self.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        """(N, C, H, W) → (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
+        weight, (rows, columns) = self.weight, self.stride
+        if weight.device.type != "cpu":
             return super().forward(x)
+        if max(rows, columns) > 1:
+            if self.in_channels >= _FEWEST_STRIDED:
+                return super().forward(x)
+            x = x[:, :, ::rows, ::columns]
         # With one thread PyTorch takes a path half as fast for fewer than 16 images, unless the
         # kernel is dilated; a dilated 1×1 kernel is the same kernel.
-        return F.conv2d(x, weight, self.bias, dilation=2)
+        dilation = 2 if weight.dtype == torch.float32 else 1
+        return F.conv2d(x, weight, self.bias, dilation=dilation)
 
 
 def conv_norm(
@@ -49,7 +59,7 @@ def conv_norm(
     """
     if padding is None:
         padding = dilation * (kernel_size // 2)
-    pointwise = kernel_size == stride == groups == 1 and padding == 0
+    pointwise = kernel_size == groups == 1 and padding == 0
     kind = PointwiseConv2d if pointwise else nn.Conv2d
     conv = kind(
         in_channels,

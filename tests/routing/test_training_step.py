@@ -184,6 +184,26 @@ def test_pointwise_convolutions_are_plain_ones(count):
         assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", range(2, 10))
+@pytest.mark.parametrize("size", [(2, 2), (7, 9), (16, 16)])
+def test_strided_pointwise_convolutions_of_few_channels(channels, size):
+    # PyTorch's own gradient of the weights overruns its memory here on CPUs without AVX-512.
+    torch.manual_seed(0)
+    layer = PointwiseConv2d(channels, 2 * channels, 1, stride=2, bias=False)
+    layer = layer.to(memory_format=torch.channels_last)
+    x = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last)
+    y = layer(x.requires_grad_())
+    gradient = torch.randn(y.shape)
+    for _ in range(5):
+        layer.zero_grad()
+        layer(x).backward(gradient)
+        weight = torch.einsum("nohw,nchw->oc", gradient, x[:, :, ::2, ::2])
+        assert torch.allclose(layer.weight.grad[:, :, 0, 0], weight, rtol=1e-4, atol=1e-4)
+    kept = torch.einsum("oc,nchw->nohw", layer.weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    assert torch.allclose(y, kept, rtol=1e-4, atol=1e-4)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 class Layouts(TorchDispatchMode):
     """Notes operations that change the layout of maps.
 
