@@ -24,6 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=60, help="number of validation images")
     parser.add_argument("--height", type=int, default=256, help="height of the images in pixels")
     parser.add_argument("--width", type=int, default=512, help="width of the images in pixels")
+    parser.add_argument(
+        "--unequal",
+        type=float,
+        metavar="U",
+        help="how much scenes differ in what there is to see: 0 all alike, 1 from an empty highway "
+        "to a dense town; left out, four kinds of scene by day, night and rain",
+    )
     parser.add_argument("--seed", type=int, default=0, help="chooses the scenes")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="number of processes"
@@ -36,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         height=options.height,
         width=options.width,
         seed=options.seed,
+        unequal=options.unequal,
         workers=options.workers,
     )
     return 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..inference.plan import InferencePlan
 from ..routing.cell import Cell
-from ..routing.gate import Gate
+from ..routing.gate import Gate, StaticGate
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed, is_open
 from ..routing.record import Routing
@@ -33,7 +33,7 @@ class Case:
         scales: its scales.
         channels: channels at stride 4.
         stem_channels: those inside the stem.
-        gate: "small", "full" or "none"; without gates nothing closes.
+        gate: "small", "full", "static" or "none"; without gates nothing closes.
         reach: of the network. With "published" every execution mode runs the same cells; with
             "open" all but the published one save the cells behind closed transforms as well.
         seed: for weights, images and gates.
@@ -92,8 +92,12 @@ def close_gates(network: DynamicRoutingNetwork, share: float, x: Tensor, *, seed
         x: (N, in_channels, H, W), the images it holds for.
         seed: for what is left to chance.
     """
-    gates = {cell: cell.gate for cell in network.cells() if cell.gate is not None}
     chance = random.Random(seed)
+    gates = {cell: cell.gate for cell in network.cells() if isinstance(cell.gate, Gate)}
+    for cell in network.cells():
+        if isinstance(cell.gate, StaticGate):  # closed for all images or for none
+            signs = [-1.0 if chance.random() < share else 1.0 for _ in cell.gate.bias]
+            cell.gate.bias.copy_(_OPEN_LOGIT * torch.tensor(signs))
     for gate in gates.values():
         weight = torch.randn(gate.predict.weight.shape) if len(x) > 1 else torch.zeros(1)
         gate.predict.weight.copy_(weight.expand_as(gate.predict.weight))
@@ -110,7 +114,7 @@ def close_gates(network: DynamicRoutingNetwork, share: float, x: Tensor, *, seed
         table = record.logits.unflatten(1, (-1, 3)).cpu()
         for cell in cells:
             inside = record.reached[:, cell.node.index].cpu()
-            here = table[inside, cell.node.index][:, list(cell.node.transforms)]
+            here = table[inside, cell.node.index][:, list(cell.node.gated)]
             for number, column in enumerate(here.T.tolist() if len(here) else []):
                 scale, cut = _scale_and_cut(sorted(column), share, chance)
                 gates[cell].predict.weight[number] *= scale
@@ -142,7 +146,7 @@ def closed_share(network: DynamicRoutingNetwork, routing: Routing) -> float:
     gates = routing.activations.unflatten(1, (-1, 3)).cpu()
     exists = torch.zeros(network.space.num_cells, 3, dtype=torch.bool)
     for node in network.space.cells:
-        exists[node.index, list(node.transforms)] = True
+        exists[node.index, list(node.gated)] = True
     present = exists & routing.reached.cpu()[..., None]
     opened = is_open(gates, is_closed(gates.sum(dim=2, keepdim=True)))
     return 1.0 - float(opened[present].float().mean()) if present.any() else 0.0

@@ -26,6 +26,7 @@ SUBSETS_FILE = "subsets.json"
 STREET_FOLDER = "cityscapes"
 STREET_RECORD = "streetscapes.json"
 CHARACTERS_FILE = "characters.json"
+NEEDS_FILE = "needs.json"
 
 SUBSET_CLASSES = ("background", *(f"class_{number}" for number in range(1, MAX_SUBSETS + 1)))
 """Those of shapes of four subsets; of K subsets there are K + 1, and digits use the first three."""
@@ -86,6 +87,29 @@ def load_characters(root: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     try:
         characters = json.loads(path.read_text())
         return {split: dict(characters[split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged; generate the scenes again.") from error
+
+
+def load_needs(root: str | os.PathLike[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """How much there is to see in every drawn street scene, to hold against what it costs.
+
+    Args:
+        root: the folder that was given to ``make_streetscapes``.
+
+    Returns:
+        For "train" and "val", a dictionary from image name (CITY_SSSSSS_FFFFFF) to "objects", the
+        number of objects of the eight classes with instances, "sizes", their visible pixels,
+        rising, and "density" as it was drawn, None without ``--unequal``.
+
+    Raises:
+        DataError: the folder holds no complete street scenes, or such of an earlier version.
+    """
+    load_characters(root)  # says what is wrong with the folder
+    path = Path(root) / STREET_FOLDER / NEEDS_FILE
+    try:
+        needs = json.loads(path.read_text())
+        return {split: dict(needs[split]) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is missing or damaged; generate the scenes again.") from error
 

@@ -80,9 +80,9 @@ def calibrate_cost(
         The shift in logits.
     """
     biases = [
-        cell.gate.predict.bias
+        cell.gate.last_bias
         for cell in routing.backbone.network.cells()
-        if cell.gate is not None and cell.gate.predict.bias is not None
+        if cell.gate is not None and cell.gate.last_bias is not None
     ]
     start = [bias.clone() for bias in biases]
 

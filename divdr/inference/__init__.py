@@ -9,7 +9,7 @@ from .captured import CapturedCall, CapturedRoute
 from .current_plan import CurrentPlan
 from .dispatch import Dispatcher, DispatchPlan
 from .plan import InferencePlan
-from .route import Route, vote
+from .route import Route, read_route, vote
 from .specialised import SpecialisedPlan
 from .static_network import StaticNetwork
 
@@ -23,5 +23,6 @@ __all__ = [
     "Route",
     "SpecialisedPlan",
     "StaticNetwork",
+    "read_route",
     "vote",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..routing.cell import Cell
 from ..routing.chosen_ops import chosen_sum
-from ..routing.gate import Gate
+from ..routing.gate import Gate, StaticGate, kept_open
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
 from .decision import CellDecision
@@ -37,7 +37,23 @@ class GatePlan:
         """(n, C, H, W) → logits (n, transforms)."""
         x = self._reduce(self._gate.shrunk(x))  # (n, C/2, H', W')
         # Summed in float32: a mean in bfloat16 would move decisions near the threshold.
-        return F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
+        logits = F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
+        return kept_open(logits) if self._gate.stays_open else logits
+
+
+class StaticGatePlan:
+    """Decides like a ``StaticGate``.
+
+    Args:
+        gate: the gate of the network.
+    """
+
+    def __init__(self, gate: StaticGate) -> None:
+        self._logits = gate(gate.bias.new_empty(1)).detach().clone()  # (1, transforms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) → logits (n, transforms)."""
+        return self._logits.expand(len(x), -1)
 
 
 class CellPlan:
@@ -58,7 +74,11 @@ class CellPlan:
     def __init__(self, cell: Cell | StaticCell, dtype: torch.dtype, *, packs: bool = False) -> None:
         self.node = cell.node
         self.channels = cell.channels
-        self.gate = None if cell.gate is None else GatePlan(cell.gate, dtype, packs=packs)
+        self.gate: GatePlan | StaticGatePlan | None = None
+        if isinstance(cell.gate, StaticGate):
+            self.gate = StaticGatePlan(cell.gate)
+        elif cell.gate is not None:
+            self.gate = GatePlan(cell.gate, dtype, packs=packs)
         self.op_gate = cell.op_gate
         self._ops = [Chain(op, dtype, packs=packs) for op in cell.ops.values()]
         self._changes = {

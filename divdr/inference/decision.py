@@ -92,8 +92,8 @@ class CellDecision:
 
 
 def all_open(node: Node, images: list[int]) -> CellDecision:
-    """The decision of a cell without a gate."""
-    row = [float(t in node.transforms) for t in range(len(TRANSFORMS))]
+    """The decision of a cell without a gate; a bare one is closed."""
+    row = [float(t in node.gated) for t in range(len(TRANSFORMS))]
     return CellDecision(node, images, [row] * len(images), [row] * len(images), None)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..routing.cost import cost_table
 from ..routing.network import DynamicRoutingNetwork
-from ..routing.open_paths import is_closed, reached_cells
+from ..routing.open_paths import is_closed, is_open, reached_cells
 from ..routing.record import Routing
-from ..routing.space import TRANSFORMS, Node, RoutingSpace
+from ..routing.space import KEEP, TRANSFORMS, Node, RoutingSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +43,9 @@ class Route:
         """Every gate at ``value``."""
         gates = torch.zeros(space.num_cells, len(TRANSFORMS))
         for node in space.cells:
-            gates[node.index, list(node.transforms)] = value
+            gates[node.index, list(node.gated)] = value
         initial = torch.zeros(len(TRANSFORMS))
-        initial[list(space.initial.transforms)] = value
+        initial[list(space.initial.gated)] = value
         return cls(space, gates, initial)
 
     @classmethod
@@ -86,7 +89,7 @@ class Route:
         Raises:
             KeyError: there is no such cell or gate.
         """
-        names = [TRANSFORMS[t] for t in self._node(layer, stride).transforms]
+        names = [TRANSFORMS[t] for t in self._node(layer, stride).gated]
         return self._edited(layer, stride, names if transform is None else [transform], 0.0)
 
     @property
@@ -107,6 +110,34 @@ class Route:
             for node in self.space.cells
             if inside[node.index] and not is_closed(float(self.gates[node.index].sum()))
         ]
+
+    def restricted(self) -> RoutingSpace:
+        """The space of this route alone: its cells, and of their transforms those that are open.
+
+        Values of gates do not matter, beyond whether they are open. A reached cell whose gates are
+        all closed is bare. Axes of A(x) stay as they are.
+        """
+        inside = [True, *self.reached.tolist()]
+        rows = [self.initial.tolist(), *self.gates.tolist()]
+        nodes = (self.space.initial, *self.space.cells)
+        opened: list[tuple[int, ...] | None] = []
+        for node, row, reached in zip(nodes, rows, inside, strict=True):
+            closed = is_closed(sum(row))
+            here = tuple(t for t in node.gated if is_open(row[t], closed))
+            passes = closed and KEEP in node.transforms
+            opened.append((None if passes else here) if reached else ())
+        return RoutingSpace(self.space.scales_per_layer, tuple(opened))
+
+    def write(self, path: str | Path) -> None:
+        """Write the route as JSON, which ``MODEL.ROUTING.ROUTE`` may name and people may edit."""
+        state = {
+            "scales_per_layer": list(self.space.scales_per_layer),
+            "transforms": list(TRANSFORMS),
+            "initial": _rounded(self.initial),
+            "gates": [_rounded(row) for row in self.gates * self.reached[:, None]],
+        }
+        lines = json.dumps(state).replace('"gates": [[', '"gates": [\n[').replace("], [", "],\n[")
+        Path(path).write_text(lines + "\n", encoding="utf-8")
 
     def real_cost(
         self, network: DynamicRoutingNetwork, height: int, width: int, *, gates: bool = False
@@ -147,8 +178,8 @@ class Route:
 
     def _find(self, layer: int, stride: int, transform: str) -> tuple[Node, int]:
         node = self._node(layer, stride)
-        if transform not in TRANSFORMS or TRANSFORMS.index(transform) not in node.transforms:
-            names = ", ".join(TRANSFORMS[t] for t in node.transforms)
+        if transform not in TRANSFORMS or TRANSFORMS.index(transform) not in node.gated:
+            names = ", ".join(TRANSFORMS[t] for t in node.gated) or "none"
             raise KeyError(
                 f"the cell of stride {stride} in layer {layer} has no {transform!r}; it has {names}"
             )
@@ -186,3 +217,50 @@ def _agreed(values: Tensor, threshold: float) -> Tensor:
     share = opened.double().mean(dim=0)
     mean = values.double().sum(dim=0) / opened.sum(dim=0).clamp(min=1)
     return torch.where(share > threshold, mean, 0.0).float()
+
+
+def _rounded(row: Tensor) -> list[float]:
+    # To seven digits: what float32 holds.
+    return [float(f"{value:.7g}") for value in row.tolist()]
+
+
+def read_route(path: str | Path, space: RoutingSpace) -> Route:
+    """Read what ``Route.write`` wrote.
+
+    Args:
+        path: the file.
+        space: the whole routing space that it belongs to.
+
+    Raises:
+        DataError: the file is missing or damaged, belongs to another space, opens transforms that
+            do not exist, or leads to no cell of the last layer.
+    """
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+        scales = tuple(state["scales_per_layer"])
+        initial = torch.tensor(state["initial"], dtype=torch.float32)
+        gates = torch.tensor(state["gates"], dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} holds no route ({reason})") from None
+    if scales != space.scales_per_layer:
+        raise DataError(
+            f"{path} is a route through layers of {list(scales)} cells, and the network has layers "
+            f"of {list(space.scales_per_layer)}"
+        )
+    columns = len(TRANSFORMS)
+    if initial.shape != (columns,) or gates.shape != (space.num_cells, columns):
+        raise DataError(f"{path} needs {columns} gates for each of {space.num_cells} cells")
+    route = Route(space, gates, initial)
+    for node in (space.initial, *space.cells):
+        for transform, value in enumerate(route._row(node).tolist()):
+            if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+                raise DataError(f"{path} has a gate of {value}; gates are in [0, 1]")
+            if value and transform not in node.gated:
+                raise DataError(
+                    f"{path} opens {TRANSFORMS[transform]!r} of the cell of stride "
+                    f"{4 * 2**node.scale} in layer {node.layer}, which has no such transform"
+                )
+    if not route.reached[-space.out_scales :].any():
+        raise DataError(f"{path} leads to no cell of the last layer")
+    return route

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..inference import CurrentPlan, Route
+from ..inference import CurrentPlan, Route, read_route
 from ..moe import Decision, OpGates, number_decisions
 from ..routing import (
     BatchNorm,
@@ -68,7 +69,7 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
     *("layers", "scales", "scales_per_layer", "channels", "stem_channels", "ops", "gate"),
-    *("gate_bias", "norm", "drop_path", "reach", "inference", "inference_images"),
+    *("route", "gate_bias", "norm", "drop_path", "reach", "inference", "inference_images"),
     *("inference_dtype", "conditional_training", "op_gate"),
 )
 
@@ -95,7 +96,8 @@ class DynamicRouting(Backbone):
         channels: channels at stride 4.
         stem_channels: channels inside the stem.
         ops: names of the operations a cell sums.
-        gate: "small", "full" or "none".
+        gate: "small", "full", "static" or "none".
+        route: file of the route that is the whole network (``read_route``); "" for the whole space.
         gate_bias: start value of the gates' last bias.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
@@ -111,6 +113,7 @@ class DynamicRouting(Backbone):
     Raises:
         ValueError: the space cannot exist, or a gate, operation, inference or precision is
             unknown.
+        DataError: the file of the route cannot be used.
     """
 
     @configurable
@@ -124,6 +127,7 @@ class DynamicRouting(Backbone):
         stem_channels: int = RoutingSettings.stem_channels,
         ops: Sequence[str] = RoutingSettings.ops,
         gate: str = RoutingSettings.gate,
+        route: str = RoutingSettings.route,
         gate_bias: float = RoutingSettings.gate_bias,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
@@ -146,6 +150,9 @@ class DynamicRouting(Backbone):
                 f"{', '.join(INFERENCE_DTYPES)}"
             )
         space = RoutingSpace.build(layers, scales, scales_per_layer)
+        if route:
+            file = os.path.expandvars(os.path.expanduser(route))
+            space = read_route(file, space).restricted()
         self.network = DynamicRoutingNetwork(
             space,
             channels=channels,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
 from .chosen_ops import OpChoice, OpGateBuilder, chosen_sum
-from .gate import Gate, open_gates
+from .gate import build_gate, open_gates
 from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
@@ -86,7 +86,7 @@ class Cell(nn.Module):
         node: place in the routing space.
         channels: channels at stride 4; the cell works on channels·2^scale.
         ops: names of operations (``divdr.routing.ops``).
-        gate: "small", "full" or "none" (every transform open at 1).
+        gate: "small", "full", "static" or "none" (every transform open at 1).
         norm: makes the normalisation layer.
         gate_bias: start value of the gate's last bias.
         drop_path: schedule shared by the network.
@@ -95,6 +95,7 @@ class Cell(nn.Module):
         conditional: train conditionally. Synchronised normalisation, for which processes wait,
             always runs.
         op_gate: makes a gate that chooses operations for each image; None sums all of them.
+        stays_open: gates say how far transforms are open, never whether.
 
     Raises:
         ConfigError: no operation, the same one twice, or an unknown one.
@@ -113,6 +114,7 @@ class Cell(nn.Module):
         reach: str,
         conditional: bool = False,
         op_gate: OpGateBuilder | None = None,
+        stays_open: bool = False,
     ) -> None:
         super().__init__()
         if not ops or len(set(ops)) != len(ops):
@@ -120,17 +122,15 @@ class Cell(nn.Module):
         width = channels * 2**node.scale
         self.node = node
         self.channels = width
-        self.ops = nn.ModuleDict({name: build_op(name, width, norm) for name in ops})
+        built = ops if node.gated else ()
+        self.ops = nn.ModuleDict({name: build_op(name, width, norm) for name in built})
         self.changes = nn.ModuleDict()
-        if UP in node.transforms:
+        if UP in node.gated:
             self.changes["up"] = conv_norm(width, width // 2, norm)
-        if DOWN in node.transforms:
+        if DOWN in node.gated:
             self.changes["down"] = conv_norm(width, width * 2, norm, stride=2)
-        self.gate = (
-            None
-            if gate == "none"
-            else Gate(width, len(node.transforms), norm, small=gate == "small", bias=gate_bias)
-        )
+        kind = gate if node.gated else "none"
+        self.gate = build_gate(kind, width, len(node.gated), norm, gate_bias, stays_open)
         # The initial cell, which no record tells of, sums all of its operations.
         choosing = op_gate is not None and node.index >= 0
         self.op_gate = (
@@ -145,7 +145,8 @@ class Cell(nn.Module):
         self._conditional = conditional and not self._waits
         # On the cell's device from the start: made in the forward, it would be a copy a cell.
         self._columns: Tensor
-        self.register_buffer("_columns", torch.tensor(node.transforms), persistent=False)
+        columns = torch.tensor(node.gated, dtype=torch.long)
+        self.register_buffer("_columns", columns, persistent=False)
         self._is_keep: Tensor
         is_keep = torch.tensor([t == KEEP for t in range(len(TRANSFORMS))])
         self.register_buffer("_is_keep", is_keep, persistent=False)
@@ -213,6 +214,8 @@ class Cell(nn.Module):
 
     def _needed(self, some: Sequence[bool]) -> Sequence[int]:
         """Transforms to train; none where the cell is closed for every image."""
+        if self.node.bare:
+            return ()
         if not self._conditional:
             return self.node.transforms
         if not any(some):

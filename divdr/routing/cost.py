@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .gate import StaticGate
 from .open_paths import is_closed, is_open
 from .ops import SqueezeExcite
 from .space import KEEP, TRANSFORMS
@@ -341,7 +342,7 @@ def cost_table(
 
 def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
     each = tuple(count_macs(op, shape, affine_norm=affine_norm)[0] for op in cell.ops.values())
-    operations = sum(each)
+    operations = sum(each, 0.0)  # a bare cell has none
     op_gate = 0.0
     if cell.op_gate is not None:
         # The mean of the map, and a product with (C, O).
@@ -349,7 +350,7 @@ def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
     relu = float(shape[0] * shape[1] * shape[2])
     transforms: list[float | None] = []
     for transform, name in enumerate(TRANSFORMS):
-        if transform not in cell.node.transforms:
+        if transform not in cell.node.gated:
             transforms.append(None)
         elif transform == KEEP:
             transforms.append(relu)
@@ -359,7 +360,7 @@ def _cell_cost(cell: Cell, shape: MapShape, affine_norm: bool) -> CellCost:
             change = count_macs(cell.changes[name], shape, affine_norm=affine_norm)[0]
             transforms.append(relu + change)
     gate = 0.0
-    if cell.gate is not None:
+    if cell.gate is not None and not isinstance(cell.gate, StaticGate):
         seen = (shape[0], *cell.gate.map_size(*shape[1:]))
         layers = (cell.gate.reduce, cell.gate.pool, cell.gate.predict)
         gate = _sequence_macs(layers, seen, affine_norm)

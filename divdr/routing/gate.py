@@ -24,18 +24,32 @@ class Gate(nn.Module):
         norm: makes the normalisation layer.
         small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
         bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
+        stays_open: the gate says how far transforms are open, never whether (``kept_open``).
     """
 
     def __init__(
-        self, channels: int, transforms: int, norm: NormFactory, *, small: bool, bias: float
+        self,
+        channels: int,
+        transforms: int,
+        norm: NormFactory,
+        *,
+        small: bool,
+        bias: float,
+        stays_open: bool = False,
     ) -> None:
         super().__init__()
         inner = max(1, channels // 2)
         self.small = small
+        self.stays_open = stays_open
         self.initial_bias = bias
         self.reduce = conv_norm(channels, inner, norm)
         self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(inner, transforms, 1)
+
+    @property
+    def last_bias(self) -> Tensor | None:
+        """(T,) what is added to the logits last; None in a network that has none."""
+        return self.predict.bias
 
     def reset_bias(self) -> None:
         """Set the last bias to its start value."""
@@ -63,7 +77,73 @@ class Gate(nn.Module):
         # A decision near the threshold must not hang on half precision.
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
-            return self.predict(self.pool(x)).flatten(1)
+            logits = self.predict(self.pool(x)).flatten(1)
+            return kept_open(logits) if self.stays_open else logits
+
+
+class StaticGate(nn.Module):
+    """A learned logit for each transform, the same for every image; it costs no multiply-adds.
+
+    What a gate of Li et al. is worth beyond it is what looking at the image is worth.
+
+    Args:
+        transforms: number of gates.
+        bias: start value of the logits.
+        stays_open: as of ``Gate``.
+    """
+
+    def __init__(self, transforms: int, *, bias: float, stays_open: bool = False) -> None:
+        super().__init__()
+        self.stays_open = stays_open
+        self.initial_bias = bias
+        self.bias = nn.Parameter(torch.full((transforms,), bias))
+
+    @property
+    def last_bias(self) -> Tensor:
+        """(T,) the logits, before ``kept_open``."""
+        return self.bias
+
+    def reset_bias(self) -> None:
+        """Set the logits to their start value."""
+        nn.init.constant_(self.bias, self.initial_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → logits (N, transforms), in fp32 at least."""
+        bias = self.bias if self.bias.dtype == torch.float64 else self.bias.float()
+        logits = kept_open(bias) if self.stays_open else bias
+        return logits.expand(len(x), -1)
+
+
+GateModule = Gate | StaticGate
+
+
+def build_gate(
+    kind: str, channels: int, transforms: int, norm: NormFactory, bias: float, stays_open: bool
+) -> GateModule | None:
+    """The gate of a cell.
+
+    Args:
+        kind: one of ``GATE_KINDS``; "none" gives None.
+        channels: C of the cell's input.
+        transforms: number of gates.
+        norm: makes the normalisation layer.
+        bias: start value of the last bias, in logits.
+        stays_open: see ``Gate``.
+    """
+    if kind == "none":
+        return None
+    if kind == "static":
+        return StaticGate(transforms, bias=bias, stays_open=stays_open)
+    small = kind == "small"
+    return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
+
+
+def kept_open(logits: Tensor) -> Tensor:
+    """Logits of the same order that are all above 0: softplus, and 0.01 more.
+
+    The hundredth is far above what closes a cell, so that no rounding of a small softplus does.
+    """
+    return F.softplus(logits) + 0.01
 
 
 class _MeanPool(nn.AdaptiveAvgPool2d):

@@ -21,7 +21,7 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
-from .gate import GATE_KINDS, Gate
+from .gate import GATE_KINDS, Gate, StaticGate
 from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
@@ -36,12 +36,14 @@ class DynamicRoutingNetwork(nn.Module):
     """Dynamic Routing network over a routing space.
 
     Args:
-        space: which cells exist.
+        space: which cells exist. In that of a route (``Route.restricted``), gates say how far
+            transforms are open, never whether.
         channels: C at stride 4; the map of stride 4·2^s has C·2^s channels.
         stem_channels: those inside the stem.
         ops: names of the operations that every cell sums.
-        gate: "small" (gates look at maps shrunk ×1/4), "full", or "none" (the paper's "Fix"
-            network: every path open at weight 1).
+        gate: "small" (gates look at maps shrunk ×1/4), "full", "static" (gates learn one number a
+            transform and look at nothing), or "none" (the paper's "Fix" network: every path open
+            at weight 1).
         gate_bias: start value of the gates' last bias, in logits.
         norm: makes a normalisation layer for a number of channels.
         drop_path: largest drop path probability (last layer, end of training).
@@ -55,7 +57,8 @@ class DynamicRoutingNetwork(nn.Module):
             None sums all of them.
 
     Raises:
-        ConfigError: an unknown gate, operation or reach.
+        ConfigError: an unknown gate, operation or reach, or a route's space with what needs all
+            cells.
     """
 
     def __init__(
@@ -81,6 +84,11 @@ class DynamicRoutingNetwork(nn.Module):
             raise ConfigError(f"unknown reach {reach!r}; known are {', '.join(REACH_KINDS)}")
         if channels < 2 or channels % 2:
             raise ConfigError(f"channels must be even and at least 2, not {channels}")
+        if space.opened is not None and (reach != "open" or op_gate is not None):
+            raise ConfigError(
+                'a network of one route (MODEL.ROUTING.ROUTE) has MODEL.ROUTING.REACH "open", and '
+                'its cells sum all operations (OP_GATE.NAME "sum")'
+            )
         self.space = space
         self.channels = channels
         self.drop_path = DropPathSchedule(drop_path)
@@ -96,6 +104,7 @@ class DynamicRoutingNetwork(nn.Module):
             reach=reach,
             conditional=conditional_training,
             op_gate=op_gate,
+            stays_open=space.opened is not None,
         )
         self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)
@@ -109,7 +118,7 @@ class DynamicRoutingNetwork(nn.Module):
         """Kaiming initialisation (fan in) and the gates' start bias."""
         initialise_fan_in(self)
         for module in self.modules():
-            if isinstance(module, Gate):
+            if isinstance(module, Gate | StaticGate):
                 module.reset_bias()
 
     def cells(self) -> Iterator[Cell]:

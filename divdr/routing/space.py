@@ -24,12 +24,19 @@ class Node:
         scale: s, so that the stride is 4·2^s.
         index: position among the reported cells; -1 for the initial cell.
         transforms: which of ``UP``, ``KEEP`` and ``DOWN`` the cell has, in that order.
+        bare: the cell has no operations and no gate; what comes to it passes on along keep.
     """
 
     layer: int
     scale: int
     index: int
     transforms: tuple[int, ...]
+    bare: bool = False
+
+    @property
+    def gated(self) -> tuple[int, ...]:
+        """Transforms that can be open: all of them, and none of a bare cell's."""
+        return () if self.bare else self.transforms
 
     def target_scale(self, transform: int) -> int:
         """Scale of the next layer's cell that a transform leads to."""
@@ -45,6 +52,9 @@ class RoutingSpace:
 
     Attributes:
         scales_per_layer: number of cells of each layer; the cell of scale s has stride 4·2^s.
+        opened: for the space of one route alone, what the initial cell and then each reported one
+            have of their transforms: () of cells that are not there, None of bare ones. None as a
+            whole: everything.
 
     Raises:
         ConfigError: no layers, a layer without cells, a cell that no edge can lead to, or one that
@@ -52,6 +62,7 @@ class RoutingSpace:
     """
 
     scales_per_layer: tuple[int, ...]
+    opened: tuple[tuple[int, ...] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.scales_per_layer:
@@ -121,7 +132,7 @@ class RoutingSpace:
     def initial(self) -> Node:
         """The node before the first layer, at stride 4."""
         targets = range(self.scales_per_layer[0])
-        return Node(-1, 0, -1, tuple(t for t in (UP, KEEP, DOWN) if t - 1 in targets))
+        return self._node(-1, 0, -1, tuple(t for t in (UP, KEEP, DOWN) if t - 1 in targets))
 
     @cached_property
     def layers(self) -> tuple[tuple[Node, ...], ...]:
@@ -130,7 +141,7 @@ class RoutingSpace:
         for layer, count in enumerate(self.scales_per_layer):
             nodes = []
             for scale in range(count):
-                nodes.append(Node(layer, scale, index, self._transforms(layer, scale)))
+                nodes.append(self._node(layer, scale, index, self._transforms(layer, scale)))
                 index += 1
             result.append(tuple(nodes))
         return tuple(result)
@@ -139,6 +150,14 @@ class RoutingSpace:
     def cells(self) -> tuple[Node, ...]:
         """All reported cells in the order of A(x)."""
         return tuple(node for layer in self.layers for node in layer)
+
+    def _node(self, layer: int, scale: int, index: int, transforms: tuple[int, ...]) -> Node:
+        if self.opened is None:
+            return Node(layer, scale, index, transforms)
+        opened = self.opened[index + 1]
+        if opened is not None:
+            return Node(layer, scale, index, opened)
+        return Node(layer, scale, index, tuple(t for t in transforms if t == KEEP), bare=True)
 
     def _transforms(self, layer: int, scale: int) -> tuple[int, ...]:
         if layer == self.num_layers - 1:

@@ -317,9 +317,11 @@ class RoutingSettings(Settings):
     )
     gate: str = setting(
         "small",
-        '"small": gates look at maps shrunk ×1/4 (DR-A to C); "full" (DR-Raw); "none": no gates, '
-        'every path open (the "Fix" network).',
-        choices=("small", "full", "none"),
+        '"small": gates look at maps shrunk ×1/4 (DR-A to C); "full" (DR-Raw); "static": gates '
+        "learn one number a transform and look at nothing, so that all images share a route, the "
+        'control that tells what routing each image for itself is worth; "none": no gates, every '
+        'path open (the "Fix" network).',
+        choices=("small", "full", "static", "none"),
         source="DR",
     )
     gate_bias: float = setting(
@@ -327,6 +329,13 @@ class RoutingSettings(Settings):
         "Start value of the gates' last bias; 1.5 opens every gate to tanh(1.5) = 0.9.",
         unit="logits",
         source="DR",
+    )
+    route: str = setting(
+        "",
+        "JSON file of a route (docs/guide/controls.md): the network has the cells and transforms "
+        "that it opens and no others, from the start of training. Gates, if there are any, say how "
+        'far these are open, never whether; with GATE "none" they are open at 1. "$" variables of '
+        'the environment are filled in; "" is the whole space.',
     )
     reach: str = setting(
         "open",

@@ -42,12 +42,15 @@ class Variant:
         overrides: values of config keys on top of it.
         data: command that makes the data set, its ``--output`` left out; () takes
             $DETECTRON2_DATASETS as it is.
+        route_of: an earlier variant; the network is the route that most images take in that
+            variant's run of the same seed (``divdr.engine.controls.majority_of``). "" for none.
     """
 
     name: str
     config: str
     overrides: Mapping[str, Any]
     data: tuple[str, ...] = ()
+    route_of: str = ""
 
     @property
     def file_name(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..errors import DataError
 from .planning import Job, Run
 from .reading import make_data
 
@@ -91,14 +92,17 @@ _POLL = 0.5  # seconds
 
 
 def unfinished(runs: Iterable[Run]) -> list[Run]:
-    """The runs that are left to train, each once and after its trunk, which comes along."""
+    """The runs that are left to train, each once and after those it needs, which come along."""
     left: dict[str, Run] = {}
+
+    def add(run: Run) -> None:
+        if not run.finished():
+            for need in run.needs:
+                add(need)
+            left.setdefault(run.key, run)
+
     for run in runs:
-        if run.finished():
-            continue
-        if run.trunk is not None and not run.trunk.finished():
-            left.setdefault(run.trunk.key, run.trunk)
-        left.setdefault(run.key, run)
+        add(run)
     trunks_first = sorted(left.values(), key=lambda run: run.trunk is not None)
     return list(trunks_first)
 
@@ -166,13 +170,18 @@ class _Pool:
         for run in list(self.waiting):
             if run.finished():  # by another study's process
                 self._leave(run)
-            elif run.trunk is not None and run.trunk.key in self.failed:
-                self.failed[run.key] = f"{run.name} was not trained: its trunk failed"
+            elif any(need.key in self.failed for need in run.needs):
+                what = "trunk" if run.source is None else "source"
+                self.failed[run.key] = f"{run.name} was not trained: its {what} failed"
                 self._leave(run)
-            elif run.trunk is None or run.trunk.finished():
+            elif all(need.finished() for need in run.needs):
                 try:
                     job = Job(run, self.root, self.environments[run.data])
                 except BlockingIOError:  # another study's process trains it
+                    continue
+                except DataError as error:
+                    self.failed[run.key] = f"{run.name} was not trained: {error}"
+                    self._leave(run)
                     continue
                 self.waiting.remove(run)
                 bar = tqdm(

@@ -18,10 +18,12 @@ from detectron2.config import CfgNode
 
 from ..checkpoint import read_weights, write_atomically, write_text_atomically
 from ..engine import load_config
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..experts import LocalExperts
 from ..routing import to_iterations
 from .definition import Study, Variant
+
+_ROUTE_FILE = "majority.json"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Run:
         cfg: resolved and frozen; ``OUTPUT_DIR`` is ``folder``.
         data: command that makes the data set; () for $DETECTRON2_DATASETS as it is.
         trunk: the run that it continues; None if it starts anew.
+        source: the run whose images' route is its network; None without ``route_of``.
         folder: where it is kept, named after ``key``.
         key: hash of all that decides the outcome: runs of several studies with the same are one.
     """
@@ -43,6 +46,12 @@ class Run:
     trunk: Run | None
     folder: Path
     key: str
+    source: Run | None = None
+
+    @property
+    def needs(self) -> tuple[Run, ...]:
+        """Runs that have to be finished before it can start."""
+        return tuple(run for run in (self.trunk, self.source) if run is not None)
 
     @property
     def iterations(self) -> int:
@@ -89,14 +98,22 @@ def plan(
         ConfigError: a setting is unknown or wrong, or the variants of a pair do not share what
             comes before the fork.
     """
-    runs = {v.name: _runs(study, v, root, store, iterations) for v in study.variants}
+    runs: dict[str, dict[int, Run]] = {}
+    for variant in study.variants:
+        sources = runs.get(variant.route_of, {})
+        runs[variant.name] = _runs(study, variant, root, store, iterations, sources)
     for pair in study.pairs:
         _check_pair(*(runs[name][study.seeds[0]] for name in pair))
     return runs
 
 
 def _runs(
-    study: Study, variant: Variant, root: Path, store: Path, iterations: int | None
+    study: Study,
+    variant: Variant,
+    root: Path,
+    store: Path,
+    iterations: int | None,
+    sources: Mapping[int, Run],
 ) -> dict[int, Run]:
     overrides = dict(variant.overrides)
     if iterations:
@@ -109,7 +126,8 @@ def _runs(
         if before is not None:
             trunk = _identified(f"trunk, seed {seed}", before, seed, variant.data, None, store)
         name = f"{variant.name}, seed {seed}"
-        runs[seed] = _identified(name, cfg, seed, variant.data, trunk, store)
+        source = sources.get(seed)
+        runs[seed] = _identified(name, cfg, seed, variant.data, trunk, store, source)
     return runs
 
 
@@ -130,16 +148,26 @@ def _resolve(config: Path, overrides: Mapping[str, Any]) -> CfgNode:
 
 
 def _identified(
-    name: str, cfg: CfgNode, seed: int, data: tuple[str, ...], trunk: Run | None, store: Path
+    name: str,
+    cfg: CfgNode,
+    seed: int,
+    data: tuple[str, ...],
+    trunk: Run | None,
+    store: Path,
+    source: Run | None = None,
 ) -> Run:
     cfg = cfg.clone()
     cfg.SEED, cfg.OUTPUT_DIR = seed, ""
     parts = [cfg.dump(), list(data), trunk.key if trunk else None]
+    if source is not None:
+        parts.append(source.key)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store / key
     cfg.OUTPUT_DIR = str(folder)
+    if source is not None:
+        cfg.MODEL.ROUTING.ROUTE = str(source.folder / _ROUTE_FILE)
     cfg.freeze()
-    return Run(name, cfg, data, trunk, folder, key)
+    return Run(name, cfg, data, trunk, folder, key, source)
 
 
 def _check_pair(a: Run, b: Run) -> None:
@@ -211,6 +239,25 @@ def _clustering(run: Run) -> CfgNode:
     return run.cfg.MODEL.ROUTING.CLUSTERING
 
 
+def _make_route(source: Run, root: Path, environment: Mapping[str, str]) -> None:
+    """Write the route that most training images take in a finished run; it takes a minute."""
+    route = source.folder / _ROUTE_FILE
+    if route.is_file():
+        return
+    partial = route.with_suffix(".partial")
+    words = [sys.executable, "-W", "ignore", "tools/make_control.py", "majority"]
+    words += ["--config-file", str(source.folder / "definition.yaml")]
+    words += ["--weights", str(source.folder / "model_final.pth"), "--output", str(partial)]
+    limits = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, cwd=root, env={**environment, **limits}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no words"])[-1]
+        raise DataError(f"the route of {source.name} could not be made ({last})")
+    partial.replace(route)
+
+
 class Job:
     """Trains and evaluates a run with ``divdr train``, from its last checkpoint if any.
 
@@ -224,6 +271,7 @@ class Job:
 
     Raises:
         BlockingIOError: another process trains it.
+        DataError: the route of its source could not be made.
     """
 
     def __init__(self, run: Run, root: Path, environment: Mapping[str, str]) -> None:
@@ -233,6 +281,8 @@ class Job:
         with (run.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             start_from_trunk(run)
+            if run.source is not None:
+                _make_route(run.source, root, environment)
             definition = run.folder / "definition.yaml"
             write_text_atomically(definition, run.cfg.dump())
             # An installed package has the program alone; paths of data then are the user's.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +14,11 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ..checkpoint import write_text_atomically
 from ..engine import load_config
+from ..engine.predictor import Predictor
 from ..experts import diversity, kmeans
+from ..modeling import find_backbone
 from ..visualization import RunData
 
 
@@ -85,6 +90,61 @@ def paired_difference(
         warnings.simplefilter("ignore", RuntimeWarning)
         interval = stats.ttest_rel(b, a).confidence_interval(confidence)
     return Difference(n, mean, float(interval.low), float(interval.high))
+
+
+_TIMED = 40  # images
+_ROUNDS = 3
+
+
+@torch.no_grad()
+def plan_time(folder: Path) -> dict[str, float]:
+    """Milliseconds that a run's backbone takes for a test image, alone and on one thread.
+
+    The median over images of the fastest of three rounds, of what evaluation runs: the plan. It is
+    measured once, on whatever else the machine is doing, and kept in the run's folder.
+
+    Args:
+        folder: of a finished run, evaluated on one data set.
+
+    Returns:
+        "ms"; nothing for a run without a routed backbone or whose images are gone.
+    """
+    kept = folder / "plan_time.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    routes = next(iter((RunData.load(folder).routes or {}).values()), None)
+    if routes is None or not all(Path(name).is_file() for name in routes.file_names[:_TIMED]):
+        return {}
+    cfg = load_config(
+        str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    )
+    predictor = Predictor(cfg)
+    backbone = find_backbone(predictor.model)
+    seconds: list[list[float]] = []
+    started = [0.0]
+    before = backbone.register_forward_pre_hook(
+        lambda *_: started.__setitem__(0, time.perf_counter())
+    )
+    after = backbone.register_forward_hook(
+        lambda *_: seconds[-1].append(time.perf_counter() - started[0])
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in [
+            routes.file_names[0],
+            *routes.file_names[:_TIMED],
+        ]:  # the first builds the plan
+            seconds.append([])
+            for _ in range(_ROUNDS):
+                predictor(name)
+    finally:
+        torch.set_num_threads(threads)
+        before.remove()
+        after.remove()
+    found = {"ms": 1e3 * float(np.median([min(own) for own in seconds[1:]]))}
+    write_text_atomically(kept, json.dumps(found))
+    return found
 
 
 REFIT_EXPERTS = (2, 3, 4, 6)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import Command, Parser, at_least, available_device, device
+from ..settings import RoutingSettings
 
 _SMALLEST = 3  # pixels; the stem's first convolution needs them
 _DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))
@@ -20,7 +21,7 @@ def _options(parser: Parser) -> None:
     parser.add_argument("--scales", type=at_least(1), default=4)
     parser.add_argument("--channels", type=at_least(2), default=64)
     parser.add_argument("--stem-channels", type=at_least(1), default=64)
-    parser.add_argument("--gate", default="small", choices=["small", "full", "none"])
+    parser.add_argument("--gate", default="small", choices=RoutingSettings.choices("gate"))
     parser.add_argument(
         "--reach",
         default="published",

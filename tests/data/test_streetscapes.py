@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from divdr.data import load_characters
+from divdr.data import load_characters, load_needs
 from divdr.errors import ConfigError, DataError
 from drawn.streetscapes import (
     CHARACTERS,
@@ -72,7 +72,7 @@ def scenes():
 
 
 def test_layout_holds_exactly_the_expected_files(root):
-    expected = {"cityscapes/characters.json", "cityscapes/streetscapes.json"}
+    expected = {f"cityscapes/{n}.json" for n in ("characters", "needs", "streetscapes")}
     for split, count in (("train", 8), ("val", 5)):
         assert len(names(root, split)) == count
         for name in names(root, split):
@@ -559,3 +559,45 @@ def test_perfect_instances_score_hundred(root):
     result = evaluator.evaluate()["segm"]
     assert result["AP"] > 99
     assert result["AP50"] > 99
+
+
+def test_needs_are_what_the_pictures_of_instances_show(root):
+    needs = load_needs(root)
+    for split in ("train", "val"):
+        assert list(needs[split]) == names(root, split)
+        for name, need in needs[split].items():
+            ids = np.asarray(Image.open(gt_path(root, split, name, "instanceIds.png"))).ravel()
+            single = [i for i in sorted(set(ids.tolist())) if i >= 1000]
+            assert need["objects"] == len(single)
+            assert need["sizes"] == sorted(int((ids == i).sum()) for i in single)
+            assert need["density"] is None
+
+
+def test_unequal_scenes_range_from_empty_to_dense(tmp_path):
+    make(tmp_path, train=12, val=2, unequal=1.0)
+    needs = load_needs(tmp_path)["train"]
+    rising = sorted(needs.values(), key=lambda need: need["density"])
+    # Twelve equal steps from 0 to 1, each image in the middle of one.
+    assert [need["density"] for need in rising] == pytest.approx(
+        [(step + 0.5) / 12 for step in range(12)]
+    )
+    few, many = rising[:4], rising[-4:]
+    assert sum(n["objects"] for n in few) * 3 < sum(n["objects"] for n in many)
+    characters = load_characters(tmp_path)["train"]
+    assert {characters[n] for n in needs if needs[n]["density"] < 0.5} == {"highway"}
+    assert {characters[n] for n in needs if needs[n]["density"] > 0.5} == {"town"}
+
+
+def test_equal_scenes_are_alike_and_an_empty_highway_has_no_objects(tmp_path):
+    make(tmp_path, unequal=0.0)
+    assert {n["density"] for n in load_needs(tmp_path)["train"].values()} == {0.5}
+    _, annotation = draw_scene("highway", 80, 160, np.random.default_rng(0), density=0.0)
+    labels = {thing["label"] for thing in annotation["objects"]}
+    assert not labels & {"car", "truck", "bus", "person", "rider", "motorcycle", "traffic sign"}
+    assert "road" in labels
+
+
+@pytest.mark.parametrize("unequal", [-0.1, 1.1, float("nan")])
+def test_unequal_out_of_its_range_is_refused(tmp_path, unequal):
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        make(tmp_path, unequal=unequal)

@@ -4,6 +4,7 @@ import torch
 
 from divdr.inference import InferencePlan
 from divdr.routing import DynamicRoutingNetwork, Routing, RoutingSpace
+from divdr.routing.gate import Gate
 
 
 def routed_network(
@@ -22,8 +23,9 @@ def routed_network(
                 module.bias.data.normal_(0, 0.3)
     for cell in network.cells():
         if cell.gate is not None:
-            cell.gate.predict.weight.data.normal_(0, 3.0)
-            cell.gate.predict.bias.data.normal_(shift, 0.7)
+            if isinstance(cell.gate, Gate):
+                cell.gate.predict.weight.data.normal_(0, 3.0)
+            cell.gate.last_bias.data.normal_(shift, 0.7)
     return network.double().eval()
 
 

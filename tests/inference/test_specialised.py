@@ -69,7 +69,7 @@ def test_calibration_images_and_others_in_one_call():
 @given(
     st.integers(0, 10_000),
     st.sampled_from(["open", "published"]),
-    st.sampled_from(["small", "full", "none"]),
+    st.sampled_from(["small", "full", "static", "none"]),
     st.integers(2, 5),
     st.floats(-1.5, 1.0),
     st.sampled_from([0.0, 0.3, 1.1]),

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from divdr.routing import DOWN, KEEP, UP, DynamicRoutingNetwork, RoutingSpace
+from divdr.routing.gate import Gate
 
 
 def mixed_network(
@@ -25,10 +26,11 @@ def mixed_network(
             module.bias.data.normal_(0, 0.3)
     for cell in [network.initial, *network.cells()]:
         if cell.gate is not None:
-            cell.gate.predict.weight.data.normal_(0, 3.0)
-            cell.gate.predict.bias.data.normal_(shift, 0.7)
+            if isinstance(cell.gate, Gate):
+                cell.gate.predict.weight.data.normal_(0, 3.0)
+            cell.gate.last_bias.data.normal_(shift, 0.7)
     if network.initial.gate is not None:
-        torch.nn.init.constant_(network.initial.gate.predict.bias, 1.5)
+        torch.nn.init.constant_(network.initial.gate.last_bias, 1.5)
     # Double precision, so that rounding is neither taken for an error nor hides one.
     return network.double().eval()
 

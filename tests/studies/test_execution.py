@@ -4,8 +4,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from small_study import STUDY
 
+from divdr.errors import ConfigError
 from divdr.studies import execute, run_study
 
 
@@ -90,3 +92,54 @@ def test_a_kill_ends_the_trainings_too(stand_in, tmp_path, monkeypatch):
     for key in trained():
         with (tmp_path / "runs" / key / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its training would still hold it
+
+
+CONTROLS = STUDY.replace("fork: 0.25\n", "").replace(
+    "  DivDR: {}", "  DivDR: {}\n  majority: {route_of: DR, MODEL.ROUTING.GATE: none}"
+)
+MAKE_CONTROL = """
+import sys
+with open(sys.argv[sys.argv.index("--config-file") + 1]) as file:
+    assert "MODEL" in file.read()
+with open(sys.argv[sys.argv.index("--output") + 1], "w") as file:
+    file.write("a route")
+"""
+
+
+def test_a_route_is_made_of_the_finished_run_of_the_same_seed(define, stand_in, tmp_path):
+    root, trained = stand_in
+    (root / "tools" / "make_control.py").write_text(MAKE_CONTROL)
+    _, planned = define(CONTROLS)
+    runs = runs_of(planned, "majority")
+    assert execute(runs, root, tmp_path / "data", jobs=2) == []
+    order = trained()
+    for seed, run in planned["majority"].items():
+        source = planned["DR"][seed]
+        assert order.index(source.key) < order.index(run.key)
+        route = source.folder / "majority.json"
+        assert str(route) == run.cfg.MODEL.ROUTING.ROUTE
+        assert route.read_text() == "a route"
+    assert len(order) == 4  # DivDR was not asked for
+    assert planned["majority"][0].key != planned["majority"][1].key
+
+
+def test_a_route_that_cannot_be_made_fails_that_run_alone(define, stand_in, tmp_path):
+    root, _ = stand_in
+    (root / "tools" / "make_control.py").write_text("import sys; sys.exit('no such route')")
+    _, planned = define(CONTROLS)
+    failed = execute(runs_of(planned, "majority", "DivDR"), root, tmp_path / "data")
+    assert len(failed) == 2
+    assert all("the route of DR, seed" in t and "no such route" in t for t in failed)
+    assert all(run.finished() for run in planned["DivDR"].values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CONTROLS.replace("route_of: DR,", "route_of: D,"), "'D', which does not stand before"),
+        (CONTROLS.replace("seeds:", "fork: 0.5\nseeds:"), "with a fork"),
+    ],
+)
+def test_routes_of_no_earlier_variant_are_refused(define, text, message):
+    with pytest.raises(ConfigError, match=message):
+        define(text)

@@ -17,6 +17,12 @@ from .shapes import outline
 #: Smallest picture in which the objects of a street still have a shape.
 SMALLEST = (64, 128)
 
+#: What a thinly peopled scene has fewer of.
+_COUNTED = (
+    *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    *("traffic sign", "traffic light", "pole"),
+)
+
 Outlined = tuple[SceneObject, list[list[int]]]
 
 
@@ -30,7 +36,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def _plan(
-    character: str, height: int, width: int, rng: np.random.Generator
+    character: str, height: int, width: int, rng: np.random.Generator, density: float | None
 ) -> tuple[Setting, list[SceneObject]]:
     if character in ("highway", "town"):
         place = character
@@ -41,11 +47,23 @@ def _plan(
     if place == "highway":
         items = layout.highway(setting)
     else:
-        items = layout.town(setting, crowded=1.0 if character == "town" else 0.7)
+        crowded = 1.0 if character == "town" else 0.7
+        items = layout.town(setting, crowded if density is None else 4.0 * density - 2.0)
+    if density is not None:
+        items = _thinned(items, setting, 2.0 * density if place == "highway" else density + 0.25)
     if setting.chance(0.8):
         items.append(ground.bonnet(setting))
     # Stable: objects of equal layer and depth keep the order in which they were planned.
     return setting, sorted(items, key=lambda item: (item.layer, -item.depth))
+
+
+def _thinned(items: list[SceneObject], setting: Setting, share: float) -> list[SceneObject]:
+    """About a share of the objects that can be counted, and all the others."""
+    return [
+        item
+        for item in items
+        if item.label.removesuffix("group") not in _COUNTED or setting.chance(share)
+    ]
 
 
 def _visible(outlined: list[Outlined], height: int, width: int) -> list[Outlined]:
@@ -65,7 +83,11 @@ def _visible(outlined: list[Outlined], height: int, width: int) -> list[Outlined
 
 
 def draw_scene(
-    character: str, height: int, width: int, rng: np.random.Generator
+    character: str,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    density: float | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draws one street scene.
 
@@ -73,6 +95,9 @@ def draw_scene(
         character: one of ``CHARACTERS``.
         height, width: size in pixels, at least 64 x 128.
         rng: source of all that varies; the same state gives the same scene.
+        density: how much there is to see, in [0, 1]: on a highway, from no traffic at 0 to all of
+            it at 1/2; in a town, from few people at 1/2 to twice the usual crowd at 1. None draws
+            what scenes of the character have.
 
     Returns:
         The picture, uint8 (H, W, 3) in RGB, and its annotation in the form of Cityscapes'
@@ -87,7 +112,7 @@ def draw_scene(
             f"Unknown character {character!r}; choose one of {', '.join(CHARACTERS)}."
         )
     check_size(height, width)
-    setting, items = _plan(character, height, width, rng)
+    setting, items = _plan(character, height, width, rng, density)
     outlined: list[Outlined] = []
     for item in items:
         polygon = outline(item.parts, height, width)

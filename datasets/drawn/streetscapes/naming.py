@@ -22,25 +22,51 @@ ANNOTATION_KINDS = ("polygons.json", "labelIds.png", "labelTrainIds.png", "insta
 
 @dataclass(frozen=True)
 class Job:
-    """One image to be made: its split, its place in it, its name and its character."""
+    """One image to be made.
+
+    Attributes:
+        split: "train" or "val".
+        index: its place in the split.
+        name: of its files.
+        character: one of ``CHARACTERS``.
+        density: how much there is to see, from 0, an empty highway, to 1, a dense town; None as
+            scenes of its character have it.
+    """
 
     split: str
     index: int
     name: str
     character: str
+    density: float | None = None
 
 
-def plan_split(split: str, count: int, seed: int) -> list[Job]:
-    """The images of one split: cities in turn, characters evenly shared and shuffled."""
+def plan_split(split: str, count: int, seed: int, unequal: float | None = None) -> list[Job]:
+    """The images of one split: cities in turn, characters evenly shared and shuffled.
+
+    With ``unequal`` in [0, 1] it is densities that are evenly shared, over (1 ± ``unequal``) / 2.
+    """
     rng = np.random.default_rng([seed, SPLITS.index(split)])
+    if unequal is not None:
+        steps = (np.arange(count) + 0.5) / count - 0.5  # in (-1/2, 1/2)
+        densities = rng.permutation(0.5 + unequal * steps)
+        return [
+            Job(split, index, _name(split, index), _place(density), float(density))
+            for index, density in enumerate(densities)
+        ]
     # Shuffled in full, so neither the city nor the number in it tells the character.
     characters = rng.permutation([CHARACTERS[i % len(CHARACTERS)] for i in range(count)])
+    return [
+        Job(split, index, _name(split, index), str(characters[index])) for index in range(count)
+    ]
+
+
+def _name(split: str, index: int) -> str:
     cities = CITIES[split]
-    jobs = []
-    for index in range(count):
-        name = f"{cities[index % len(cities)]}_{index // len(cities):06d}_000019"
-        jobs.append(Job(split, index, name, str(characters[index])))
-    return jobs
+    return f"{cities[index % len(cities)]}_{index // len(cities):06d}_000019"
+
+
+def _place(density: float) -> str:
+    return "highway" if density < 0.5 else "town"
 
 
 def image_file(split: str, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from divdr.data.drawn_sets import CHARACTERS_FILE, SPLITS, STREET_FOLDER, STREET_RECORD
+from divdr.data.drawn_sets import CHARACTERS_FILE, NEEDS_FILE, SPLITS, STREET_FOLDER, STREET_RECORD
 
 from ..files import DrawnSet
 from .naming import image_files
@@ -24,5 +24,5 @@ def scenes_below(root: str | os.PathLike[str]) -> DrawnSet:
         own_folders=tuple(
             Path(top, split) for top in ("leftImg8bit", "gtFine") for split in SPLITS
         ),
-        summaries=(Path(CHARACTERS_FILE),),
+        summaries=(Path(CHARACTERS_FILE), Path(NEEDS_FILE)),
     )

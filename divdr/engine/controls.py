@@ -1,0 +1,135 @@
+"""Static networks beside a routed one that is configured or trained: what the tool does.
+
+The routes and widths themselves are found by ``divdr.inference.controls``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+from ..data import build_test_loader
+from ..errors import ConfigError
+from ..inference import Route
+from ..inference.controls import majority_route, random_route, width_of_cost
+from ..modeling import DynamicRouting, find_backbone
+from ..routing import DynamicRoutingNetwork
+from ..settings import RoutingSettings
+from .execution_modes import load_trained
+from .setup import make_output_folder
+
+Size = tuple[int, int]
+
+
+def _network(cfg: CfgNode, **changes: object) -> DynamicRoutingNetwork:
+    """The backbone's network of a configuration, without trained weights."""
+    settings = RoutingSettings.of(cfg.MODEL.ROUTING)
+    values = {**vars(settings), "route": "", **changes}
+    return DynamicRouting.of(RoutingSettings(**values)).network.eval()
+
+
+def random_of(
+    cfg: CfgNode, path: str, gflops: float, size: Size, seed: int = 0, tolerance: float = 0.01
+) -> str:
+    """Write a random route of a given cost through a configuration's space.
+
+    Args:
+        cfg: of the routed network; the route costs so much with GATE "none".
+        path: the file to write.
+        gflops: 10⁹ multiply-adds, stem included.
+        size: (height, width) of the image that costs so much.
+        seed: chooses the route.
+        tolerance: by which share the cost may be off.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        ConfigError: no such route was found.
+    """
+    network = _network(cfg, gate="none")
+    route = random_route(network, gflops, size, seed=seed, tolerance=tolerance)
+    return _written(route, path, network, size)
+
+
+@torch.no_grad()
+def majority_of(
+    cfg: CfgNode, path: str, *, images: int = 200, threshold: float | None = None
+) -> str:
+    """Write the route that most training images take in a trained network.
+
+    Args:
+        cfg: of the routed network, with its checkpoint as ``MODEL.WEIGHTS``.
+        path: the file to write.
+        images: training images to ask, as evaluation sees them.
+        threshold: see ``majority_route``.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        ConfigError: the network has no gates, or the route ends early.
+    """
+    model = load_trained(cfg)
+    backbone = find_backbone(model)
+    if backbone.network.initial.gate is None:
+        raise ConfigError('the majority of routes needs gates, and MODEL.ROUTING.GATE is "none"')
+    rows, size = [], (0, 0)
+    for inputs in build_test_loader(cfg, cfg.DATASETS.TRAIN, images):
+        model(inputs)
+        record = backbone.routing
+        assert record is not None
+        size = record.size
+        rows.append((record.activations.cpu(), record.initial.cpu()))
+    activations, initial = (torch.cat(part) for part in zip(*rows, strict=True))
+    route = majority_route(backbone.network, activations, initial, size, threshold=threshold)
+    return _written(route, path, backbone.network, size)
+
+
+def width_of(cfg: CfgNode, gflops: float, size: Size, tolerance: float = 0.01) -> str:
+    """The width at which a configuration's space costs so much without gates.
+
+    Args:
+        cfg: of the routed network, whose proportion of stem to cells is kept as far as possible.
+        gflops: 10⁹ multiply-adds, stem included.
+        size: (height, width) of the image that costs so much.
+        tolerance: by which share the cost may be off.
+
+    Returns:
+        Config keys with their values, and the cost.
+
+    Raises:
+        ConfigError: no width costs so little.
+    """
+
+    def build(channels: int, stem: int) -> DynamicRoutingNetwork:
+        return _network(cfg, gate="none", channels=channels, stem_channels=stem)
+
+    routing = cfg.MODEL.ROUTING
+    width = width_of_cost(
+        build,
+        gflops,
+        size,
+        channels=routing.CHANNELS,
+        stem_channels=routing.STEM_CHANNELS,
+        tolerance=tolerance,
+    )
+    key = RoutingSettings.KEY
+    return (
+        f"{key}.GATE none {key}.CHANNELS {width.channels} {key}.STEM_CHANNELS "
+        f"{width.stem_channels}  # {width.gflops:.6g} GFLOPs"
+    )
+
+
+def _written(route: Route, path: str, network: DynamicRoutingNetwork, size: Size) -> str:
+    make_output_folder(str(Path(path).parent), "--output")
+    route.write(path)
+    cost = partial(route.real_cost, network, *size)
+    return (
+        f"{path}: {len(route.cells())} of {route.space.num_cells} cells, {cost() / 1e9:.6g} GFLOPs "
+        f"at {size[0]}×{size[1]} without gates"
+    )
