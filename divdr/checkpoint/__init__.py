@@ -1,9 +1,17 @@
 """Weights: own checkpoints, and those of the published Dynamic Routing code."""
 
-from .files import is_whole, read_weights, weight_file, write_atomically, write_text_atomically
+from .files import (
+    is_whole,
+    read_weights,
+    weight_file,
+    write_atomically,
+    write_checkpoint,
+    write_text_atomically,
+)
 from .fit import find_weights, load_exactly, read_part, rename
 from .pixels import PUBLISHED_PIXELS, Pixels, adapt_first_convolution
 from .published import convert_backbone, convert_decoder, convert_model
+from .sharing import without_training
 
 __all__ = [
     "PUBLISHED_PIXELS",
@@ -19,6 +27,8 @@ __all__ = [
     "read_weights",
     "rename",
     "weight_file",
+    "without_training",
     "write_atomically",
+    "write_checkpoint",
     "write_text_atomically",
 ]

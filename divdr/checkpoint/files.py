@@ -10,12 +10,14 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from ..errors import CheckpointError
+from .sharing import as_safetensors, read_safetensors
 
 _ALLOWED = {
     ("collections", "OrderedDict"),
@@ -81,7 +83,8 @@ def weight_file(path: str | os.PathLike) -> Path:
 
 
 def read_weights(path: str | os.PathLike) -> Any:
-    """Content of a ``.pth`` (read with ``weights_only``) or ``.pkl`` (arrays only) file, on CPU.
+    """Content of a ``.pth`` (read with ``weights_only``), ``.pkl`` (arrays only) or
+    ``.safetensors`` file, on CPU.
 
     PyTorch does not check the checksums that its files have held since 1.6; here a single changed
     bit in one is noticed. Older ones and ``.pkl`` hold none.
@@ -95,6 +98,8 @@ def read_weights(path: str | os.PathLike) -> Any:
         raise CheckpointError(f"checkpoint {path} is a folder, and must be a file")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -129,6 +134,19 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> None:
         CheckpointError: see :func:`write_atomically`.
     """
     _replace(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, as safetensors where the file's name ends so, else by PyTorch.
+
+    Raises:
+        CheckpointError: see :func:`write_atomically`; or it does not fit into safetensors.
+    """
+    if Path(path).suffix == ".safetensors":
+        data = as_safetensors(content)
+        _replace(Path(path), lambda file: file.write(data))
+    else:
+        write_atomically(path, dict(content))
 
 
 def is_whole(path: str | os.PathLike) -> bool:

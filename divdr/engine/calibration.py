@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
-from ..modeling import RoutingSupervision
+from ..modeling import GateShift, RoutingSupervision, unwrap
+from ..routing import to_host
+from .hooks import backbone_alone
 
 logger = logging.getLogger(__name__)
 
@@ -79,38 +81,24 @@ def calibrate_cost(
     Returns:
         The shift in logits.
     """
-    biases = [
-        cell.gate.last_bias
-        for cell in routing.backbone.network.cells()
-        if cell.gate is not None and cell.gate.last_bias is not None
-    ]
-    start = [bias.clone() for bias in biases]
-
-    def shift(by: float) -> None:
-        for bias, value in zip(biases, start, strict=True):
-            bias.copy_(value + by)
+    shift = GateShift(routing.backbone.network)
 
     def excess(by: float) -> float:
         shift(by)
         return _mean_share(model, routing, batches) / share - 1.0
 
-    training = model.training
-    model.eval()
-    try:
-        tried = {0.0: excess(0.0)}
-        sign = -1.0 if tried[0.0] > 0 else 1.0
-        best = 0.0
-        for low, high in _RANGES:
-            for _ in range(_STEPS):
-                middle = (low + high) / 2
-                off = tried[sign * middle] = excess(sign * middle)
-                low, high = (middle, high) if sign * off < 0 else (low, middle)
-            best = min(tried, key=lambda by: abs(tried[by]))
-            if abs(tried[best]) <= _CLOSE:
-                break
-        shift(best)
-    finally:
-        model.train(training)
+    tried = {0.0: excess(0.0)}
+    sign = -1.0 if tried[0.0] > 0 else 1.0
+    best = 0.0
+    for low, high in _RANGES:
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            off = tried[sign * middle] = excess(sign * middle)
+            low, high = (middle, high) if sign * off < 0 else (low, middle)
+        best = min(tried, key=lambda by: abs(tried[by]))
+        if abs(tried[best]) <= _CLOSE:
+            break
+    shift(best)
     logger.info(
         "Cost target: in evaluation %+.1f %% off; all gates' biases move by %+.3f, then %+.1f %%",
         100 * tried[0.0],
@@ -122,11 +110,39 @@ def calibrate_cost(
 
 def _mean_share(model: nn.Module, routing: RoutingSupervision, batches: list[list[dict]]) -> float:
     """Mean real share over the images of all processes."""
-    total, count = 0.0, 0
-    for inputs in batches:
-        model(inputs)
-        record = routing.backbone.routing
-        assert record is not None
-        total, count = total + float(record.real_share.sum()), count + len(record)
-    totals = comm.all_gather((total, count))
+    shares = image_costs(model, routing, batches)[0]
+    totals = comm.all_gather((float(shares.sum()), len(shares)))
     return sum(t for t, _ in totals) / max(1, sum(n for _, n in totals))
+
+
+@torch.no_grad()
+def image_costs(
+    model: nn.Module, routing: RoutingSupervision, batches: Iterable[list[dict]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What this process's images cost in evaluation; the backbone runs, and no head.
+
+    Args:
+        model: the model; its modes are restored.
+        routing: attached to it.
+        batches: the images.
+
+    Returns:
+        (n,) real shares of the all-open cost, both without the stem; (n,) real costs, stem
+        included, in 10⁹ multiply-adds; (n, D) clustered values. Float32 on the CPU.
+    """
+    rows = []
+    with backbone_alone(unwrap(model), routing.backbone) as run:
+        for inputs in batches:
+            run(inputs)
+            record = routing.backbone.routing
+            assert record is not None
+            values = routing.clustered_values(record)
+            rows.append(to_host([record.real_share, record.real_cost / 1e9, values]))
+    if not rows:
+        return (
+            torch.zeros(0),
+            torch.zeros(0),
+            torch.zeros(0, routing.backbone.space.activation_size),
+        )
+    shares, gflops, values = (torch.cat(column).float() for column in zip(*rows, strict=True))
+    return shares, gflops, values

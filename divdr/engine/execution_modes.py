@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,15 @@ from tqdm import tqdm
 
 from ..benchmark import in_turns
 from ..checkpoint import write_text_atomically
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..inference import InferencePlan, Route, vote
 from ..modeling import Executor, RoutingSupervision, attached_routing
 from .about import About
 from .checkpointer import load_for_evaluation
 from .static_experts import Gathered, StaticExperts, use_static_experts
 from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def time_in_turns(
@@ -240,6 +243,28 @@ def load_with_about(cfg: CfgNode, datasets: Sequence[str] = ()) -> tuple[nn.Modu
         about=[About.of(cfg, name) for name in datasets] or [About.of(cfg)],
         routing=attached_routing(model),
     )
+    turn_dial(model, cfg)
     if cfg.MODEL.ROUTING.STATIC_EXPERTS:
         use_static_experts(model, cfg.MODEL.ROUTING.STATIC_EXPERTS)
     return model, about
+
+
+def turn_dial(model: nn.Module, cfg: CfgNode) -> None:
+    """Set a loaded model's cost as ``MODEL.ROUTING.DIAL`` says.
+
+    Raises:
+        ConfigError: the model has no such dial.
+    """
+    position = cfg.MODEL.ROUTING.DIAL
+    if position < 0:
+        return
+    routing = attached_routing(model)
+    if routing is None:
+        raise ConfigError(f"MODEL.ROUTING.DIAL is {position}, and the model has no routed backbone")
+    setting = routing.turn_dial(position)
+    logger.info(
+        "Dial at %g: real share %.3f, %.4g GFLOPs an image when calibrated",
+        position,
+        setting.share,
+        setting.gflops,
+    )

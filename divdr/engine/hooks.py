@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -112,15 +112,31 @@ def refill_bank(
         keys: keys of a batch's images.
         step: noted with the rows.
     """
+    with backbone_alone(model, backbone) as run:
+        experts.bank.clear()
+        for inputs in loader:
+            run(inputs)
+            experts.bank.update(keys(inputs), values(), step)
+
+
+@contextmanager
+def backbone_alone(model: nn.Module, backbone: nn.Module) -> Iterator[Callable[[list[dict]], None]]:
+    """In evaluation mode, what runs a model for a batch until its backbone has run.
+
+    Args:
+        model: not wrapped for several processes; modes of all its modules are restored.
+        backbone: part of it.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     handle = backbone.register_forward_hook(_end_forward)
+
+    def run(inputs: list[dict]) -> None:
+        with suppress(_ForwardEnds):
+            model(inputs)
+
     try:
-        experts.bank.clear()
-        for inputs in loader:
-            with suppress(_ForwardEnds):
-                model(inputs)
-            experts.bank.update(keys(inputs), values(), step)
+        yield run
     finally:
         handle.remove()
         for module, training in modes:

@@ -17,7 +17,7 @@ from ..data import ClassificationMapper
 from ..errors import ConfigError
 from ..evaluation import augmented
 from ..image_files import picture_pixels, read_image
-from ..modeling import attached_routing
+from ..modeling import DialSetting, attached_routing
 from ..packaged_configs import config_beside
 from .about import drawing_metadata, model_tasks
 from .execution_modes import load_with_about
@@ -153,6 +153,17 @@ class Predictor:
             return None
         values = self.routing.clustered_values(output["routing"])
         return int(self.routing.experts.assign(values)[0])
+
+    def turn_dial(self, position: float) -> DialSetting:
+        """Set the cost of what is predicted from now on, see ``RoutingSupervision.turn_dial``.
+
+        Raises:
+            ConfigError: the model is not routed, or its checkpoint was not calibrated for several
+                costs.
+        """
+        if self.routing is None:
+            raise ConfigError("the model has no routed backbone, and one cost")
+        return self.routing.turn_dial(position)
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         transform = self._resize.get_transform(pixels)

@@ -284,6 +284,16 @@ class LocalExperts:
             self.centres, self.sigma2 = self.centres.to(device), self.sigma2.to(device)
         return self
 
+    def move_centres(self, centres: Tensor) -> None:
+        """Put the experts elsewhere, where all activations have moved and not by learning.
+
+        Args:
+            centres: (K, D) new ones, in the order of the experts.
+        """
+        if centres.shape != (self.num_experts, self.dim):
+            raise ValueError(f"centres {tuple(centres.shape)} of other experts or activations")
+        self.centres = centres.to(self.bank.device, copy=True)
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Give images other keys, and forget those without one.
 

@@ -11,6 +11,7 @@ from .attach import (
 )
 from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
+from .cost_dial import CostDial, DialSetting, GateShift
 from .decoder import DynamicRoutingDecoder
 from .expert_balance import (
     ExpertSupervision,
@@ -36,6 +37,8 @@ __all__ = [
     "READ_EVERY",
     "ClusteringLossSettings",
     "CoEBoxHead",
+    "CostDial",
+    "DialSetting",
     "DynamicRouting",
     "DynamicRoutingDecoder",
     "Executor",
@@ -43,6 +46,7 @@ __all__ = [
     "ExpertRecord",
     "ExpertRouting",
     "ExpertSupervision",
+    "GateShift",
     "HydraBoxHead",
     "ImageClassifier",
     "MixtureROIHeads",

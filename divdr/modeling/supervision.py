@@ -13,7 +13,7 @@ import torch.distributed as dist
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..experts import LocalExperts
 from ..image_keys import former_key, image_keys, recognise
 from ..routing import (
@@ -30,6 +30,7 @@ from ..routing import (
 )
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
+from .cost_dial import CostDial, DialSetting, GateShift
 from .late_figures import put_later
 
 
@@ -166,6 +167,7 @@ class RoutingSupervision:
         save_bank: whether the state holds the activations. Where clustering only measures, a
             resumed run can do without: until it has seen all images again, its figures are of
             those it has.
+        dial: costs that the model was calibrated for; None: it was not.
     """
 
     def __init__(
@@ -189,6 +191,8 @@ class RoutingSupervision:
         self.periods = periods
         self.cost = cost
         self.save_bank = save_bank
+        self.dial: CostDial | None = None
+        self._shift: GateShift | None = None  # from where the loaded weights stand
         self._steps = 0
         self._layers: Tensor | None = None  # (2, L, cells) which cells a layer has, and gates
         self._clustered = -1  # the iteration of the last clustering from here
@@ -200,6 +204,8 @@ class RoutingSupervision:
             state["experts"] = self.experts.state_dict(bank=self.save_bank)
         if self.cost is not None:
             state["cost"] = self.cost.state_dict()
+        if self.dial is not None:
+            state["dial"] = self.dial.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -213,6 +219,31 @@ class RoutingSupervision:
             self.experts.load_state_dict(state["experts"])
         if self.cost is not None and "cost" in state:
             self.cost.load_state_dict(state["cost"])
+        self.dial = CostDial.from_state(state["dial"]) if "dial" in state else None
+        self._shift = None
+
+    def turn_dial(self, position: float) -> DialSetting:
+        """Run from now on at a cost between the calibrated ones; again and again, as you like.
+
+        Args:
+            position: 0 is the cheapest, 1 the dearest.
+
+        Returns:
+            What the model is set to.
+
+        Raises:
+            ConfigError: the checkpoint has no calibrated costs, or there is no such position.
+        """
+        if self.dial is None:
+            raise ConfigError(
+                "the checkpoint has no dial: `divdr calibrate` with several costs makes one"
+            )
+        setting = self.dial.at(position)
+        self._shift = self._shift or GateShift(self.backbone.network)
+        self._shift(setting.shift)
+        if self.experts is not None and setting.centres is not None:
+            self.experts.move_centres(setting.centres)
+        return setting
 
     def keep_images(self, keys: Sequence[str]) -> None:
         """Forget images that a loaded state remembers and that are not there, with a line.

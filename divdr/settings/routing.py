@@ -369,6 +369,15 @@ class RoutingSettings(Settings):
         "File of tools/export_experts.py: evaluation then runs its static experts behind a "
         'dispatcher; "" runs the network as it was trained.',
     )
+    dial: float = setting(
+        -1.0,
+        "Cost of a trained model between the cheapest, 0, and the dearest, 1, of the settings that "
+        "`divdr calibrate` put into its checkpoint; below 0 it runs as its weights stand. Training "
+        "refuses it.",
+        unit="position, in even steps of real share",
+        low=-1,
+        high=1,
+    )
     conditional_training: bool = setting(
         False,
         "Leave out of training what no image of a batch opens. The same losses and gradients, in "

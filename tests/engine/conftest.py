@@ -4,7 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
+
+from divdr.data import register_segmentation_folder
+from divdr.engine import Trainer, load_config
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +87,28 @@ def few_digits():
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="module")
+def halves_run(repository, tmp_path_factory, overrides, draw_halves):
+    """A finished run of a tiny network with two experts: its configuration."""
+    folder = tmp_path_factory.mktemp("run")
+    draw_halves(folder, 8)
+    register_segmentation_folder(
+        "halves", str(folder / "images"), str(folder / "labels"), classes=["dark", "bright"]
+    )
+    pairs = {
+        "DATASETS.TRAIN": ("halves",),
+        "DATASETS.TEST": ("halves",),
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+        "OUTPUT_DIR": str(folder / "out"),
+    }
+    (folder / "out").mkdir()
+    cfg = load_config(
+        str(repository / "configs/demo/divdr.yaml"),
+        [*overrides, *(str(part) for pair in pairs.items() for part in pair)],
+    )
+    Trainer(cfg).train()
+    cfg.MODEL.WEIGHTS = str(folder / "out" / "model_final.pth")
+    yield cfg
+    DatasetCatalog.remove("halves")

@@ -6,10 +6,8 @@ import json
 import onnxruntime
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 
-from divdr.data import build_test_loader, register_segmentation_folder
-from divdr.engine import Trainer, load_config
+from divdr.data import build_test_loader
 from divdr.engine.execution_modes import load_trained, read_modes
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import (
@@ -27,47 +25,24 @@ SHARED = 1
 
 
 @pytest.fixture(scope="module")
-def run(repository, tmp_path_factory, overrides, draw_halves):
-    """A finished run of a tiny network with two experts: its configuration."""
-    folder = tmp_path_factory.mktemp("run")
-    draw_halves(folder, 8)
-    register_segmentation_folder(
-        "halves", str(folder / "images"), str(folder / "labels"), classes=["dark", "bright"]
-    )
-    pairs = {
-        "DATASETS.TRAIN": ("halves",),
-        "DATASETS.TEST": ("halves",),
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
-        "OUTPUT_DIR": str(folder / "out"),
-    }
-    (folder / "out").mkdir()
-    cfg = load_config(
-        str(repository / "configs/demo/divdr.yaml"),
-        [*overrides, *(str(part) for pair in pairs.items() for part in pair)],
-    )
-    Trainer(cfg).train()
-    cfg.MODEL.WEIGHTS = str(folder / "out" / "model_final.pth")
-    yield cfg
-    DatasetCatalog.remove("halves")
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
+def exported(halves_run, tmp_path_factory):
     """Folder of the exported experts and what was said about them."""
     folder = tmp_path_factory.mktemp("experts")
     settings = ExpertSettings(dispatch_layers=SHARED, bn_batches=2, fine_tune=2)
-    return folder, export_experts(run, load_trained(run), settings, folder, formats=["onnx"])
+    return folder, export_experts(
+        halves_run, load_trained(halves_run), settings, folder, formats=["onnx"]
+    )
 
 
 def layer_of(name: str) -> int:
     return int(name.split(".")[1]) if name.startswith("layers.") else -1
 
 
-def test_routes_on_the_training_set_are_those_of_evaluation(run):
-    model = load_trained(run)
-    found = gather(model, build_test_loader(run, "halves"))
+def test_routes_on_the_training_set_are_those_of_evaluation(halves_run):
+    model = load_trained(halves_run)
+    found = gather(model, build_test_loader(halves_run, "halves"))
     routing = attached_routing(model)
-    for index, inputs in enumerate(build_test_loader(run, "halves")):
+    for index, inputs in enumerate(build_test_loader(halves_run, "halves")):
         with torch.no_grad():
             record = model(inputs)[0]["routing"]
         assert found.keys[index] == inputs[0]["image_key"] == f"halves/{index}.png"
@@ -77,17 +52,17 @@ def test_routes_on_the_training_set_are_those_of_evaluation(run):
 
 
 @pytest.mark.parametrize("adapted", ["statistics", "weights", "nothing"])
-def test_only_what_lies_behind_the_shared_layers_changes(run, adapted):
-    model = load_trained(run)
+def test_only_what_lies_behind_the_shared_layers_changes(halves_run, adapted):
+    model = load_trained(halves_run)
     before = copy.deepcopy(model.state_dict())
-    train = gather(model, build_test_loader(run, "halves"))
+    train = gather(model, build_test_loader(halves_run, "halves"))
     settings = ExpertSettings(
         dispatch_layers=SHARED,
         bn_batches=2 * (adapted == "statistics"),
         fine_tune=2 * (adapted == "weights"),
         lr_factor=10.0,
     )
-    experts = build_static_experts(run, model, train, settings)
+    experts = build_static_experts(halves_run, model, train, settings)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert sum(experts.images) == 8
     whole = attached_routing(model).backbone.network.state_dict()
@@ -108,11 +83,11 @@ def test_only_what_lies_behind_the_shared_layers_changes(run, adapted):
         assert "weight" in kinds
 
 
-def test_statistics_come_from_the_experts_own_images(run, monkeypatch):
+def test_statistics_come_from_the_experts_own_images(halves_run, monkeypatch):
     from divdr.engine import static_experts
 
-    model = load_trained(run)
-    train = gather(model, build_test_loader(run, "halves"))
+    model = load_trained(halves_run)
+    train = gather(model, build_test_loader(halves_run, "halves"))
     seen = []
     estimate = static_experts.update_precise_bn
 
@@ -123,14 +98,14 @@ def test_statistics_come_from_the_experts_own_images(run, monkeypatch):
 
     monkeypatch.setattr(static_experts, "update_precise_bn", watch)
     settings = ExpertSettings(dispatch_layers=SHARED, bn_batches=1)
-    experts = build_static_experts(run, model, train, settings)
+    experts = build_static_experts(halves_run, model, train, settings)
     for number, names in enumerate(seen):
         members = {k for k, e in zip(train.keys, train.expert.tolist(), strict=True) if e == number}
         assert names <= (members or set(train.keys))
     assert len(seen) == len(experts.networks) == 2
 
 
-def test_the_table_has_every_mode(run, exported):
+def test_the_table_has_every_mode(halves_run, exported):
     folder, said = exported
     rows = read_modes(folder / "experts.json")
     assert [row.name for row in rows][:2] == ["dynamic", "static experts, by dispatcher"]
@@ -139,7 +114,7 @@ def test_the_table_has_every_mode(run, exported):
     assert rows[0].accuracy == {"mIoU": figures["sem_seg"]["mIoU"]}
     assert rows[0].gflops == figures["routing"]["real_gflops"]
     assert all(row.milliseconds > 0 for row in rows)
-    network = attached_routing(load_trained(run)).backbone.network
+    network = attached_routing(load_trained(halves_run)).backbone.network
     everything = Route.open(network.space).real_cost(network, 64, 96) / 1e9
     assert rows[-1].name == "all open, at 1"
     assert rows[-1].gflops == pytest.approx(everything, rel=1e-6)
@@ -148,13 +123,13 @@ def test_the_table_has_every_mode(run, exported):
         assert row.gflops <= everything * 1.2
 
 
-def test_files_do_what_the_experts_do(run, exported):
+def test_files_do_what_the_experts_do(halves_run, exported):
     folder, said = exported
-    model = load_trained(run)
+    model = load_trained(halves_run)
     network = attached_routing(model).backbone.network
     experts = load_static_experts(folder / "static_experts.pth", network)
     summary = json.loads((folder / "experts.json").read_text())
-    inputs = next(iter(build_test_loader(run, "halves")))
+    inputs = next(iter(build_test_loader(halves_run, "halves")))
     pixels = inputs[0]["image"][None].float()
     for number, static in enumerate(experts.networks):
         state = torch.load(folder / f"expert_{number}.pth", weights_only=True)
@@ -176,9 +151,9 @@ def test_files_do_what_the_experts_do(run, exported):
         assert torch.allclose(torch.from_numpy(found), logits, rtol=1e-3, atol=1e-4)
 
 
-def test_a_config_names_the_file_and_evaluation_follows(run, exported):
+def test_a_config_names_the_file_and_evaluation_follows(halves_run, exported):
     folder, _ = exported
-    cfg = run.clone()
+    cfg = halves_run.clone()
     cfg.MODEL.ROUTING.STATIC_EXPERTS = str(folder / "static_experts.pth")
     model = load_trained(cfg)
     inputs = next(iter(build_test_loader(cfg, "halves")))
@@ -199,14 +174,14 @@ def test_a_config_names_the_file_and_evaluation_follows(run, exported):
     model.train()
     model.eval()
     with torch.no_grad():
-        wanted = load_trained(run)(inputs)[0]["routing"].activations
+        wanted = load_trained(halves_run)(inputs)[0]["routing"].activations
         assert model(inputs)[0]["routing"].activations.equal(wanted)
 
 
-def test_what_does_not_fit_is_refused_in_a_sentence(run, exported, tmp_path):
-    model = load_trained(run)
+def test_what_does_not_fit_is_refused_in_a_sentence(halves_run, exported, tmp_path):
+    model = load_trained(halves_run)
     for weights in ("", str(tmp_path / "none.pth")):
-        cfg = run.clone()
+        cfg = halves_run.clone()
         cfg.MODEL.WEIGHTS = weights
         with pytest.raises(CheckpointError, match=r"set MODEL\.WEIGHTS|none\.pth does not exist"):
             load_trained(cfg)
@@ -224,4 +199,4 @@ def test_what_does_not_fit_is_refused_in_a_sentence(run, exported, tmp_path):
         read_modes(tmp_path / "experts.json")
     attached_routing(model).experts.centres = None
     with pytest.raises(ConfigError, match="local experts"):
-        gather(model, build_test_loader(run, "halves"))
+        gather(model, build_test_loader(halves_run, "halves"))
