@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, DataError, DivdrError
+from .known_warnings import leave_out_known_warnings
 from .packaged_configs import config_beside, find_config
 
 INTERRUPTED = 130
@@ -223,6 +224,9 @@ def add_config_options(
         parser.add_argument(
             "--output", default=output_default, metavar="DIR", help=f"{output}{default}"
         )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show every line and warning, as Detectron2 does"
+    )
     if not files:
         parser.add_argument("opts", nargs="*", help=argparse.SUPPRESS)
     group = parser.add_argument_group("settings")
@@ -303,4 +307,15 @@ class Command:
         args = parser.parse_args(arguments)
         if self.check is not None:
             self.check(parser, args)
+        if getattr(args, "verbose", False):
+            _show_everything()
+        else:
+            leave_out_known_warnings()
         return self.run(args) or 0
+
+
+def _show_everything() -> None:
+    from detectron2.utils.logger import setup_logger
+
+    for name in ("detectron2", "fvcore", "divdr"):
+        setup_logger(name=name)

@@ -20,15 +20,17 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from ..command_line import INTERRUPTED, report_errors
 from ..data import read_once
 from ..errors import ConfigError, DivdrError
+from ..known_warnings import leave_out_known_warnings
 from ..packaged_configs import find_config
+from .console import use_screen
 from .execution_modes import load_trained
 from .own_data import fitted_if_asked
+from .run_screens import example_image, show_first_screen, show_last_screen
 from .setup import (
     keep_freed_memory,
     load_config,
@@ -141,13 +143,22 @@ def main(args: argparse.Namespace, cfg: CfgNode | None = None) -> OrderedDict | 
         with telling_when_full(cfg.OUTPUT_DIR):
             if args.eval_only:
                 return _evaluate(cfg)
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-            return trainer.train()
+            return _train(cfg, args.resume)
     except KeyboardInterrupt:
         if comm.is_main_process():
             raise
         sys.exit(INTERRUPTED)  # one of them tells it
+
+
+def _train(cfg: CfgNode, resume: bool) -> OrderedDict | None:
+    with read_once([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        show_first_screen(trainer)
+        image = example_image([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
+    results = trainer.train()
+    show_last_screen(trainer.cfg, image)
+    return results
 
 
 def _evaluate(cfg: CfgNode) -> OrderedDict:
@@ -155,7 +166,9 @@ def _evaluate(cfg: CfgNode) -> OrderedDict:
         raise ConfigError("--eval-only evaluates DATASETS.TEST, which names no data set")
     with read_once(cfg.DATASETS.TEST):
         together(check_run_data, cfg, training=False)
-        return Trainer.test(cfg, load_trained(cfg))
+        results = Trainer.test(cfg, load_trained(cfg))
+    show_last_screen(cfg)
+    return results
 
 
 def check_run(config_file: str, overrides: Sequence[str] = ()) -> str:
@@ -208,11 +221,15 @@ def configure(args: argparse.Namespace, cfg: CfgNode | None = None) -> CfgNode:
     together(make_output_folder, cfg.OUTPUT_DIR)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
+    verbose = getattr(args, "verbose", False)  # Detectron2's own arguments have none
+    if not verbose:  # of each process
+        leave_out_known_warnings()
     with quiet_when_full():
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="divdr")
+        use_screen(cfg.OUTPUT_DIR, verbose=verbose)
         cfg = together(fitted_if_asked, cfg, args.opts)
         cfg.freeze()
         default_setup(cfg, args)
+        use_screen(cfg.OUTPUT_DIR, verbose=verbose)
     return cfg
 
 

@@ -62,6 +62,7 @@ from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .class_weights import balance_classes
+from .console import ForecastHook, screen, training_line, with_progress
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
 from .own_data import fitted_if_asked
@@ -185,8 +186,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        """See ``divdr.data.build_test_loader``."""
-        return build_test_loader(cfg, dataset_name)
+        """See ``divdr.data.build_test_loader``; on a terminal it shows how far it is."""
+        return with_progress(build_test_loader(cfg, dataset_name), dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -213,6 +214,11 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             evaluate = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_both)
             built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in built]
+        if screen() is not None:  # of the main process
+            line = hooks.PeriodicWriter(training_line(self.max_iter), period=1)
+            # The training's line ends before that of its last evaluation begins.
+            at = next((i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)), len(built))
+            built[at:at] = [ForecastHook(), line]
         return [hook for hook in built if hook is not None]
 
     def _test_both(self) -> OrderedDict:

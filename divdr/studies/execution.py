@@ -12,15 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..engine.console import main_figures
 from ..errors import DataError
 from .planning import Job, Run
 from .reading import make_data
 
-_SHOWN = {
-    "loss": "total_loss",
-    "GFLOPs": "train/real_gflops",
-    "inter (experts)": "clustering/inter_experts",
-}
 _LAST_LINES = 8  # figures come at different iterations
 
 
@@ -59,7 +55,7 @@ def advance(bar: tqdm, folder: Path, start: int = 0) -> int:
         return 0
     done = max(0, min(int(values["iteration"]) + 1 - start, int(bar.total)))
     bar.update(done - bar.n)
-    bar.set_postfix({k: f"{values[v]:.3f}" for k, v in _SHOWN.items() if v in values})
+    bar.set_postfix(main_figures(values))
     return done
 
 
