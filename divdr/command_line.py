@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import re
 import sys
@@ -315,7 +316,11 @@ class Command:
 
 
 def _show_everything() -> None:
-    from detectron2.utils.logger import setup_logger
-
+    """Show what loggers say also where no training sets them up."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s]: %(message)s"))
     for name in ("detectron2", "fvcore", "divdr"):
-        setup_logger(name=name)
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.addHandler(handler)

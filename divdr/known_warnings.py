@@ -7,6 +7,7 @@ Nothing here imports torch: some of them are given while torch or Detectron2 is 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -35,6 +36,11 @@ KNOWN = (
         logger="torch.utils.cpp_extension",
     ),
     Known(
+        "is_fx_tracing will return true for both",
+        "Detectron2 asks it before an assertion on shapes, which holds either way",
+        logger="torch.fx._symbolic_trace",
+    ),
+    Known(
         r"torch\.meshgrid: in an upcoming release",
         "Detectron2's anchors and points rely on the indexing that torch has today",
         UserWarning,
@@ -52,17 +58,14 @@ KNOWN = (
 )
 
 
+@dataclass(frozen=True)
 class _Leave:
-    """A filter of a logger that leaves messages out."""
+    """A filter of a logger that leaves messages out; equal ones are added once."""
 
-    def __init__(self, message: str) -> None:
-        self.message = message
+    message: str
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.message)
-
-
-_installed: list[str] = []
+        return not re.match(self.message, record.getMessage())
 
 
 def leave_out_known_warnings() -> None:
@@ -73,6 +76,5 @@ def leave_out_known_warnings() -> None:
     for known in KNOWN:
         if known.category is not None:
             warnings.filterwarnings("ignore", known.message, known.category)
-        elif known.message not in _installed:
+        else:
             logging.getLogger(known.logger).addFilter(_Leave(known.message))
-            _installed.append(known.message)

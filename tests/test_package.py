@@ -14,11 +14,11 @@ import pytest
 
 # What works without Detectron2, and what stands on it.
 METHOD = {"routing", "experts", "inference", "moe", "checkpoint", "errors", "settings"}
-METHOD |= {"translation", "command_line"}
+METHOD |= {"translation", "command_line", "known_warnings"}
 UPPER_STOREY = {"modeling", "data", "evaluation", "engine", "visualization", "studies"}
 UPPER_STOREY |= {"benchmark", "config", "image_files", "image_keys"}
 # What is there before either is imported.
-AT_ONCE = {"command_line", "errors", "packaged_configs", "registration", "verbs"}
+AT_ONCE = {"command_line", "errors", "known_warnings", "packaged_configs", "registration", "verbs"}
 
 
 def run(code: str, repository) -> subprocess.CompletedProcess:

@@ -65,7 +65,7 @@ class ScreenHandler(logging.StreamHandler):
     @property
     def live(self) -> bool:
         """Whether the screen is a terminal, on which a line can be written anew."""
-        return self.stream.isatty()
+        return not self.stream.closed and self.stream.isatty()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is shown."""

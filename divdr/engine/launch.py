@@ -155,7 +155,9 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict | None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
         show_first_screen(trainer)
-        image = example_image([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
+        image = ""
+        if comm.is_main_process():
+            image = example_image([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
     results = trainer.train()
     show_last_screen(trainer.cfg, image)
     return results

@@ -133,7 +133,7 @@ def example_image(names: Sequence[str]) -> str:
     """An image file of the data sets, the first; a name in its place where they have none."""
     for name in names:
         for record in DatasetCatalog.get(name)[:1]:
-            if os.path.isfile(record.get("file_name", "")):
+            if os.path.isfile(record.get("file_name") or ""):
                 return _near(record["file_name"])
     return "PHOTO.jpg"
 
