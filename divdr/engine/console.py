@@ -23,10 +23,7 @@ logger = logging.getLogger(__name__)
 
 _ROOTS = ("detectron2", "fvcore", "divdr")
 # What else than warnings the screen shows.
-_OWN = {
-    f"divdr.engine.{name}"
-    for name in ("console", "trainer", "stage_hook", "own_data", "run_screens")
-}
+_OWN = {f"divdr.engine.{name}" for name in ("console", "trainer", "stage_hook", "own_data")}
 _PROGRESS = {"detectron2.utils.events", "detectron2.evaluation.evaluator"}
 
 _FIGURES = {
@@ -34,7 +31,6 @@ _FIGURES = {
     "GFLOPs": "train/real_gflops",
     "inter (experts)": "clustering/inter_experts",
 }
-
 
 _TRAINING = "{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt}{postfix}"
 _REDRAW = 0.5  # seconds
