@@ -122,7 +122,7 @@ def _export_options(parser: Parser) -> None:
         "--fine-tune", type=at_least(0), metavar="N", help="iterations of fine-tuning each"
     )
     parser.add_argument(
-        "--format", nargs="*", choices=_FORMATS, default=list(_FORMATS), help="files to export"
+        "--format", nargs="*", choices=_FORMATS, help="files to export; default: all"
     )
     parser.add_argument(
         "--size",
@@ -132,6 +132,18 @@ def _export_options(parser: Parser) -> None:
         help="pixels; that of the first test image",
     )
     parser.add_argument("--no-evaluation", action="store_true", help="only make the files")
+    parser.add_argument(
+        "--trim",
+        action="store_true",
+        help="instead, write the routed model without what no training image uses",
+    )
+
+
+def _export_check(parser: Parser, args: argparse.Namespace) -> None:
+    others = (args.threshold, args.dispatch_layers, args.bn_batches, args.fine_tune, args.size)
+    experts = any(each is not None for each in others) or args.no_evaluation
+    if args.trim and (experts or args.format is not None):
+        parser.error("--trim makes no static experts, and goes with none of their options")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -144,6 +156,11 @@ def _export(args: argparse.Namespace) -> None:
 
     make_output_folder(args.output, "--output")
     cfg = load_config(args.config_file, config_pairs(args))
+    if args.trim:
+        from ..engine.trimming import trim
+
+        print(trim(cfg, args.output))
+        return
     names = ("threshold", "dispatch_layers", "bn_batches", "fine_tune")
     given = {name: getattr(args, name) for name in names}
     settings = ExpertSettings(**{name: v for name, v in given.items() if v is not None})
@@ -152,7 +169,7 @@ def _export(args: argparse.Namespace) -> None:
         load_trained(cfg),
         settings,
         args.output,
-        formats=args.format,
+        formats=_FORMATS if args.format is None else args.format,
         size=args.size,
         evaluate=not args.no_evaluation,
     )
@@ -167,7 +184,9 @@ EXPORT = Command(
     about="""
 Writes expert_K.pth (a plain state_dict), expert_K.pt2 and .onnx (from pixels to maps, or to the
 logits of a segmentation model), experts.json, and static_experts.pth, which
-MODEL.ROUTING.STATIC_EXPERTS takes.""",
+MODEL.ROUTING.STATIC_EXPERTS takes. --trim writes model_final.pth, config.yaml and route.json of one
+smaller model, whose gates decide for each image as before.""",
+    check=_export_check,
 )
 
 
