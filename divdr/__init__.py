@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import checkpoint, errors, experts, inference, moe, routing
     from .config import add_divdr_config, get_divdr_config
     from .engine import Predictor, create_model
+    from .engine.hub import HubPredictor as HubPredictor
     from .experts import LocalExperts, clustering_loss, kmeans
     from .inference import InferencePlan
     from .modeling import attach_routing, attach_routing_from_config, with_routing
@@ -80,6 +81,7 @@ _NAMES = {
     "list_models": "packaged_configs",
 }
 _NAMES_ON_DETECTRON2 = {
+    "HubPredictor": "engine.hub",  # needs a package of its own, and is none of __all__ therefore
     "Predictor": "engine",
     "add_divdr_config": "config",
     "attach_routing": "modeling",

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""``divdr convert``: convert a checkpoint of the published Dynamic Routing code.
+"""``divdr convert``: make a checkpoint small to hand on, or convert one of the published code.
 
+    python tools/convert_checkpoint.py output/mine/model_final.pth small.pth --slim
     python tools/convert_checkpoint.py published.pth converted.pth \\
         --config-file configs/dr_raw_cityscapes.yaml
 """

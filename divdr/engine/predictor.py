@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from .about import drawing_metadata, model_tasks
 from .execution_modes import load_with_about
 from .setup import load_config, on_available_device
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Overrides = Mapping[str, Any] | Sequence[Any]
 """Settings: values by key, or keys and values in turn."""
@@ -47,14 +50,15 @@ def create_model(
         ConfigError: no such configuration, or a setting cannot be.
         CheckpointError: the weights are another model's, or damaged.
     """
-    cfg = load_config(str(config), _pairs(overrides))
+    cfg = load_config(str(config), pairs(overrides))
     if weights is None:
         return Trainer.build_model(cfg).eval()
     cfg.MODEL.WEIGHTS = str(weights)
     return load_with_about(cfg)[0]
 
 
-def _pairs(overrides: Overrides) -> list[Any]:
+def pairs(overrides: Overrides) -> list[Any]:
+    """Keys and values in turn, whichever way overrides are given."""
     if isinstance(overrides, Mapping):
         return [word for pair in overrides.items() for word in pair]
     return list(overrides)
@@ -101,7 +105,7 @@ class Predictor:
         *,
         overrides: Overrides = (),
         task: int | None = None,
-    ) -> Predictor:
+    ) -> Self:
         """The predictor of a checkpoint.
 
         Args:
@@ -116,7 +120,7 @@ class Predictor:
             CheckpointError: see the class.
         """
         file = config_beside(weights) if config is None else config
-        cfg = load_config(str(file), [*_pairs(overrides), "MODEL.WEIGHTS", str(weights)])
+        cfg = load_config(str(file), [*pairs(overrides), "MODEL.WEIGHTS", str(weights)])
         return cls(cfg, task)
 
     @torch.no_grad()

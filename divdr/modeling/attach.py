@@ -96,7 +96,7 @@ def _check_cost_target(model: nn.Module, budget: Ramp | None) -> None:
         )
     if find_backbone(model).network.initial.gate is None:
         raise ConfigError('a cost target needs gates to steer, and MODEL.ROUTING.GATE is "none"')
-    if find_backbone(model).space.opened is not None:
+    if find_backbone(model).network.stays_open:
         raise ConfigError(
             "a cost target needs gates that can close, which those of a fixed route "
             "(MODEL.ROUTING.ROUTE) do not"

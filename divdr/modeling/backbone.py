@@ -69,7 +69,16 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
     *("layers", "scales", "scales_per_layer", "channels", "stem_channels", "ops", "gate"),
-    *("route", "gate_bias", "norm", "drop_path", "reach", "inference", "inference_images"),
+    *(
+        "route",
+        "route_gates",
+        "gate_bias",
+        "norm",
+        "drop_path",
+        "reach",
+        "inference",
+        "inference_images",
+    ),
     *("inference_dtype", "conditional_training", "op_gate"),
 )
 
@@ -98,6 +107,7 @@ class DynamicRouting(Backbone):
         ops: names of the operations a cell sums.
         gate: "small", "full", "static" or "none".
         route: file of the route that is the whole network (``read_route``); "" for the whole space.
+        route_gates: whether gates on it stay "open" or "decide" for each image.
         gate_bias: start value of the gates' last bias.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
@@ -128,6 +138,7 @@ class DynamicRouting(Backbone):
         ops: Sequence[str] = RoutingSettings.ops,
         gate: str = RoutingSettings.gate,
         route: str = RoutingSettings.route,
+        route_gates: str = RoutingSettings.route_gates,
         gate_bias: float = RoutingSettings.gate_bias,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
@@ -166,6 +177,7 @@ class DynamicRouting(Backbone):
             in_channels=in_channels,
             conditional_training=conditional_training,
             op_gate=OpGates.of(op_gate),
+            route_gates=route_gates,
         )
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
         self._last: LastRecord[Routing] = LastRecord()

@@ -36,8 +36,7 @@ class DynamicRoutingNetwork(nn.Module):
     """Dynamic Routing network over a routing space.
 
     Args:
-        space: which cells exist. In that of a route (``Route.restricted``), gates say how far
-            transforms are open, never whether.
+        space: which cells exist; also that of a route (``Route.restricted``).
         channels: C at stride 4; the map of stride 4·2^s has C·2^s channels.
         stem_channels: those inside the stem.
         ops: names of the operations that every cell sums.
@@ -55,6 +54,11 @@ class DynamicRoutingNetwork(nn.Module):
         conditional_training: leave out of training what no image of a batch opens, see ``Cell``.
         op_gate: makes gates that choose each cell's operations by image (``divdr.moe.OpGates``);
             None sums all of them.
+        route_gates: what gates say in the space of a route: "open", how far transforms are open,
+            never whether; "decide", both, as in a whole space.
+
+    Attributes:
+        stays_open: whether no gate can close.
 
     Raises:
         ConfigError: an unknown gate, operation or reach, or a route's space with what needs all
@@ -76,8 +80,11 @@ class DynamicRoutingNetwork(nn.Module):
         reach: str = RoutingSettings.reach,
         conditional_training: bool = RoutingSettings.conditional_training,
         op_gate: OpGateBuilder | None = None,
+        route_gates: str = RoutingSettings.route_gates,
     ) -> None:
         super().__init__()
+        if route_gates not in RoutingSettings.choices("route_gates"):
+            raise ConfigError(f'route_gates is "open" or "decide", not {route_gates!r}')
         if gate not in GATE_KINDS:
             raise ConfigError(f"unknown gate {gate!r}; known are {', '.join(GATE_KINDS)}")
         if reach not in REACH_KINDS:
@@ -91,6 +98,7 @@ class DynamicRoutingNetwork(nn.Module):
             )
         self.space = space
         self.channels = channels
+        self.stays_open = space.opened is not None and route_gates == "open"
         self.drop_path = DropPathSchedule(drop_path)
         build = partial(
             Cell,
@@ -104,7 +112,7 @@ class DynamicRoutingNetwork(nn.Module):
             reach=reach,
             conditional=conditional_training,
             op_gate=op_gate,
-            stays_open=space.opened is not None,
+            stays_open=self.stays_open,
         )
         self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)

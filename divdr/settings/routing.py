@@ -334,8 +334,15 @@ class RoutingSettings(Settings):
         "",
         "JSON file of a route (docs/guide/controls.md): the network has the cells and transforms "
         "that it opens and no others, from the start of training. Gates, if there are any, say how "
-        'far these are open, never whether; with GATE "none" they are open at 1. "$" variables of '
-        'the environment are filled in; "" is the whole space.',
+        'far these are open, never whether, unless ROUTE_GATES says so; with GATE "none" they are '
+        'open at 1. "$" variables of the environment are filled in; "" is the whole space.',
+    )
+    route_gates: str = setting(
+        "open",
+        'Gates on a ROUTE: "open" keeps all of them open, so that every image takes the whole '
+        'route; "decide" lets each image close them, as in the whole space, which `divdr export '
+        "--trim` needs.",
+        choices=("open", "decide"),
     )
     reach: str = setting(
         "open",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..command_line import (
     Command,
@@ -121,7 +122,7 @@ def _export_options(parser: Parser) -> None:
         "--fine-tune", type=at_least(0), metavar="N", help="iterations of fine-tuning each"
     )
     parser.add_argument(
-        "--format", nargs="*", choices=_FORMATS, default=list(_FORMATS), help="files to export"
+        "--format", nargs="*", choices=_FORMATS, help="files to export; default: all"
     )
     parser.add_argument(
         "--size",
@@ -131,6 +132,18 @@ def _export_options(parser: Parser) -> None:
         help="pixels; that of the first test image",
     )
     parser.add_argument("--no-evaluation", action="store_true", help="only make the files")
+    parser.add_argument(
+        "--trim",
+        action="store_true",
+        help="instead, write the routed model without what no training image uses",
+    )
+
+
+def _export_check(parser: Parser, args: argparse.Namespace) -> None:
+    others = (args.threshold, args.dispatch_layers, args.bn_batches, args.fine_tune, args.size)
+    experts = any(each is not None for each in others) or args.no_evaluation
+    if args.trim and (experts or args.format is not None):
+        parser.error("--trim makes no static experts, and goes with none of their options")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -143,6 +156,11 @@ def _export(args: argparse.Namespace) -> None:
 
     make_output_folder(args.output, "--output")
     cfg = load_config(args.config_file, config_pairs(args))
+    if args.trim:
+        from ..engine.trimming import trim
+
+        print(trim(cfg, args.output))
+        return
     names = ("threshold", "dispatch_layers", "bn_batches", "fine_tune")
     given = {name: getattr(args, name) for name in names}
     settings = ExpertSettings(**{name: v for name, v in given.items() if v is not None})
@@ -151,7 +169,7 @@ def _export(args: argparse.Namespace) -> None:
         load_trained(cfg),
         settings,
         args.output,
-        formats=args.format,
+        formats=_FORMATS if args.format is None else args.format,
         size=args.size,
         evaluate=not args.no_evaluation,
     )
@@ -166,15 +184,21 @@ EXPORT = Command(
     about="""
 Writes expert_K.pth (a plain state_dict), expert_K.pt2 and .onnx (from pixels to maps, or to the
 logits of a segmentation model), experts.json, and static_experts.pth, which
-MODEL.ROUTING.STATIC_EXPERTS takes.""",
+MODEL.ROUTING.STATIC_EXPERTS takes. --trim writes model_final.pth, config.yaml and route.json of one
+smaller model, whose gates decide for each image as before.""",
+    check=_export_check,
 )
 
 
 def _convert_options(parser: Parser) -> None:
-    parser.add_argument("published", help="checkpoint file of the published code")
+    parser.add_argument(
+        "checkpoint", help="checkpoint file or folder of a run, or a file of the published code"
+    )
     parser.add_argument("converted", nargs="?", help="file to write; or name it by --output")
     add_config_options(parser, files=True)
     parser.add_argument("--output", metavar="FILE", help="file to write")
+    parser.add_argument("--slim", action="store_true", help="leave out what only training needs")
+    parser.add_argument("--half", action="store_true", help="likewise; weights in half precision")
     parser.add_argument(
         "--trained-format",
         metavar="FORMAT",
@@ -185,13 +209,50 @@ def _convert_options(parser: Parser) -> None:
 
 
 def _convert_check(parser: Parser, args: argparse.Namespace) -> None:
-    if not args.config_file:
-        parser.error("the following arguments are required: --config-file")
     if bool(args.converted) == bool(args.output):
-        parser.error("name one file to write, behind the published one or by --output")
+        parser.error("name one file to write, behind the one to read or by --output")
+    args.output = args.converted or args.output
+    if args.config_file:
+        if args.slim or args.half:
+            parser.error("--slim and --half are for checkpoints of runs, without --config-file")
+        return
+    given = [args.opts, args.trained_format, args.trained_mean, args.trained_std]
+    same = Path(args.checkpoint).suffix == Path(args.output).suffix
+    if any(given) or (same and not (args.slim or args.half)):
+        parser.error(
+            "say --slim, --half or another ending for a checkpoint of a run; for one of the "
+            "published code the following arguments are required: --config-file"
+        )
 
 
 def _convert(args: argparse.Namespace) -> None:
+    if args.config_file:
+        _convert_published(args)
+    else:
+        _convert_own(args)
+
+
+def _convert_own(args: argparse.Namespace) -> None:
+    """A run's checkpoint in another kind of file, or without what only training needs."""
+    from ..checkpoint import read_weights, weight_file, without_training, write_checkpoint
+
+    source, target = weight_file(args.checkpoint), Path(args.output)
+    if target.exists() and target.samefile(source):
+        raise CheckpointError(f"checkpoint {source} would replace itself: name another file")
+    content = read_weights(source)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(
+            f"checkpoint {source} is none of a run: it holds no 'model' (one of the published code "
+            "needs --config-file)"
+        )
+    if args.slim or args.half:
+        content = without_training(content, half=args.half)
+    write_checkpoint(target, content)
+    sizes = [f"{file.stat().st_size / 1e6:.2f} MB" for file in (target, source)]
+    print(f"wrote {target}, {sizes[0]} ({source}: {sizes[1]})")
+
+
+def _convert_published(args: argparse.Namespace) -> None:
     use_config_file(args)
     from dataclasses import replace
 
@@ -203,15 +264,14 @@ def _convert(args: argparse.Namespace) -> None:
         convert_model,
         find_weights,
         read_weights,
-        write_atomically,
+        write_checkpoint,
     )
     from ..engine import load_config
 
-    target = args.converted or args.output
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
-    found = find_weights(read_weights(args.published))
+    found = find_weights(read_weights(args.checkpoint))
     if found is None:
-        raise CheckpointError(f"checkpoint {args.published} holds no weights by name")
+        raise CheckpointError(f"checkpoint {args.checkpoint} holds no weights by name")
     trained = PUBLISHED_PIXELS
     if args.trained_format:
         trained = replace(trained, format=args.trained_format)
@@ -221,19 +281,23 @@ def _convert(args: argparse.Namespace) -> None:
         trained = replace(trained, std=tuple(args.trained_std))
     pixels = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     weights = convert_model(found.weights, build_model(cfg).state_dict(), pixels, trained)
-    write_atomically(target, {"model": weights})
+    write_checkpoint(args.output, {"model": weights})
     print(
-        f"wrote {target}, for {pixels.format} images as this config normalises them; "
+        f"wrote {args.output}, for {pixels.format} images as this config normalises them; "
         "evaluate and train it with MODEL.ROUTING.REACH published"
     )
 
 
 CONVERT = Command(
-    summary="convert a checkpoint of the published Dynamic Routing code",
-    example="published.pth --output converted.pth --config-file dr_raw_cityscapes",
+    summary="make a checkpoint small to hand on, or convert one of the published code",
+    example="output/mine/model_final.pth small.safetensors --half",
     options=_convert_options,
     run=_convert,
     about="""
+Without --config-file a run's checkpoint is written anew, by PyTorch or, where a file's name ends in
+.safetensors, as such; its config.yaml goes along by hand.
+With --config-file it converts a checkpoint of the published Dynamic Routing code:
+    divdr convert published.pth --output converted.pth --config-file dr_raw_cityscapes
 The result holds weights alone; use it as MODEL.WEIGHTS together with MODEL.ROUTING.REACH published.
 Published weights were trained on BGR images without division by a standard deviation: the first
 convolution is rewritten for the INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD of the config. A backbone

@@ -108,7 +108,7 @@ def predict_files(
             if "scores" in output:
                 say(f"{file}: {_class_line(predictor, output)}")
             if "routing" in output:
-                figure, line = _route(predictor, output, image)
+                figure, line = drawn_route(predictor, output, image)
                 figure.savefig(folder / f"{name}_route.png", dpi=120)
                 say(f"{file}: {line}")
     except OSError as error:
@@ -137,7 +137,16 @@ def _class_line(predictor: Predictor, output: dict[str, Any]) -> str:
     return f"class {name} ({score:.2f})" + (f", then {rest}" if rest else "")
 
 
-def _route(predictor: Predictor, output: dict[str, Any], image: np.ndarray) -> tuple[Figure, str]:
+def drawn_route(
+    predictor: Predictor, output: dict[str, Any], image: np.ndarray
+) -> tuple[Figure, str]:
+    """The route of an image as a picture, and what it cost in words.
+
+    Args:
+        predictor: of a routed model.
+        output: what it gave.
+        image: (H, W, 3) uint8, RGB, drawn beside the route.
+    """
     assert predictor.routing is not None
     record = output["routing"].to("cpu")
     records = [ran["routing"] for _, ran in parts_of({}, output)]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from divdr import verbs
 from divdr.checkpoint import read_weights, without_training, write_checkpoint
 from divdr.errors import CheckpointError
 
@@ -117,3 +118,40 @@ def test_damaged_files_are_told_in_a_sentence(tmp_path):
             read_weights(file)
     with pytest.raises(CheckpointError, match="does not fit into safetensors"):
         write_checkpoint(file, {"model": {}, "divdr": object()})
+
+
+def converted(*words):
+    verbs.main(["convert", *map(str, words)])
+
+
+def test_the_verb_makes_files_of_either_kind_without_a_configuration(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    write_checkpoint(run / "model_final.pth", RUN)
+    converted(run, tmp_path / "whole.safetensors")
+    assert same(read_weights(tmp_path / "whole.safetensors"), RUN)
+    converted(tmp_path / "whole.safetensors", tmp_path / "slim.pth", "--slim")
+    assert f"wrote {tmp_path / 'slim.pth'}, 0.00 MB" in capsys.readouterr().out
+    assert same(read_weights(tmp_path / "slim.pth"), without_training(RUN))
+    converted(run / "model_final.pth", "--half", "--output", tmp_path / "half.safetensors")
+    assert same(read_weights(tmp_path / "half.safetensors"), without_training(RUN, half=True))
+
+
+def test_the_verb_says_what_it_cannot_do(tmp_path, capsys):
+    file = tmp_path / "a.pth"
+    write_checkpoint(file, RUN)
+    write_checkpoint(tmp_path / "other.pth", {"weights": RUN["model"]})
+    for words, said in (
+        ((file, "b.pth"), "say --slim, --half or another ending"),
+        ((file, "b.pth", "--slim", "SEED", "1"), "required: --config-file"),
+        ((file, "b.pth", "--slim", "--config-file", "demo/divdr"), "without --config-file"),
+        ((file, file, "--slim"), "would replace itself"),
+        ((tmp_path / "other.pth", "b.safetensors"), "holds no 'model'"),
+        ((tmp_path / "none.pth", "b.safetensors"), "none.pth does not exist"),
+        ((file, "--slim"), "name one file to write"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            converted(*words)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert same(read_weights(file), RUN)

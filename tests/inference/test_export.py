@@ -29,6 +29,20 @@ def test_onnxruntime_computes_the_same_for_any_batch(static, tmp_path):
         assert float((torch.from_numpy(one) - other).abs().max()) <= 1e-4 * largest
 
 
+def test_openvino_computes_the_same_for_any_batch(static, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    batch = pictures(3).float()
+    export(static, batch[:1], tmp_path / "a.onnx")
+    full = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs compute in bfloat16 else
+    compiled = openvino.Core().compile_model(tmp_path / "a.onnx", "CPU", full)
+    with torch.no_grad():
+        wanted = static(batch)
+    found = compiled(batch.numpy())
+    largest = max(float(m.abs().max()) for m in wanted)
+    for number, other in enumerate(wanted):
+        assert float((torch.from_numpy(found[number]) - other).abs().max()) <= 1e-4 * largest
+
+
 def test_torch_export_computes_the_same_for_any_batch(static, tmp_path):
     batch = pictures(3).float()
     assert export(static, batch[:1], tmp_path / "a.pt2") < 1e-5

@@ -136,6 +136,8 @@ def test_printed_commands_would_run(page, tmp_path, monkeypatch):
         else:
             script, *words = command.words
             args = parsed(script, words, monkeypatch)
+            if script == "convert" and not args.config_file:
+                continue  # of a checkpoint alone
             if hasattr(args, "config_file"):
                 check_config(command, args, trained)
             if script in ("tools/study.py", "study") and args.name:

@@ -1,0 +1,94 @@
+"""Networks without what no image uses: the same routes and maps at less cost."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planned import agrees, fix_gates, pictures, routed_network, same_maps
+
+from divdr.errors import ConfigError
+from divdr.inference import Route
+from divdr.inference.trimming import used_route, weights_on_route
+from divdr.routing import DynamicRoutingNetwork, RoutingSpace
+from divdr.routing.cost import cost_table
+
+
+def trimmed(whole, routing, gate="small"):
+    route = used_route(whole.space, routing.activations, routing.initial, routing.reached)
+    made = DynamicRoutingNetwork(
+        route.restricted(), channels=4, gate=gate, route_gates="decide"
+    ).double()
+    made.load_state_dict(weights_on_route(whole, made))
+    return made.eval(), route
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), shift=st.floats(-1.5, 0.5))
+def test_the_images_take_the_same_routes_at_less_cost(seed, shift):
+    whole = routed_network(4, 3, seed=seed)
+    for cell in (whole.initial, *whole.cells()):
+        cell.gate.last_bias.data += shift
+    batch = pictures(4, 40, 56, seed)
+    with torch.no_grad():
+        maps, before = whole(batch)
+    made, route = trimmed(whole, before)
+    after = agrees(made, batch)  # its plan too
+    with torch.no_grad():
+        same_maps(made(batch)[0], maps)
+    torch.testing.assert_close(after.activations, before.activations)
+    # Every part that is left is used: some image opens it, or passes a cell by it.
+    gates = before.activations.unflatten(1, (-1, 3))
+    for node, cell in zip(made.space.cells, whole.cells(), strict=True):
+        seen, own = before.reached[:, node.index], gates[:, node.index]
+        closed = own.sum(1) < 1e-4
+        for transform in cell.node.transforms:
+            used = bool((seen & ~closed & (own[:, transform] > 0)).any())
+            used |= transform == 1 and bool((seen & closed).any())
+            assert (transform in node.transforms) == used, (node, transform)
+        assert node.bare == (bool(seen.any()) and bool(closed[seen].all()) and 1 in cell.node.gated)
+    # What it saves are gates alone: all of cells that never decide, rows of the others.
+    saved = torch.zeros(len(batch))
+    tables = [cost_table(network, 40, 56) for network in (whole, made)]
+    for index in range(whole.space.num_cells):
+        one, other = (table.cells[index].gate for table in tables)
+        assert other <= one
+        saved += before.reached[:, index] * (one - other)
+    saved += tables[0].initial.gate - tables[1].initial.gate
+    torch.testing.assert_close(
+        before.real_cost - after.real_cost, saved.to(before.real_cost), rtol=1e-4, atol=4
+    )
+    count = [sum(p.numel() for p in network.parameters()) for network in (whole, made)]
+    everything = Route.open(whole.space).restricted() == route.restricted()
+    assert count[1] == count[0] if everything else count[1] < count[0]
+
+
+def test_a_cell_that_some_images_pass_keeps_its_keep():
+    space = RoutingSpace.build(2, 2)
+    gates = torch.zeros(2, space.num_cells, 3)
+    gates[:, 0, 2] = 0.5  # layer 0, stride 4: both go down,
+    gates[0, 1, 0] = 0.25  # stride 8: one goes up, the other passes
+    gates[:, 3, 1] = torch.tensor([5e-5, 0.0])  # layer 1, stride 8: closed, by a hair
+    gates[0, 2, 1] = 0.5  # layer 1, stride 4
+    initial = torch.tensor([[0.0, 0.5, 0.5]]).repeat(2, 1)
+    reached = torch.tensor([[True, True, True, True], [True, True, False, True]])
+    route = used_route(space, gates.flatten(1), initial, reached)
+    assert route.gates.tolist() == [[0, 0, 0.5], [0.25, 0.25, 0], [0, 0.5, 0], [0, 0, 0]]
+    nodes = route.restricted().cells
+    assert [node.transforms for node in nodes] == [(2,), (0, 1), (1,), (1,)]
+    assert [node.bare for node in nodes] == [False, False, False, True]
+    with pytest.raises(ConfigError, match="no image"):
+        used_route(space, torch.zeros(0, 12), torch.zeros(0, 3), torch.zeros(0, 4).bool())
+
+
+def test_gates_on_a_route_may_decide():
+    route = Route.open(RoutingSpace.build(3, 3)).closed(1, 8)
+    batch = pictures(3, 40, 56, 1)
+    made = DynamicRoutingNetwork(route.restricted(), channels=4, route_gates="decide").double()
+    for cell in made.cells():
+        if cell.gate is not None:
+            fix_gates(cell, *[-9.0] * len(cell.node.gated))
+    routing = agrees(made.eval(), batch)
+    assert not routing.activations.any()
+    assert not made.stays_open
+    with pytest.raises(ConfigError, match="route_gates"):
+        DynamicRoutingNetwork(route.restricted(), channels=4, route_gates="closed")
