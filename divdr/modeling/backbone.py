@@ -69,7 +69,16 @@ INFERENCE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 # Arguments of the backbone that are settings of the same name.
 _SETTINGS = (
     *("layers", "scales", "scales_per_layer", "channels", "stem_channels", "ops", "gate"),
-    *("route", "gate_bias", "norm", "drop_path", "reach", "inference", "inference_images"),
+    *(
+        "route",
+        "gate_threshold",
+        "gate_bias",
+        "norm",
+        "drop_path",
+        "reach",
+        "inference",
+        "inference_images",
+    ),
     *("inference_dtype", "conditional_training", "op_gate"),
 )
 
@@ -98,6 +107,7 @@ class DynamicRouting(Backbone):
         ops: names of the operations a cell sums.
         gate: "small", "full", "static" or "none".
         route: file of the route that is the whole network (``read_route``); "" for the whole space.
+        gate_threshold: see :meth:`set_gate_threshold`.
         gate_bias: start value of the gates' last bias.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
@@ -128,6 +138,7 @@ class DynamicRouting(Backbone):
         ops: Sequence[str] = RoutingSettings.ops,
         gate: str = RoutingSettings.gate,
         route: str = RoutingSettings.route,
+        gate_threshold: float = RoutingSettings.gate_threshold,
         gate_bias: float = RoutingSettings.gate_bias,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
@@ -167,6 +178,7 @@ class DynamicRouting(Backbone):
             conditional_training=conditional_training,
             op_gate=OpGates.of(op_gate),
         )
+        self.network.set_gate_threshold(gate_threshold)
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
         self._last: LastRecord[Routing] = LastRecord()
         self._inference = inference
@@ -224,6 +236,18 @@ class DynamicRouting(Backbone):
     def forget_experts(self) -> None:
         """Drop the record of the last forward."""
         self.forget()
+
+    def set_gate_threshold(self, threshold: float) -> None:
+        """Make a trained network cheaper: transforms whose gates are not further open are closed.
+
+        Args:
+            threshold: in logits; a gate is open as far as their tanh says. 0 is what was trained.
+
+        Raises:
+            ConfigError: it is below 0, or the network has one cost.
+        """
+        self.network.set_gate_threshold(threshold)
+        self._plan.drop()  # plans look at tensors for changes, and this is none
 
     def follow(self, route: Route | Tensor | None) -> None:
         """From now on take this route in evaluation; None lets the gates decide again.
