@@ -332,8 +332,8 @@ class RoutingSettings(Settings):
     )
     gate_threshold: float = setting(
         0.0,
-        "Transforms whose gates are not further open are closed: what is open least goes first, and "
-        "a trained model costs less. `divdr calibrate` finds the number for a cost. Training "
+        "Transforms whose gates are not further open are closed: what is open least goes first, "
+        "and a trained model costs less. `divdr calibrate` finds the number for a cost. Training "
         "refuses it.",
         unit="logits; a gate is their tanh",
         low=0,
