@@ -53,7 +53,7 @@ def _options(parser: Parser) -> None:
 def _check(parser: Parser, args: argparse.Namespace) -> None:
     if bool(args.share) == bool(args.gflops):
         parser.error("name costs by one of --share and --gflops")
-    if not all(0 < cost for cost in (*args.share, *args.gflops)):
+    if not all(cost > 0 for cost in (*args.share, *args.gflops)):
         parser.error("costs are above 0")
 
 

@@ -1,11 +1,13 @@
 """The cost of a trained checkpoint set without training: one cost, or a dial of several."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from divdr import verbs
 from divdr.data import build_test_loader
 from divdr.engine import Predictor, Trainer, load_config
 from divdr.engine.cost_dial import Calibration, CostGoal, calibrate_checkpoint, calibration_table
@@ -114,6 +116,23 @@ def test_several_costs_are_one_file_with_a_dial(spread, tmp_path):
         costs.append(float(shares_of(predictor.model, spread).mean()))
     assert costs[0] < costs[1] < costs[2]
     assert costs[3] == costs[1]  # back again
+
+
+def test_the_command_prints_what_a_cost_costs(spread, tmp_path, capsys):
+    weights = tmp_path / "run"
+    weights.mkdir()
+    shutil.copy(spread.MODEL.WEIGHTS, weights / "model_final.pth")
+    (weights / "config.yaml").write_text(spread.dump())
+    share = 0.8 * float(shares_of(load_trained(spread), spread).mean())
+    words = ["calibrate", "--weights", str(weights / "model_final.pth"), "--share", str(share)]
+    assert (
+        verbs.main([*words, "--output", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert f"| share {share:g} " in said
+    assert "mIoU" in said
+    found = load_trained(load_config(str(tmp_path / "out/config.yaml")))
+    assert shares_of(found, spread).mean() == pytest.approx(share, rel=0.1)
 
 
 def test_a_file_without_a_dial_has_none_to_turn(spread):
