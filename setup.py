@@ -43,7 +43,12 @@ class BuildWithConfigs(build_py):
 
     def _configs(self) -> dict[str, str]:
         """Files of the repository, and where they go."""
-        files = sorted(p for p in (HERE / "configs").rglob("*") if p.suffix in (".yaml", ".py"))
+        files = sorted(
+            path
+            for folder in ("configs", "weights")
+            for path in (HERE / folder).rglob("*")
+            if path.suffix in (".yaml", ".py", ".pth")
+        )
         names = [file.relative_to(HERE).as_posix() for file in files]
         return {name: f"{self.build_lib}/divdr/{name}" for name in names}
 

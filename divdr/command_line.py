@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import ConfigError, DataError, DivdrError
 from .known_warnings import leave_out_known_warnings
-from .packaged_configs import config_beside, find_config
+from .packaged_configs import config_beside, find_config, find_weights
 
 INTERRUPTED = 130
 """Exit code of a program that was stopped by Ctrl-C."""
@@ -250,6 +250,8 @@ def use_config_file(args: argparse.Namespace, *, required: bool = True) -> None:
     Raises:
         ConfigError: there is no such file, or none is named.
     """
+    if getattr(args, "weights", ""):
+        args.weights = str(find_weights(args.weights))
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     elif not required:

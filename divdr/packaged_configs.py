@@ -1,8 +1,9 @@
 """The configurations that divdr brings along: found by name, listed, copied with what they need.
 
 They lie in ``configs`` of the repository, and in ``divdr/configs`` of an installed package. A name
-is a path below that folder without its ending: "divdr_cityscapes", "demo/divdr". Nothing here
-imports torch or Detectron2.
+is a path below that folder without its ending: "divdr_cityscapes", "demo/divdr". Beside them, in
+``weights``, lie some trained models, each a folder of its name. Nothing here imports torch or
+Detectron2.
 """
 
 from __future__ import annotations
@@ -30,6 +31,23 @@ def configs_folder() -> Path:
         if (place / "base_cityscapes.yaml").is_file():
             return place
     raise ConfigError(f"{_HERE} was installed without its configurations")
+
+
+DEFAULT_WEIGHTS = "demo_divdr"
+"""Name of the trained model that predicts where none is named."""
+
+
+def packaged_weights() -> dict[str, Path]:
+    """Folders of the trained models that divdr brings along, by name."""
+    folder = configs_folder().with_name("weights")
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/model_final.pth"))}
+
+
+def find_weights(name: str | Path) -> Path | str:
+    """The checkpoint, or folder of one, that a user means by a path or a packaged model's name."""
+    if Path(name).exists():
+        return name if isinstance(name, Path) else str(name)
+    return packaged_weights().get(os.fspath(name), os.fspath(name))
 
 
 def packaged_configs(pattern: str = "*") -> dict[str, Path]:

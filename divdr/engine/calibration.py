@@ -14,7 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..modeling import GateShift, RoutingSupervision, unwrap
+from ..modeling import RoutingSupervision, unwrap
 from ..routing import to_host
 from .hooks import backbone_alone
 
@@ -81,7 +81,16 @@ def calibrate_cost(
     Returns:
         The shift in logits.
     """
-    shift = GateShift(routing.backbone.network)
+    biases = [
+        cell.gate.last_bias
+        for cell in routing.backbone.network.cells()
+        if cell.gate is not None and cell.gate.last_bias is not None
+    ]
+    start = [bias.clone() for bias in biases]
+
+    def shift(by: float) -> None:
+        for bias, value in zip(biases, start, strict=True):
+            bias.copy_(value + by)
 
     def excess(by: float) -> float:
         shift(by)

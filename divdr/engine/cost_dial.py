@@ -1,7 +1,7 @@
 """Set the real cost of a trained checkpoint without training: one cost, or a dial of several.
 
-One shift of all gates' last biases, found over training images as evaluation sees them, brings the
-model to a cost. Accuracy before and after tells what that took.
+One threshold for all gates, found over training images as evaluation sees them, brings the model to
+a cost: what is open least closes first. Accuracy before and after tells what that took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..checkpoint import read_weights, weight_file, write_atomically, write_text_atomically
 from ..data import build_test_loader
 from ..errors import ConfigError
-from ..modeling import CostDial, DialSetting, GateShift, RoutingSupervision, attached_routing
+from ..modeling import CostDial, DialSetting, RoutingSupervision, attached_routing
 from .about import KEY as ABOUT
 from .calibration import image_costs
 from .execution_modes import accuracy_of, load_trained
@@ -29,9 +29,9 @@ from .finite import plain_numbers
 from .setup import make_output_folder
 from .trainer import Trainer
 
-_FIRST, _FARTHEST = 0.5, 32.0  # logits: brackets double from the one to the other
+_FIRST, _FARTHEST = 0.25, 64.0  # logits: brackets double from the one to the other
 _STEPS = 10  # halvings of a bracket
-_NEAR = 0.01  # off as little as this, the end of what can be reached will do
+_NEAR = 0.01  # so much less than asked for is what was asked for
 _KEPT = (ABOUT, "experts")  # of a checkpoint, beside weights and routing
 
 
@@ -60,7 +60,7 @@ class CostGoal(NamedTuple):
 
 
 class ImageCosts(NamedTuple):
-    """Real costs of the calibration images at one shift, and where their activations went.
+    """Real costs of the calibration images at one threshold, and their activations.
 
     Attributes:
         shares: (n,) of the all-open cost, both without the stem.
@@ -74,15 +74,15 @@ class ImageCosts(NamedTuple):
 
 
 class Calibration:
-    """Finds shifts of a model's gates for costs, over a fixed set of images.
+    """Finds thresholds of a model's gates for costs, over a fixed set of images.
 
     Args:
-        model: trained; left with its gates where they are.
+        model: trained; left as it was trained.
         routing: attached to it.
         batches: images as evaluation sees them.
 
     Raises:
-        ConfigError: its gates cannot be moved (``GATE`` "none"), or there are no images.
+        ConfigError: no gate of it decides what runs, or there are no images.
     """
 
     def __init__(
@@ -90,62 +90,63 @@ class Calibration:
     ) -> None:
         self._model, self._routing = model, routing
         self._batches = list(batches)
-        self.shift = GateShift(routing.backbone.network)
-        if not len(self.shift):
-            raise ConfigError('a model without gates (MODEL.ROUTING.GATE "none") has one cost')
+        routing.backbone.set_gate_threshold(_FARTHEST)  # refused where there is but one cost
+        routing.backbone.set_gate_threshold(0.0)
         if not self._batches:
             raise ConfigError("there are no images to calibrate on")
         self._tried: dict[float, ImageCosts] = {}
 
-    def costs(self, by: float) -> ImageCosts:
-        """Of the images, with all gates' last biases moved by so many logits; run once for each."""
-        if by not in self._tried:
-            self.shift(by)
+    def costs(self, threshold: float) -> ImageCosts:
+        """Of the images, with a threshold in logits; run once for each."""
+        if threshold not in self._tried:
+            self._routing.backbone.set_gate_threshold(threshold)
             try:
                 found = image_costs(self._model, self._routing, self._batches)
             finally:
-                self.shift(0.0)
-            self._tried[by] = ImageCosts(*found)
-        return self._tried[by]
+                self._routing.backbone.set_gate_threshold(0.0)
+            self._tried[threshold] = ImageCosts(*found)
+        return self._tried[threshold]
 
     def find(self, goal: CostGoal) -> DialSetting:
-        """The shift whose cost comes nearest; below the goal if each image must stay below it.
+        """The threshold whose cost comes nearest; below the goal if each image must stay below it.
 
-        A bracket of shifts is widened until it holds the goal, then halved. Costs fall in steps, as
-        one gate after another closes: how near they come is in what is returned.
+        A bracket is widened until it holds the goal, then halved. Costs fall in steps, as one gate
+        after another closes: how near they come is in what is returned.
 
         Raises:
-            ConfigError: all shifts lead to more, or all to less; it tells what the nearest costs.
+            ConfigError: the model costs less already, or more even with all gates closed.
         """
         off = {0.0: goal.excess(self.costs(0.0))}
-        sign = -1.0 if off[0.0] > 0 else 1.0
-
-        def short(by: float) -> bool:  # of the goal, on the way to it
-            off[sign * by] = goal.excess(self.costs(sign * by))
-            return sign * off[sign * by] < 0
-
-        low, high = 0.0, _FIRST
-        while short(high) and high < _FARTHEST:
-            low, high = high, 2 * high
-        crossed = sign * off[sign * high] >= 0
-        for _ in range(_STEPS if crossed else 0):
-            middle = (low + high) / 2
-            low, high = (middle, high) if short(middle) else (low, middle)
-        allowed = [by for by, excess in off.items() if excess <= 0 or not goal.each]
-        best = min(allowed or off, key=lambda by: abs(off[by]))
-        if not allowed or not (crossed or goal.each or abs(off[best]) <= _NEAR):
-            nearest = self.setting(best)
+        if off[0.0] < -_NEAR:
+            trained = self.setting(0.0)
             raise ConfigError(
-                f"no shift of the gates brings the images to {goal}: the nearest is share "
-                f"{nearest.share:.3g}, {nearest.gflops:.4g} GFLOPs"
+                f"{goal} is above what the model costs as it was trained, share "
+                f"{trained.share:.3g}, {trained.gflops:.4g} GFLOPs: more would run and change "
+                "nothing"
             )
-        return self.setting(best)
+        low, high = 0.0, _FIRST
+        while off.setdefault(high, goal.excess(self.costs(high))) > 0 and high < _FARTHEST:
+            low, high = high, 2 * high
+        if off[high] > 0:
+            least = self.setting(high)
+            raise ConfigError(
+                f"{goal} cannot be reached: with all gates closed images cost share "
+                f"{least.share:.3g}, {least.gflops:.4g} GFLOPs"
+            )
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            off[middle] = goal.excess(self.costs(middle))
+            low, high = (middle, high) if off[middle] > 0 else (low, middle)
+        allowed = [t for t, excess in off.items() if excess <= 0 or not goal.each]
+        return self.setting(min(allowed, key=lambda threshold: abs(off[threshold])))
 
-    def setting(self, by: float) -> DialSetting:
-        """What a shift of so many logits leads to."""
-        found = self.costs(by)
+    def setting(self, threshold: float) -> DialSetting:
+        """What a threshold leads to."""
+        found = self.costs(threshold)
         shares, gflops = found.shares.double(), found.gflops.double()
-        return DialSetting(by, float(shares.mean()), float(gflops.mean()), self._centres(found))
+        return DialSetting(
+            threshold, float(shares.mean()), float(gflops.mean()), self._centres(found)
+        )
 
     def _centres(self, found: ImageCosts) -> Tensor | None:
         """Centres that have gone along with the activations of their images."""
@@ -169,14 +170,14 @@ class CalibratedCost:
 
     Attributes:
         name: the goal, or "before".
-        shift: of its gates, in logits.
+        threshold: of its gates, in logits.
         share: mean real share over the calibration images.
         gflops: their mean real GFLOPs.
         results: of the evaluation on ``DATASETS.TEST``; empty without one.
     """
 
     name: str
-    shift: float
+    threshold: float
     share: float
     gflops: float
     results: dict[str, Any]
@@ -192,9 +193,9 @@ def calibrate_checkpoint(
 ) -> list[CalibratedCost]:
     """Write a checkpoint of another cost, or with a dial of several, and its config beside it.
 
-    With one goal the gates of the written weights are moved. With several the weights stay and the
-    file gets a dial: ``MODEL.ROUTING.DIAL`` then chooses. ``output`` takes ``model_final.pth``,
-    ``config.yaml`` and ``calibration.json``.
+    The weights stay. With one goal the config gets a ``MODEL.ROUTING.GATE_THRESHOLD``; with several
+    the checkpoint gets a dial, from which ``MODEL.ROUTING.DIAL`` chooses. ``output`` takes
+    ``model_final.pth``, ``config.yaml`` and ``calibration.json``.
 
     Args:
         cfg: of the model; ``MODEL.WEIGHTS`` names the checkpoint.
@@ -207,7 +208,7 @@ def calibrate_checkpoint(
         The model before, then at each goal.
 
     Raises:
-        ConfigError: the model is not routed, a cost is out of reach, or settings contradict.
+        ConfigError: the model is not routed, or a cost is out of reach.
         CheckpointError: see ``load_trained``.
         DataError: images cannot be used.
     """
@@ -218,7 +219,7 @@ def calibrate_checkpoint(
     make_output_folder(str(output), "--output")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.ROUTING.DIAL = -1.0
+    cfg.MODEL.ROUTING.DIAL, cfg.MODEL.ROUTING.GATE_THRESHOLD = -1.0, 0.0
     model = load_trained(cfg)
     routing = attached_routing(model)
     if routing is None:
@@ -231,19 +232,22 @@ def calibrate_checkpoint(
     rows = []
     names = ["before", *map(str, goals)]
     for number, (name, setting) in enumerate(zip(names, [stands, *settings], strict=True)):
-        _set(routing, calibration, setting)
+        _set(routing, setting)
         folder = os.path.join(output, "evaluation", str(number))
         results = _evaluated(cfg, model, folder) if evaluate else {}
-        rows.append(CalibratedCost(name, setting.shift, setting.share, setting.gflops, results))
-    if dial is not None:  # the weights stay where they were
-        _set(routing, calibration, stands)
+        costs = (setting.threshold, setting.share, setting.gflops)
+        rows.append(CalibratedCost(name, *costs, results))
+    if dial is not None:
+        _set(routing, stands)
+    else:
+        cfg.MODEL.ROUTING.GATE_THRESHOLD = settings[0].threshold
     routing.dial = dial
     _write(cfg, model, routing, Path(output), rows)
     return rows
 
 
-def _set(routing: RoutingSupervision, calibration: Calibration, setting: DialSetting) -> None:
-    calibration.shift(setting.shift)
+def _set(routing: RoutingSupervision, setting: DialSetting) -> None:
+    routing.backbone.set_gate_threshold(setting.threshold)
     if routing.experts is not None and setting.centres is not None:
         routing.experts.move_centres(setting.centres)
 
@@ -287,12 +291,12 @@ def calibration_table(rows: Sequence[CalibratedCost]) -> str:
         body.append(
             [
                 row.name,
-                f"{row.shift:+.3f}",
+                f"{row.threshold:.3f}",
                 f"{row.share:.3f}",
                 f"{row.gflops:.4g}",
                 "" if real is None else f"{real:.4g}",
                 *(f"{accuracy[m]:.2f}" if m in accuracy else "" for m in measures),
             ]
         )
-    headers = ["cost", "shift", "real share", "real GFLOPs", "real GFLOPs, test", *measures]
+    headers = ["cost", "threshold", "real share", "real GFLOPs", "real GFLOPs, test", *measures]
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..evaluation import augmented
 from ..image_files import picture_pixels, read_image
 from ..modeling import DialSetting, attached_routing
-from ..packaged_configs import config_beside
+from ..packaged_configs import config_beside, find_weights
 from .about import drawing_metadata, model_tasks
 from .execution_modes import load_with_about
 from .setup import load_config, on_available_device
@@ -38,7 +38,8 @@ def create_model(
 
     Args:
         config: a name of ``divdr.list_models()``, or a file.
-        weights: checkpoint, or the folder of a run; None: weights at random, whatever
+        weights: checkpoint, the folder of a run, or the name of a model that divdr brings along;
+            None: weights at random, whatever
             ``MODEL.WEIGHTS`` says.
         overrides: settings on top of the configuration's. Without a GPU the model is on the CPU,
             whatever ``MODEL.DEVICE`` says.
@@ -53,7 +54,7 @@ def create_model(
     cfg = load_config(str(config), pairs(overrides))
     if weights is None:
         return Trainer.build_model(cfg).eval()
-    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return load_with_about(cfg)[0]
 
 
@@ -109,7 +110,8 @@ class Predictor:
         """The predictor of a checkpoint.
 
         Args:
-            weights: the file, or the folder of a run.
+            weights: the file, the folder of a run, or the name of a model that divdr brings along
+                (``divdr.packaged_configs.packaged_weights``).
             config: a file, or a name of ``divdr.list_models()``; None: the ``config.yaml`` that
                 training wrote beside the weights.
             overrides: settings on top of the configuration's.
@@ -119,6 +121,7 @@ class Predictor:
             ConfigError: no configuration is there, or a setting cannot be; see also the class.
             CheckpointError: see the class.
         """
+        weights = find_weights(weights)
         file = config_beside(weights) if config is None else config
         cfg = load_config(str(file), [*pairs(overrides), "MODEL.WEIGHTS", str(weights)])
         return cls(cfg, task)

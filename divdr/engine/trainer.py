@@ -116,8 +116,11 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own constructor can wrap models for several processes on GPUs alone.
         TrainerBase.__init__(self)
         check_config(cfg)
-        if cfg.MODEL.ROUTING.DIAL >= 0:
-            raise ConfigError("MODEL.ROUTING.DIAL sets the cost of a trained model: train without")
+        if cfg.MODEL.ROUTING.DIAL >= 0 or cfg.MODEL.ROUTING.GATE_THRESHOLD > 0:
+            raise ConfigError(
+                "MODEL.ROUTING.DIAL and GATE_THRESHOLD set the cost of a trained model: train "
+                "without them"
+            )
         cfg = on_available_device(fitted_if_asked(cfg))
         for name in ("detectron2", "divdr"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):

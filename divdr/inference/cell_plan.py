@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..routing.cell import Cell
 from ..routing.chosen_ops import chosen_sum
-from ..routing.gate import Gate, StaticGate, kept_open
+from ..routing.gate import Gate, StaticGate, decided
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
 from .decision import CellDecision
@@ -38,7 +38,7 @@ class GatePlan:
         x = self._reduce(self._gate.shrunk(x))  # (n, C/2, H', W')
         # Summed in float32: a mean in bfloat16 would move decisions near the threshold.
         logits = F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
-        return kept_open(logits) if self._gate.stays_open else logits
+        return decided(logits, self._gate)
 
 
 class StaticGatePlan:

@@ -11,7 +11,7 @@ from .attach import (
 )
 from .backbone import DynamicRouting, Executor, find_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
-from .cost_dial import CostDial, DialSetting, GateShift
+from .cost_dial import CostDial, DialSetting
 from .decoder import DynamicRoutingDecoder
 from .expert_balance import (
     ExpertSupervision,
@@ -46,7 +46,6 @@ __all__ = [
     "ExpertRecord",
     "ExpertRouting",
     "ExpertSupervision",
-    "GateShift",
     "HydraBoxHead",
     "ImageClassifier",
     "MixtureROIHeads",

@@ -72,6 +72,7 @@ _SETTINGS = (
     *(
         "route",
         "route_gates",
+        "gate_threshold",
         "gate_bias",
         "norm",
         "drop_path",
@@ -108,6 +109,7 @@ class DynamicRouting(Backbone):
         gate: "small", "full", "static" or "none".
         route: file of the route that is the whole network (``read_route``); "" for the whole space.
         route_gates: whether gates on it stay "open" or "decide" for each image.
+        gate_threshold: see :meth:`set_gate_threshold`.
         gate_bias: start value of the gates' last bias.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
@@ -139,6 +141,7 @@ class DynamicRouting(Backbone):
         gate: str = RoutingSettings.gate,
         route: str = RoutingSettings.route,
         route_gates: str = RoutingSettings.route_gates,
+        gate_threshold: float = RoutingSettings.gate_threshold,
         gate_bias: float = RoutingSettings.gate_bias,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
@@ -179,6 +182,7 @@ class DynamicRouting(Backbone):
             op_gate=OpGates.of(op_gate),
             route_gates=route_gates,
         )
+        self.network.set_gate_threshold(gate_threshold)
         self._out_features = [f"res{scale + 2}" for scale in range(space.out_scales)]
         self._last: LastRecord[Routing] = LastRecord()
         self._inference = inference
@@ -236,6 +240,18 @@ class DynamicRouting(Backbone):
     def forget_experts(self) -> None:
         """Drop the record of the last forward."""
         self.forget()
+
+    def set_gate_threshold(self, threshold: float) -> None:
+        """Make a trained network cheaper: transforms whose gates are not further open are closed.
+
+        Args:
+            threshold: in logits; a gate is open as far as their tanh says. 0 is what was trained.
+
+        Raises:
+            ConfigError: it is below 0, or the network has one cost.
+        """
+        self.network.set_gate_threshold(threshold)
+        self._plan.drop()  # plans look at tensors for changes, and this is none
 
     def follow(self, route: Route | Tensor | None) -> None:
         """From now on take this route in evaluation; None lets the gates decide again.

@@ -1,7 +1,7 @@
-"""The real cost of a trained model, set without training: one shift of all gates' last biases.
+"""Costs between which a trained model can be set, without training.
 
-A lower bias closes the gates that stand near their threshold first. The shifts that lead to given
-costs are found by ``divdr.engine.calibration``; here they are kept and applied.
+A threshold closes the transforms whose gates are open least. Which threshold leads to which cost is
+found by ``divdr.engine.cost_dial``; here the findings of a model are kept.
 """
 
 from __future__ import annotations
@@ -12,37 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..routing import DynamicRoutingNetwork
 
 KEY = "MODEL.ROUTING.DIAL"
-
-
-class GateShift:
-    """All gates' last biases but the initial cell's, moved alike from where they stand now.
-
-    Args:
-        network: whose gates.
-    """
-
-    def __init__(self, network: DynamicRoutingNetwork) -> None:
-        gates = [cell.gate for cell in network.cells() if cell.gate is not None]
-        biases = [gate.last_bias for gate in gates]
-        self._biases = [bias for bias in biases if bias is not None]
-        self._start = [bias.detach().clone() for bias in self._biases]
-
-    def __len__(self) -> int:
-        """Number of cells whose gates move."""
-        return len(self._biases)
-
-    @torch.no_grad()
-    def __call__(self, by: float) -> None:
-        """Set every bias to its start and ``by`` logits more."""
-        for bias, start in zip(self._biases, self._start, strict=True):
-            bias.copy_(start + by)
 
 
 @dataclass(frozen=True)
@@ -50,14 +24,14 @@ class DialSetting:
     """One calibrated cost of a model.
 
     Attributes:
-        shift: of all gates' last biases, in logits.
+        threshold: of the gates, in logits (``Gate``).
         share: mean real cost of the calibration images, as a share of the all-open one, both
             without the stem.
         gflops: their mean real cost, stem included, in 10⁹ multiply-adds.
-        centres: (K, D) of the local experts at this shift; None without experts.
+        centres: (K, D) of the local experts at it; None without experts.
     """
 
-    shift: float
+    threshold: float
     share: float
     gflops: float
     centres: Tensor | None = None
@@ -82,8 +56,8 @@ class CostDial:
     def at(self, position: float) -> DialSetting:
         """The setting at a position between the cheapest, 0, and the dearest, 1.
 
-        Positions are even steps in real share. Between calibrated settings shift, cost and centres
-        are interpolated, so that the cost met there is near the one told.
+        Positions are even steps in real share. Between calibrated settings threshold, cost and
+        centres are interpolated, so that the cost met there is near the one told.
 
         Raises:
             ConfigError: the position is not between 0 and 1.
@@ -101,7 +75,7 @@ class CostDial:
 
         known = low.centres is not None and high.centres is not None
         return DialSetting(
-            shift=between(low.shift, high.shift),
+            threshold=between(low.threshold, high.threshold),
             share=share,
             gflops=between(low.gflops, high.gflops),
             centres=between(low.centres, high.centres) if known else None,
@@ -111,7 +85,7 @@ class CostDial:
         """Plain numbers and tensors, for a checkpoint."""
         return [
             {
-                "shift": setting.shift,
+                "threshold": setting.threshold,
                 "share": setting.share,
                 "gflops": setting.gflops,
                 "centres": None if setting.centres is None else setting.centres.cpu().clone(),
@@ -133,10 +107,10 @@ class CostDial:
 
 
 def _setting(entry: Mapping[str, Any]) -> DialSetting:
-    shift, share, gflops = (float(entry[name]) for name in ("shift", "share", "gflops"))
-    if not np.isfinite([shift, share, gflops]).all():
+    threshold, share, gflops = (float(entry[n]) for n in ("threshold", "share", "gflops"))
+    if not np.isfinite([threshold, share, gflops]).all():
         raise ValueError("a number is not finite")
     centres = entry["centres"]
     if centres is not None and not isinstance(centres, Tensor):
         raise TypeError("centres are no tensor")
-    return DialSetting(shift, share, gflops, centres)
+    return DialSetting(threshold, share, gflops, centres)

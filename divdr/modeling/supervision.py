@@ -30,7 +30,7 @@ from ..routing import (
 )
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
-from .cost_dial import CostDial, DialSetting, GateShift
+from .cost_dial import CostDial, DialSetting
 from .late_figures import put_later
 
 
@@ -192,7 +192,6 @@ class RoutingSupervision:
         self.cost = cost
         self.save_bank = save_bank
         self.dial: CostDial | None = None
-        self._shift: GateShift | None = None  # from where the loaded weights stand
         self._steps = 0
         self._layers: Tensor | None = None  # (2, L, cells) which cells a layer has, and gates
         self._clustered = -1  # the iteration of the last clustering from here
@@ -220,7 +219,6 @@ class RoutingSupervision:
         if self.cost is not None and "cost" in state:
             self.cost.load_state_dict(state["cost"])
         self.dial = CostDial.from_state(state["dial"]) if "dial" in state else None
-        self._shift = None
 
     def turn_dial(self, position: float) -> DialSetting:
         """Run from now on at a cost between the calibrated ones; again and again, as you like.
@@ -239,8 +237,7 @@ class RoutingSupervision:
                 "the checkpoint has no dial: `divdr calibrate` with several costs makes one"
             )
         setting = self.dial.at(position)
-        self._shift = self._shift or GateShift(self.backbone.network)
-        self._shift(setting.shift)
+        self.backbone.set_gate_threshold(setting.threshold)
         if self.experts is not None and setting.centres is not None:
             self.experts.move_centres(setting.centres)
         return setting

@@ -25,6 +25,10 @@ class Gate(nn.Module):
         small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
         bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
         stays_open: the gate says how far transforms are open, never whether (``kept_open``).
+
+    Attributes:
+        threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
+            above it, what is open least closes first, and what stays open stays as far open.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Gate(nn.Module):
         inner = max(1, channels // 2)
         self.small = small
         self.stays_open = stays_open
+        self.threshold = 0.0
         self.initial_bias = bias
         self.reduce = conv_norm(channels, inner, norm)
         self.pool = _MeanPool(1)
@@ -78,7 +83,7 @@ class Gate(nn.Module):
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             logits = self.predict(self.pool(x)).flatten(1)
-            return kept_open(logits) if self.stays_open else logits
+            return decided(logits, self)
 
 
 class StaticGate(nn.Module):
@@ -95,6 +100,7 @@ class StaticGate(nn.Module):
     def __init__(self, transforms: int, *, bias: float, stays_open: bool = False) -> None:
         super().__init__()
         self.stays_open = stays_open
+        self.threshold = 0.0
         self.initial_bias = bias
         self.bias = nn.Parameter(torch.full((transforms,), bias))
 
@@ -110,8 +116,7 @@ class StaticGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), in fp32 at least."""
         bias = self.bias if self.bias.dtype == torch.float64 else self.bias.float()
-        logits = kept_open(bias) if self.stays_open else bias
-        return logits.expand(len(x), -1)
+        return decided(bias, self).expand(len(x), -1)
 
 
 GateModule = Gate | StaticGate
@@ -136,6 +141,15 @@ def build_gate(
         return StaticGate(transforms, bias=bias, stays_open=stays_open)
     small = kind == "small"
     return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
+
+
+def decided(logits: Tensor, gate: GateModule) -> Tensor:
+    """Logits of a gate, those that its threshold closes at most 0."""
+    if gate.stays_open:
+        return kept_open(logits)
+    if gate.threshold > 0:
+        return torch.where(logits > gate.threshold, logits, logits.clamp(max=0.0))
+    return logits
 
 
 def kept_open(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ do not depend on the other images of its batch (batch statistics of training apa
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -133,6 +134,23 @@ class DynamicRoutingNetwork(nn.Module):
         """The reported cells in the order of A(x)."""
         for layer in self._layers():
             yield from layer
+
+    def set_gate_threshold(self, threshold: float) -> None:
+        """Close, in all cells but the initial one, what is not further open; see ``Gate``.
+
+        Args:
+            threshold: in logits; 0 is what was trained.
+
+        Raises:
+            ConfigError: it is below 0, or there are no gates that decide.
+        """
+        if not 0.0 <= threshold < math.inf:
+            raise ConfigError(f"a threshold of gates is at least 0, not {threshold}")
+        gates = [cell.gate for cell in self.cells() if cell.gate is not None]
+        if threshold and (not gates or any(gate.stays_open for gate in gates)):
+            raise ConfigError("this network has one cost: no gate of it decides what runs")
+        for gate in gates:
+            gate.threshold = float(threshold)
 
     def _layers(self) -> list[list[Cell]]:
         return [[cast(Cell, cell) for cell in cast(nn.ModuleList, row)] for row in self.layers]

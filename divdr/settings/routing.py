@@ -330,6 +330,14 @@ class RoutingSettings(Settings):
         unit="logits",
         source="DR",
     )
+    gate_threshold: float = setting(
+        0.0,
+        "Transforms whose gates are not further open are closed: what is open least goes first, "
+        "and a trained model costs less. `divdr calibrate` finds the number for a cost. Training "
+        "refuses it.",
+        unit="logits; a gate is their tanh",
+        low=0,
+    )
     route: str = setting(
         "",
         "JSON file of a route (docs/guide/controls.md): the network has the cells and transforms "

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ..command_line import Command
+from .calibrating import CALIBRATE
 from .finished import ANALYSE, CONVERT, EXPORT, PREDICT, REPORT
 from .measuring import BENCHMARK
 from .running import CHECK, EVALUATE, TRAIN
@@ -22,6 +23,7 @@ from .surveying import CONFIGS, STUDY
 __all__ = [
     "ANALYSE",
     "BENCHMARK",
+    "CALIBRATE",
     "CHECK",
     "CONFIGS",
     "CONVERT",
@@ -42,6 +44,7 @@ VERBS: dict[str, Command] = {
     "evaluate": EVALUATE,
     "predict": PREDICT,
     "report": REPORT,
+    "calibrate": CALIBRATE,
     "export": EXPORT,
     "convert": CONVERT,
     "analyse": ANALYSE,

@@ -15,13 +15,15 @@ from ..command_line import (
     use_config_file,
 )
 from ..errors import CheckpointError, ConfigError, DataError
+from ..packaged_configs import DEFAULT_WEIGHTS, packaged_weights
 
 
 def _predict_options(parser: Parser) -> None:
     parser.add_argument("images", nargs="+", help="image files, or folders of them")
     add_config_options(
         parser,
-        weights="checkpoint file, or a run's folder",
+        weights="checkpoint file, a run's folder, or the name of a model that divdr brings along: "
+        f"{', '.join(packaged_weights())}; default: {DEFAULT_WEIGHTS}",
         output="folder for the pictures",
         output_default="output/predictions",
         files=True,
@@ -35,6 +37,9 @@ def _predict_options(parser: Parser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    if not args.weights and not args.config_file:
+        args.weights = DEFAULT_WEIGHTS
+        print(f"no --weights: {DEFAULT_WEIGHTS}, a small model of drawn street scenes, predicts")
     use_config_file(args)
     from tqdm import tqdm
 

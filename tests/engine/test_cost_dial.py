@@ -1,11 +1,13 @@
 """The cost of a trained checkpoint set without training: one cost, or a dial of several."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from divdr import verbs
 from divdr.data import build_test_loader
 from divdr.engine import Predictor, Trainer, load_config
 from divdr.engine.cost_dial import Calibration, CostGoal, calibrate_checkpoint, calibration_table
@@ -36,13 +38,7 @@ def shares_of(model, cfg):
         )
 
 
-def last_biases(model):
-    """Of all gates but the initial cell's."""
-    cells = attached_routing(model).backbone.network.cells()
-    return torch.cat([cell.gate.predict.bias.detach() for cell in cells])
-
-
-def test_one_cost_moves_the_weights_of_the_written_file(spread, tmp_path):
+def test_one_cost_is_a_threshold_in_the_written_config(spread, tmp_path):
     before = shares_of(load_trained(spread), spread)
     wanted = float(before.mean()) * 0.8
     rows = calibrate_checkpoint(spread, [CostGoal(wanted)], tmp_path)
@@ -53,9 +49,9 @@ def test_one_cost_moves_the_weights_of_the_written_file(spread, tmp_path):
     assert found.mean() == pytest.approx(wanted, rel=0.1)  # of eight images
     assert rows[1].share == pytest.approx(found.mean(), rel=1e-5)
     assert rows[0].share == pytest.approx(before.mean(), rel=1e-5)
-    moved = last_biases(model) - last_biases(load_trained(spread))
-    torch.testing.assert_close(moved, torch.full_like(moved, rows[1].shift))
-    assert rows[1].shift < 0
+    assert calibrated.MODEL.ROUTING.GATE_THRESHOLD == rows[1].threshold > 0
+    weights = load_trained(spread).state_dict()
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
     # Evaluation agrees: the same images are those of DATASETS.TEST.
     for row in rows:
         assert row.results["routing"]["real_share"] == pytest.approx(row.share, rel=1e-5)
@@ -99,16 +95,16 @@ def test_experts_go_along_with_the_activations_of_their_images(spread, tmp_path)
 def test_several_costs_are_one_file_with_a_dial(spread, tmp_path):
     start = load_trained(spread)
     mean = float(shares_of(start, spread).mean())
-    goals = [CostGoal(0.5 * mean), CostGoal(mean), CostGoal(1.3 * mean)]
+    goals = [CostGoal(0.5 * mean), CostGoal(mean), CostGoal(0.8 * mean)]
     rows = calibrate_checkpoint(spread, goals, tmp_path, evaluate=False)
     folder = str(tmp_path / "config.yaml")
 
     plain = load_trained(load_config(folder))
-    assert last_biases(plain).equal(last_biases(start))
+    assert shares_of(plain, spread).tolist() == shares_of(start, spread).tolist()
     torch.testing.assert_close(
         attached_routing(plain).experts.centres, attached_routing(start).experts.centres
     )
-    for position, row in ((0.0, rows[1]), (1.0, rows[3])):
+    for position, row in ((0.0, rows[1]), (1.0, rows[2])):
         model = load_trained(load_config(folder, ["MODEL.ROUTING.DIAL", str(position)]))
         assert shares_of(model, spread).mean() == pytest.approx(row.share, rel=1e-5)
 
@@ -122,38 +118,77 @@ def test_several_costs_are_one_file_with_a_dial(spread, tmp_path):
     assert costs[3] == costs[1]  # back again
 
 
+def test_the_command_prints_what_a_cost_costs(spread, tmp_path, capsys):
+    weights = tmp_path / "run"
+    weights.mkdir()
+    shutil.copy(spread.MODEL.WEIGHTS, weights / "model_final.pth")
+    (weights / "config.yaml").write_text(spread.dump())
+    share = 0.8 * float(shares_of(load_trained(spread), spread).mean())
+    words = ["calibrate", "--weights", str(weights / "model_final.pth"), "--share", str(share)]
+    assert (
+        verbs.main([*words, "--output", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert f"| share {share:g} " in said
+    assert "mIoU" in said
+    found = load_trained(load_config(str(tmp_path / "out/config.yaml")))
+    assert shares_of(found, spread).mean() == pytest.approx(share, rel=0.1)
+
+
 def test_a_file_without_a_dial_has_none_to_turn(spread):
     cfg = spread.clone()
     cfg.MODEL.ROUTING.DIAL = 0.5
     with pytest.raises(ConfigError, match="no dial"):
         load_trained(cfg)
-    with pytest.raises(ConfigError, match=r"MODEL\.ROUTING\.DIAL sets the cost of a trained"):
+    with pytest.raises(ConfigError, match="set the cost of a trained model"):
         Trainer(cfg)
 
 
-@pytest.mark.parametrize(("value", "unit"), [(1e-6, "share"), (1e3, "gflops")])
-def test_a_cost_out_of_reach_tells_the_nearest(spread, value, unit):
+@pytest.mark.parametrize(
+    ("value", "unit", "message"),
+    [(1e-6, "share", "with all gates closed images cost"), (1e3, "gflops", "as it was trained")],
+)
+def test_a_cost_out_of_reach_tells_what_can_be_had(spread, value, unit, message):
     model = load_trained(spread)
-    before = last_biases(model)
+    before = shares_of(model, spread)
     calibration = Calibration(model, attached_routing(model), build_test_loader(spread, "halves"))
-    with pytest.raises(ConfigError, match="the nearest is share"):
+    with pytest.raises(ConfigError, match=message):
         calibration.find(CostGoal(value, unit))
-    assert last_biases(model).equal(before)
+    assert shares_of(model, spread).tolist() == before.tolist()
+
+
+def test_what_is_open_least_closes_and_the_rest_stays(spread):
+    cfg = spread.clone()
+    cfg.MODEL.ROUTING.GATE_THRESHOLD = 0.4
+    inputs = next(iter(build_test_loader(cfg, "halves")))
+    with torch.no_grad():
+        trained = load_trained(spread)(inputs)[0]["routing"].activations[0]
+        found = load_trained(cfg)(inputs)[0]["routing"].activations[0]
+        cfg.MODEL.ROUTING.INFERENCE = "reference"
+        network = load_trained(cfg)(inputs)[0]["routing"].activations[0]
+    torch.testing.assert_close(found, network)
+    first = slice(0, 6)  # the first layer looks at the same maps; a gate is the tanh of its logit
+    expected = torch.where(trained > np.tanh(0.4), trained, 0.0)
+    torch.testing.assert_close(found[first], expected[first])
+    assert not found[first].equal(trained[first])
+    cfg.MODEL.ROUTING.GATE = "none"
+    with pytest.raises(ConfigError, match="one cost"):
+        Trainer.build_model(cfg)
 
 
 def test_positions_are_even_steps_in_real_share():
     # The middle of shares 0.2 to 1.0 is 0.6: half way from the second setting to the third.
     settings = [
         DialSetting(0.0, 1.0, 3.0, torch.tensor([[4.0]])),
-        DialSetting(-4.0, 0.2, 1.0, torch.tensor([[0.0]])),
-        DialSetting(-1.0, 0.4, 1.5, torch.tensor([[1.0]])),
+        DialSetting(4.0, 0.2, 1.0, torch.tensor([[0.0]])),
+        DialSetting(1.0, 0.4, 1.5, torch.tensor([[1.0]])),
     ]
     dial = CostDial(settings)
     found = dial.at(0.5)
-    assert (found.share, found.gflops, found.shift) == pytest.approx((0.6, 2.0, -2 / 3))
+    assert (found.share, found.gflops, found.threshold) == pytest.approx((0.6, 2.0, 2 / 3))
     torch.testing.assert_close(found.centres, torch.tensor([[2.0]]))
-    assert dial.at(0.25).shift == pytest.approx(-1.0)
-    assert (dial.at(0.0).shift, dial.at(1.0).shift) == (-4.0, 0.0)
+    assert dial.at(0.25).threshold == pytest.approx(1.0)
+    assert (dial.at(0.0).threshold, dial.at(1.0).threshold) == (4.0, 0.0)
     again = CostDial.from_state(dial.state_dict())
     assert again.at(0.5).centres.equal(found.centres)
     with pytest.raises(ConfigError, match="0 to 1"):
@@ -161,7 +196,7 @@ def test_positions_are_even_steps_in_real_share():
     with pytest.raises(ConfigError, match="two settings"):
         CostDial(settings[:1])
     for broken in (
-        [{"shift": 0.0}],
+        [{"threshold": 0.0}],
         "text",
         [{**entry, "share": float("nan")} for entry in dial.state_dict()],
     ):

@@ -59,10 +59,12 @@ for words in (
     "predict --bogus x", "train --num-gpus x", "benchmark --rounds 0", "analyse --bogus",
     "convert a b", "export --size 1 1", "report", "configs --output x", "study --jobs 0",
     "train --num-machines 2", "evaluate --bogus", "check --bogus",
+    "calibrate --weights x", "calibrate --share 0 --weights x",
+    "calibrate --weights x --share 0.5 --gflops 1",
 ):
     answer(lambda: verbs.main(words.split()), 2, "error: ")
 answer(lambda: verbs.main(["configs"]), 0, "divdr_cityscapes  ")
-answer(lambda: verbs.main(["predict", "x.jpg"]), 2, "name the model by --weights or --config-file")
+answer(lambda: verbs.main(["export"]), 2, "name the model by --weights or --config-file")
 answer(
     lambda: verbs.main(["evaluate", "--config-file", "dvdr_cityscapes"]), 2,
     "configuration file dvdr_cityscapes does not exist; did you mean divdr_cityscapes?",
