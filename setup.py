@@ -10,6 +10,9 @@ EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 REPORT = ["matplotlib", "jinja2"]
 TIMM = ["timm"]
 TRANSLATION = ["sentencepiece", "sacrebleu"]
+HUB = ["safetensors", "huggingface_hub"]
+COCO = ["faster-coco-eval"]
+NOTEBOOK = ["nbclient", "ipykernel"]
 DETECTRON2 = [
     "torchvision",
     "fvcore",
@@ -43,7 +46,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["divdr", "divdr.*"]),
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     # The method: rooms routing, experts, inference, moe, checkpoint and translation.
     install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],
     extras_require={
@@ -57,7 +60,26 @@ setup(
         "timm": TIMM,
         # Translation by several decoders (docs/guide/translation.md).
         "translation": TRANSLATION,
-        "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM, *TRANSLATION],
+        # Weights as safetensors files, from and to the Hugging Face Hub.
+        "hub": HUB,
+        # The compiled COCO evaluation.
+        "coco": COCO,
+        # Too large for the tests' lock: tests of these skip where they are missing.
+        "wandb": ["wandb"],
+        "openvino": ["openvino"],
+        "gradio": ["gradio"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            *DETECTRON2,
+            *EXPORT,
+            *TIMM,
+            *TRANSLATION,
+            *HUB,
+            *COCO,
+            *NOTEBOOK,
+        ],
         "dev": ["ruff", "mypy"],
     },
 )
