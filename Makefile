@@ -4,8 +4,8 @@
 # make docs   the pages and the API as a site, in output/site
 # make setup  only the environment, in .venv
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ export UV_COMPILE_BYTECODE := 1
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements/base.txt requirements/uv.txt requirements/detectron2.txt requirements/panoptic.txt setup.py
-	@test -n "$(PYTHON)" || { echo "divdr needs Python 3.10, 3.11 or 3.12 with its venv module; name one by PYTHON=..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "divdr needs Python 3.10 to 3.13 with its venv module; name one by PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/base.txt

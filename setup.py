@@ -13,6 +13,7 @@ REPORT = ["matplotlib", "jinja2"]
 TIMM = ["timm"]
 WANDB = ["wandb"]
 TRANSLATION = ["sentencepiece", "sacrebleu"]
+HUB = ["safetensors", "huggingface_hub"]
 DETECTRON2 = [
     "torchvision",
     "fvcore",
@@ -78,7 +79,7 @@ setup(
     package_data={"divdr": ["py.typed", "visualization/*.j2"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["divdr = divdr.verbs:main"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     # The method: rooms routing, experts, inference, moe, checkpoint and translation.
     install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],
     extras_require={
@@ -94,7 +95,21 @@ setup(
         "wandb": WANDB,
         # Translation by several decoders (docs/guide/translation.md).
         "translation": TRANSLATION,
-        "test": ["pytest", "pytest-xdist", "hypothesis", *DETECTRON2, *EXPORT, *TIMM, *TRANSLATION],
+        # Weights as safetensors files, from and to the Hugging Face Hub.
+        "hub": HUB,
+        # Too large for the tests' lock: tests of these skip where they are missing.
+        "openvino": ["openvino"],
+        "gradio": ["gradio"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            *DETECTRON2,
+            *EXPORT,
+            *TIMM,
+            *TRANSLATION,
+            *HUB,
+        ],
         "dev": ["ruff", "mypy"],
     },
 )

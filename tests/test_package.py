@@ -161,6 +161,7 @@ def test_the_method_imports_nothing_that_needs_detectron2(repository):
     plain = {"torch", "numpy", "scipy", "sklearn", "divdr"} | sys.stdlib_module_names
     # Where a user asks for them by name.
     optional = {"torchvision", "timm", "onnxruntime", "onnxscript", "sentencepiece", "sacrebleu"}
+    optional |= {"safetensors"}
     package = repository / "divdr"
     for part in METHOD:
         for file in [*(package / part).rglob("*.py"), *package.glob(f"{part}.py")]:

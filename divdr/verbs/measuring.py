@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import Command, Parser, at_least, available_device, device
-from ..settings import RoutingSettings
 
 _SMALLEST = 3  # pixels; the stem's first convolution needs them
 _DEFAULT_CASES = ((1, 512, 1024), (8, 256, 512))
@@ -16,6 +15,8 @@ _NETWORK = ("layers", "scales", "channels", "stem_channels", "gate", "reach", "s
 
 
 def _options(parser: Parser) -> None:
+    from ..settings import RoutingSettings
+
     parser.add_argument("--train", action="store_true", help="time steps of training")
     parser.add_argument("--layers", type=at_least(1), default=16)
     parser.add_argument("--scales", type=at_least(1), default=4)
