@@ -57,7 +57,7 @@ def main() -> int:
         part.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     from divdr.engine import load_config
-    from divdr.engine.controls import majority_of, random_of, width_of
+    from divdr.engine.static_controls import majority_of, random_of, width_of
 
     if args.kind == "majority":
         cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])

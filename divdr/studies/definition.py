@@ -43,7 +43,7 @@ class Variant:
         data: command that makes the data set, its ``--output`` left out; () takes
             $DETECTRON2_DATASETS as it is.
         route_of: an earlier variant; the network is the route that most images take in that
-            variant's run of the same seed (``divdr.engine.controls.majority_of``). "" for none.
+            variant's run of the same seed (``divdr.engine.static_controls``). "" for none.
     """
 
     name: str

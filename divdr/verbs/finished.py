@@ -162,7 +162,7 @@ def _export(args: argparse.Namespace) -> None:
     make_output_folder(args.output, "--output")
     cfg = load_config(args.config_file, config_pairs(args))
     if args.trim:
-        from ..engine.trimming import trim
+        from ..engine.trim_model import trim
 
         print(trim(cfg, args.output))
         return

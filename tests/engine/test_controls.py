@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog
 
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
-from divdr.engine.controls import majority_of, random_of, width_of
 from divdr.engine.execution_modes import load_trained
+from divdr.engine.static_controls import majority_of, random_of, width_of
 from divdr.errors import ConfigError, DataError
 from divdr.inference import Route, read_route
 from divdr.modeling import attached_routing, find_backbone

@@ -8,7 +8,7 @@ import divdr
 from divdr import verbs
 from divdr.checkpoint import read_weights, write_atomically
 from divdr.engine.execution_modes import load_trained
-from divdr.engine.trimming import trim
+from divdr.engine.trim_model import trim
 from divdr.errors import ConfigError
 from divdr.modeling import DialSetting, attached_routing, find_backbone
 from divdr.modeling.cost_dial import CostDial
