@@ -14,6 +14,7 @@ from printed import Command, blocks, commands
 
 from divdr import verbs
 from divdr.engine import load_config
+from divdr.packaged_configs import find_weights
 from divdr.studies.reading import find_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,9 @@ def parsed(script: str, words: list[str], monkeypatch) -> argparse.Namespace:
 def check_config(command: Command, args: argparse.Namespace, trained: set[str]) -> None:
     """Its keys and values are known, its data are where the page said, its weights were made."""
     pairs, weights = args.opts, getattr(args, "weights", "")
+    weights = weights and str(find_weights(weights))
+    if command.words[0] == "calibrate":
+        trained.add(args.output)
     pairs = [str(OWN_DATA) if word == "data.yaml" else word for word in pairs]
     file = args.config_file
     if not file and weights:  # a run's folder, or a file in it
