@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..data import load_characters
 from ..engine import Predictor, load_config
 from ..errors import ConfigError
+from ..experts.routing_warnings import routing_warnings
 from .examples import ClassExample, Example, examples_section, gather_examples
 from .expert_choices import ExpertChoices, choices_section, expert_choices
 from .montage import nearest_to_centres
@@ -188,7 +189,7 @@ def report_from_runs(
         sheet: a picture to write beside it, see ``write_sheet``; "" is none.
 
     Raises:
-        DataError: a folder holds nothing of a run.
+        DataError: a folder holds nothing of a run, or a file of it is damaged.
     """
     loaded = [RunData.load(folder, name) for name, folder in runs.items()]
     told = list(notes)
@@ -198,6 +199,7 @@ def report_from_runs(
         cfg, problem = _config(Path(folder))
         if problem:
             told.append(f"{name}{problem}.")
+        told.extend(f"{name}: {warning.text}" for warning in routing_warnings(folder))
         if cfg is None:
             continue
         configs[name] = cfg

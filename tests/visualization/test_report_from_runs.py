@@ -1,5 +1,6 @@
 """The report of runs of all kinds, with their data set registered or not."""
 
+import html
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from untrained_runs import SCENES, untrained
 
 from divdr.data import register_segmentation_folder
+from divdr.experts.routing_warnings import FILE, one_expert_holds, one_route, warnings_text
 from divdr.visualization.report import report_from_runs
 
 BOXES = {
@@ -69,6 +71,16 @@ def test_a_data_set_that_is_not_registered_leaves_out_images_and_says_so(scenes)
     assert "No images are shown: data set was_there is not registered here." in page
     assert "12.34" in page
     assert "No example images were given." in page
+
+
+def test_a_run_whose_routing_is_none_says_so(scenes):
+    folder, _ = scenes
+    told = [one_expert_holds([[95, 5]] * 3), one_route(np.tile([0.5, 0.0], (9, 1)), [True] * 2)]
+    (folder / FILE).write_text(warnings_text(told[:1]))
+    (folder / "inference" / f"was_there_{FILE}").write_text(warnings_text(told[1:]))
+    page = report_from_runs(folder / "report.html", {"Mine": folder}, title="Mine").read_text()
+    for warning in told:
+        assert f"<li>Mine: {html.escape(warning.text)}</li>" in page
 
 
 def test_images_that_are_gone_are_said_to_be(scenes):
