@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from ..benchmark import describe_machine
 from ..checkpoint import write_text_atomically
 
-FILE = "run.json"
+FILE = "facts.json"
 """In a run's output folder: a list with an entry for each time that its training was started."""
 
 

@@ -29,7 +29,7 @@ def partly(halves_run, tmp_path_factory):
             row = node.gated.index(transform)
             content["model"][f"{name}.weight"][row] = 0
             content["model"][f"{name}.bias"][row] = -9
-    settings = [DialSetting(-0.4, 0.2, 0.01), DialSetting(0.3, 0.9, 0.04)]
+    settings = [DialSetting(0.4, 0.2, 0.01), DialSetting(0.0, 0.9, 0.04)]
     content["routing"] = {**content["routing"], "dial": CostDial(settings).state_dict()}
     write_atomically(folder / "model_final.pth", content)
     (folder / "config.yaml").write_text(halves_run.dump())

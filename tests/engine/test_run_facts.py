@@ -19,7 +19,7 @@ def test_each_start_has_an_entry_from_its_beginning(tmp_path, repository):
     assert entry["started"] == begun["started"]
     assert entry["version"] == divdr.__version__
     assert {"cpu", "threads", "torch"} <= set(entry["machine"])
-    assert str(repository) not in (tmp_path / "run.json").read_text()
+    assert str(repository) not in (tmp_path / "facts.json").read_text()
     with pytest.raises(KeyboardInterrupt), noting_facts(tmp_path, "cpu", resumed=True):
         raise KeyboardInterrupt
     first, second = read_facts(tmp_path)
@@ -44,6 +44,6 @@ def test_the_commit_is_that_of_the_code(tmp_path, repository):
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '["a"]'])
 def test_what_is_not_legible_tells_nothing(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "facts.json").write_text(text)
     assert read_facts(tmp_path) == []
     assert read_facts(tmp_path / "nowhere") == []

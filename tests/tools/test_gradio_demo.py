@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     model = divdr.create_model("demo/divdr", overrides=SMALL)
     RoutingCheckpointer(model, str(folder), routing=attached_routing(model)).save("model_final")
     content = read_weights(folder / "model_final.pth")
-    settings = [DialSetting(-9.0, 0.1, 0.01), DialSetting(3.0, 0.9, 0.04)]
+    settings = [DialSetting(9.0, 0.1, 0.01), DialSetting(0.0, 0.9, 0.04)]
     content["routing"] = {**content["routing"], "dial": CostDial(settings).state_dict()}
     write_atomically(folder / "dialled.pth", content)
     cfg = load_config("demo/divdr", [word for pair in SMALL.items() for word in pair])

@@ -231,8 +231,8 @@ def test_the_foot_tells_when_by_what_and_where_runs_were_made(tmp_path):
     }
     ended = {**entry, "started": "2026-03-05T00:00:00+00:00", "seconds": 3600, "finished": True}
     told = [{**entry, "seconds": 600.0}, ended]
-    (tmp_path / "told" / "run.json").write_text(json.dumps(told))
-    (tmp_path / "killed" / "run.json").write_text(json.dumps([entry]))
+    (tmp_path / "told" / "facts.json").write_text(json.dumps(told))
+    (tmp_path / "killed" / "facts.json").write_text(json.dumps([entry]))
     runs = [RunData.load(tmp_path / name) for name in ("told", "killed", "untold")]
     path = write_report(tmp_path / "r.html", runs, title="t", dataset_name="toy_val")
     text = Page(path.read_text(encoding="utf-8")).text
