@@ -26,7 +26,7 @@ def dialled(halves_run, tmp_path_factory):
     """A copy of the run's folder whose checkpoint has a dial."""
     folder = tmp_path_factory.mktemp("dialled")
     content = read_weights(halves_run.MODEL.WEIGHTS)
-    settings = [DialSetting(0.4, 0.2, 0.01), DialSetting(0.0, 0.9, 0.04)]
+    settings = [DialSetting(8.0, 0.2, 0.01), DialSetting(0.0, 0.9, 0.04)]
     content["routing"] = {**content["routing"], "dial": CostDial(settings).state_dict()}
     write_atomically(folder / "model_final.pth", content)
     (folder / "config.yaml").write_text(halves_run.dump())
