@@ -61,7 +61,7 @@ def test_a_folder_predicts_as_the_run_does(dialled, tmp_path):
     same(divdr.Predictor.from_files(tmp_path / "moved" / "model.safetensors"), after)
     # The dial goes along, and the position that it stands at.
     wide = after(PICTURE)["routing"].activations
-    for position in (0.0, 1.0):
+    for position in (1.0, 0.0):
         before.turn_dial(position)
         after.turn_dial(position)
         same(before, after)
