@@ -121,9 +121,12 @@ def gemm_peak(
         device: where.
         dtype: precision of both matrices. On CUDA the precision of fp32 products is the process's
             setting (``torch.backends.cuda.matmul``).
-        size: rows and columns, a multiple of 16.
+        size: rows and columns, a multiple of 16; 256 where a call would take seconds, as on a CPU
+            without instructions for the precision.
         rounds: calls.
     """
+    if size > 256 and size**3 / gemm_peak(device, dtype, size=256, rounds=1) > 2:
+        size = 256
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     maps = a.view(1, 16, -1, size).permute(0, 3, 1, 2)  # channels last

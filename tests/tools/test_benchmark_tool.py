@@ -1,9 +1,10 @@
 """The benchmark tool, in small."""
 
 import json
-import runpy
 import subprocess
 import sys
+
+from divdr.verbs import BENCHMARK
 
 
 def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
@@ -28,11 +29,9 @@ def test_benchmark_writes_tables_numbers_and_a_picture(repository, tmp_path):
     assert (tmp_path / "b.png").stat().st_size > 0
 
 
-def test_targets_are_printed_only_when_asked_for(repository, monkeypatch):
-    tool = runpy.run_path(str(repository / "tools" / "benchmark.py"), run_name="tool")
+def test_targets_are_printed_only_when_asked_for():
     for more, wanted in (([], False), (["--targets"], True)):
-        monkeypatch.setattr("sys.argv", ["benchmark.py", *more])
-        assert tool["options"]().targets is wanted
+        assert BENCHMARK.parser().parse_args(more).targets is wanted
 
 
 def test_benchmark_times_steps_of_training(repository, tmp_path):
