@@ -14,9 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..modeling import RoutingSupervision, unwrap
+from ..modeling import RoutingSupervision
 from ..routing import to_host
-from .hooks import backbone_alone
+from .hooks import routing_records
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,6 @@ def _mean_share(model: nn.Module, routing: RoutingSupervision, batches: list[lis
     return sum(t for t, _ in totals) / max(1, sum(n for _, n in totals))
 
 
-@torch.no_grad()
 def image_costs(
     model: nn.Module, routing: RoutingSupervision, batches: Iterable[list[dict]]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,13 +139,9 @@ def image_costs(
         included, in 10⁹ multiply-adds; (n, D) clustered values. Float32 on the CPU.
     """
     rows = []
-    with backbone_alone(unwrap(model), routing.backbone) as run:
-        for inputs in batches:
-            run(inputs)
-            record = routing.backbone.routing
-            assert record is not None
-            values = routing.clustered_values(record)
-            rows.append(to_host([record.real_share, record.real_cost / 1e9, values]))
+    for _, record in routing_records(model, routing.backbone, batches):
+        values = routing.clustered_values(record)
+        rows.append(to_host([record.real_share, record.real_cost / 1e9, values]))
     if not rows:
         return (
             torch.zeros(0),

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..data import seed_everything
 from ..experts import LocalExperts
-from ..modeling import cluster_and_log
-from ..routing import CostController, DynamicRoutingNetwork, Periods
+from ..modeling import DynamicRouting, cluster_and_log, unwrap
+from ..routing import CostController, DynamicRoutingNetwork, Periods, Routing
 
 
 class ClusteringHook(HookBase):
@@ -141,6 +141,25 @@ def backbone_alone(model: nn.Module, backbone: nn.Module) -> Iterator[Callable[[
         handle.remove()
         for module, training in modes:
             module.training = training
+
+
+@torch.no_grad()
+def routing_records(
+    model: nn.Module, backbone: DynamicRouting, batches: Iterable[list[dict]]
+) -> Iterator[tuple[list[dict], Routing]]:
+    """Batches, each with the record of its images in evaluation; the backbone runs, and no head.
+
+    Args:
+        model: the model; modes of all its modules are restored after the last batch.
+        backbone: its routed backbone.
+        batches: of dataset dicts.
+    """
+    with backbone_alone(unwrap(model), backbone) as run:
+        for inputs in batches:
+            run(inputs)
+            record = backbone.routing
+            assert record is not None
+            yield inputs, record
 
 
 class _ForwardEnds(Exception):  # noqa: N818  nothing went wrong

@@ -19,6 +19,7 @@ from ..modeling import DynamicRouting, find_backbone
 from ..routing import DynamicRoutingNetwork
 from ..settings import RoutingSettings
 from .execution_modes import load_trained
+from .hooks import routing_records
 from .setup import make_output_folder
 
 Size = tuple[int, int]
@@ -55,7 +56,6 @@ def random_of(
     return _written(route, path, network, size)
 
 
-@torch.no_grad()
 def majority_of(
     cfg: CfgNode, path: str, *, images: int = 200, threshold: float | None = None
 ) -> str:
@@ -79,10 +79,8 @@ def majority_of(
     if backbone.network.initial.gate is None:
         raise ConfigError('the majority of routes needs gates, and MODEL.ROUTING.GATE is "none"')
     rows, size = [], (0, 0)
-    for inputs in build_test_loader(cfg, cfg.DATASETS.TRAIN, images):
-        model(inputs)
-        record = backbone.routing
-        assert record is not None
+    loader = build_test_loader(cfg, cfg.DATASETS.TRAIN, images)
+    for _, record in routing_records(model, backbone, loader):
         size = record.size
         rows.append((record.activations.cpu(), record.initial.cpu()))
     activations, initial = (torch.cat(part) for part in zip(*rows, strict=True))

@@ -22,6 +22,7 @@ from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
 from ..routing import DynamicRoutingNetwork
 from ..settings import SolverSettings
+from .hooks import routing_records
 from .precise_bn import precise_bn_layers, update_precise_bn
 from .solver import build_optimizer
 
@@ -112,19 +113,11 @@ def gather(model: nn.Module, loader: Iterable[list[dict]]) -> Gathered:
     routing = _with_experts(model)
     keys: list[str] = []
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for inputs in tqdm(loader, desc="routes", leave=False, disable=None):
-                model(inputs)
-                record = routing.backbone.routing
-                assert record is not None
-                values = routing.clustered_values(record)
-                keys += image_keys(inputs)
-                rows.append((record.activations.cpu(), record.initial.cpu(), values.cpu()))
-    finally:
-        model.train(training)
+    followed = tqdm(loader, desc="routes", leave=False, disable=None)
+    for inputs, record in routing_records(model, routing.backbone, followed):
+        values = routing.clustered_values(record)
+        keys += image_keys(inputs)
+        rows.append((record.activations.cpu(), record.initial.cpu(), values.cpu()))
     activations, initial, values = (torch.cat(part) for part in zip(*rows, strict=True))
     assert routing.experts is not None
     expert = routing.experts.assign(values).cpu()

@@ -22,6 +22,7 @@ from ..inference.trimming import used_route, weights_on_route
 from ..modeling import attached_routing, find_backbone
 from .about import KEY
 from .execution_modes import load_with_about
+from .hooks import routing_records
 from .trainer import Trainer
 
 
@@ -35,14 +36,11 @@ class _Routes:
     real_cost: Tensor
 
 
-@torch.no_grad()
 def _routes(cfg: CfgNode, model: nn.Module) -> _Routes:
-    backbone, rows = find_backbone(model), []
+    rows = []
     loader = build_test_loader(cfg, cfg.DATASETS.TRAIN)
-    for inputs in tqdm(loader, desc="routes", leave=False, disable=None):
-        model(inputs)
-        record = backbone.routing
-        assert record is not None
+    followed = tqdm(loader, desc="routes", leave=False, disable=None)
+    for _, record in routing_records(model, find_backbone(model), followed):
         found = (record.activations, record.initial, record.reached, record.real_cost)
         rows.append([part.cpu() for part in found])
     return _Routes(*(torch.cat(part) for part in zip(*rows, strict=True)))
