@@ -84,6 +84,7 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
     route.write(file)
     settings = cfg.MODEL.ROUTING
     settings.ROUTE, settings.ROUTE_GATES, settings.DIAL = file, "decide", -1.0
+    settings.GATE_THRESHOLD = whole.gate_threshold  # its own, or that of the dial's position
     made = Trainer.build_model(cfg).eval()
     part = find_backbone(made).network
     kept = {name: value for name, value in model.state_dict().items() if name in made.state_dict()}

@@ -135,6 +135,11 @@ class DynamicRoutingNetwork(nn.Module):
         for layer in self._layers():
             yield from layer
 
+    @property
+    def gate_threshold(self) -> float:
+        """What :meth:`set_gate_threshold` set last; 0 as trained."""
+        return next((cell.gate.threshold for cell in self.cells() if cell.gate is not None), 0.0)
+
     def set_gate_threshold(self, threshold: float) -> None:
         """Close, in all cells but the initial one, what is not further open; see ``Gate``.
 

@@ -29,7 +29,7 @@ def partly(halves_run, tmp_path_factory):
             row = node.gated.index(transform)
             content["model"][f"{name}.weight"][row] = 0
             content["model"][f"{name}.bias"][row] = -9
-    settings = [DialSetting(0.4, 0.2, 0.01), DialSetting(0.0, 0.9, 0.04)]
+    settings = [DialSetting(1.5, 0.2, 0.01), DialSetting(0.0, 0.9, 0.04)]
     content["routing"] = {**content["routing"], "dial": CostDial(settings).state_dict()}
     write_atomically(folder / "model_final.pth", content)
     (folder / "config.yaml").write_text(halves_run.dump())
@@ -78,6 +78,8 @@ def test_a_position_of_the_dial_stays(partly, tmp_path):
         ["MODEL.WEIGHTS", str(partly / "model_final.pth"), "MODEL.ROUTING.DIAL", "0.0"],
     )
     trim(cfg, tmp_path)
+    written = divdr.engine.load_config(str(tmp_path / "config.yaml")).MODEL.ROUTING
+    assert (written.GATE_THRESHOLD, written.DIAL) == (1.5, -1.0)
     a, b = (each(PICTURE) for each in (divdr.Predictor(cfg), divdr.Predictor.from_files(tmp_path)))
     torch.testing.assert_close(b["routing"].activations, a["routing"].activations)
 
