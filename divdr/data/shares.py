@@ -58,11 +58,11 @@ def _below(drawn: Sequence[float], share: float) -> list[bool]:
 
 
 def _unit(name: str, group: str) -> str:
-    folder, _, file = name.rpartition("/")
+    file = name.rpartition("/")[2]
     if group and group in file:
         # Of whatever folder: a patient's images may lie in several.
         return file.partition(group)[0]
-    return f"{folder}/{file}"
+    return name
 
 
 def _draw(unit: str, seed: int) -> float:
