@@ -5,8 +5,10 @@
     python tools/measure_classifiers.py data/fashion_mnist --seed 0 --output output/classifiers
     python tools/measure_classifiers.py --output output/classifiers         # tables of all seeds
 
-The first two write figures of one seed, seed_0.json; the last writes table.md and curve.png. They
-are of single-gated mixtures, and with --depth of per-example routing in cells of choice blocks.
+The second writes figures of one seed, seed_0.json; the last writes table.md and curve.png. They
+are of single-gated mixtures; with --depth of per-example routing in cells of choice blocks; with
+--systems of all systems beside single networks of several sizes. The latter goes on where it was
+interrupted, and --times measures milliseconds of what it has trained.
 """
 
 import argparse
@@ -33,31 +35,67 @@ def options(parser: Parser) -> None:
         help="per-example routing in so many cells, in place of single-gated mixtures",
     )
     parser.add_argument("--routing", type=at_least(1), default=1000, help="iterations of --depth")
+    parser.add_argument(
+        "--systems",
+        type=at_least(1),
+        default=0,
+        metavar="ITERATIONS",
+        help="all systems in place of single-gated mixtures, each so long; 4690 are ten epochs",
+    )
+    parser.add_argument("--times", action="store_true", help="milliseconds of --systems, trained")
     for name, value in LENGTHS.items():
         parser.add_argument(f"--{name}", type=at_least(1), default=value, help="iterations")
 
 
 def run(args: argparse.Namespace) -> None:
-    from divdr.studies.classifier_tables import PAIRS, draw_curves, table
+    from divdr.studies.classifier_systems import (
+        SYSTEM_PAIRS,
+        draw_systems,
+        system_figures,
+        system_table,
+        system_times,
+    )
+    from divdr.studies.classifier_tables import PAIRS, draw_curves, pairs_table, table
     from divdr.studies.classifiers import Lengths, single_gate_figures
     from divdr.studies.routing_depth import depth_figures, depth_pairs
 
     args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / f"seed_{args.seed}.json"
     if args.data is not None:
         chosen = Lengths(**{name: getattr(args, name) for name in LENGTHS})
-        if args.depth:
-            figures = depth_figures(args.data, args.seed, args.routing, args.depth)
+        if args.times:
+            times = system_times(args.data, args.output, seed=args.seed)
+            write(args.output / "times.json", times)
+        elif args.systems:
+            system_figures(
+                args.data,
+                args.seed,
+                args.systems,
+                args.output,
+                finished=json.loads(path.read_text()) if path.is_file() else {},
+                done=lambda figures: write(path, figures),
+            )
+        elif args.depth:
+            write(path, depth_figures(args.data, args.seed, args.routing, args.depth))
         else:
-            figures = single_gate_figures(args.data, args.seed, chosen)
-        path = args.output / f"seed_{args.seed}.json"
-        path.write_text(json.dumps(figures, indent=1))
+            write(path, single_gate_figures(args.data, args.seed, chosen))
         return
     seeds = [json.loads(path.read_text()) for path in sorted(args.output.glob("seed_*.json"))]
-    text = table(seeds, depth_pairs(args.depth) if args.depth else PAIRS)
+    if args.systems:
+        kept = args.output / "times.json"
+        times = json.loads(kept.read_text()) if kept.is_file() else {}
+        text = system_table(seeds, times) + "\n" + pairs_table(seeds, SYSTEM_PAIRS)
+        draw_systems(seeds, times, args.output / "curve.png")
+    else:
+        text = table(seeds, depth_pairs(args.depth) if args.depth else PAIRS)
+        if not args.depth:
+            draw_curves(seeds, args.output / "curve.png")
     (args.output / "table.md").write_text(text)
-    if not args.depth:
-        draw_curves(seeds, args.output / "curve.png")
     print(text)
+
+
+def write(path: Path, figures: object) -> None:
+    path.write_text(json.dumps(figures, indent=1))
 
 
 COMMAND = Command(

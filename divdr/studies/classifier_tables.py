@@ -57,6 +57,16 @@ def table(seeds: Sequence[Figures], compared: Sequence[Pair] = PAIRS) -> str:
             rows.append((*row, f"{np.mean(numbers):,.0f}") if numbers else row)
     heads = ("system", "answer", "MFLOPs", "top-1 [%]", "parameters")
     text = tabulate(rows, heads[: max(map(len, rows))], tablefmt="github")
+    return text + "\n\n" + pairs_table(seeds, compared)
+
+
+def pairs_table(seeds: Sequence[Figures], compared: Sequence[Pair]) -> str:
+    """Paired differences with 95 % intervals, in Markdown; pairs not measured are left out.
+
+    Args:
+        seeds: figures of each seed.
+        compared: pairs of systems.
+    """
     pairs = []
     for (first, a), (second, b) in compared:
         if not all(
@@ -69,7 +79,7 @@ def table(seeds: Sequence[Figures], compared: Sequence[Pair] = PAIRS) -> str:
         interval = f"{found.low:+.2f} to {found.high:+.2f}"
         pairs.append((f"{second} ({b}) − {first} ({a})", f"{found.mean:+.2f}", interval, found.n))
     columns = ("difference", "mean", "95 % interval", "seeds")
-    return text + "\n\n" + tabulate(pairs, columns, tablefmt="github") + "\n"
+    return tabulate(pairs, columns, tablefmt="github") + "\n"
 
 
 def draw_curves(seeds: Sequence[Figures], path: Path) -> None:

@@ -131,6 +131,8 @@ def _batches(images: Images, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 def measure(system: Any, images: Images) -> dict[str, float]:
     """Accuracy in per cent and multiply-adds (10⁶) by name: "system", or all that a mixture has.
 
+    Of a system with a threshold τ there are "threshold-τ" for many τ as well.
+
     Args:
         system: trained.
         images: that it is tested on.
@@ -143,6 +145,12 @@ def measure(system: Any, images: Images) -> dict[str, float]:
             found = system.compared(pixels, labels, THRESHOLDS).predictions
         else:
             found = {"system": system(pixels)}
+            if hasattr(system, "at_thresholds"):
+                curve = system.at_thresholds(pixels, THRESHOLDS)
+                found |= {
+                    f"threshold-{threshold:g}": one
+                    for threshold, one in zip(THRESHOLDS, curve, strict=True)
+                }
         for name, (logits, ran) in found.items():
             right = (logits.argmax(1) == labels).sum().double()
             row = torch.stack([right, cost.of(ran).sum()])

@@ -7,7 +7,15 @@ from drawn_classification import write_fashion_mnist
 from scipy import stats
 
 from divdr.errors import DataError
-from divdr.studies.classifier_tables import draw_curves, table
+from divdr.studies.classifier_systems import (
+    SYSTEMS,
+    above_singles,
+    draw_systems,
+    system_figures,
+    system_table,
+    system_times,
+)
+from divdr.studies.classifier_tables import draw_curves, pairs_table, table
 from divdr.studies.classifiers import Lengths, augmented, read_images, single_gate_figures
 from divdr.studies.routing_depth import depth_figures, depth_pairs
 
@@ -92,3 +100,54 @@ def test_tables_by_scipy():
     assert f"{low:+.2f} to {high:+.2f}" in text
     with pytest.raises(DataError, match="no seed was measured"):
         table([])
+
+
+def test_all_systems_beside_single_networks(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    write_fashion_mnist(tmp_path / "fashion_mnist", np.random.default_rng(0), count=40)
+    data, output = tmp_path / "fashion_mnist", tmp_path
+    names = ["single, 0.16", "single, 0.35", "ensemble of 2", "DynK-Hydra", "CoE, 4 experts"]
+    given = []
+    found = system_figures(data, 0, 3, output, names=names, done=lambda f: given.append(len(f)))
+    assert given == [1, 2, 3, 4, 5]
+    # What a name promises, and two networks of the cheapest.
+    for name in names[:2]:
+        assert found[name]["system MFLOPs"] == pytest.approx(float(name.split()[1]), abs=0.005)
+    one = found["single, 0.16"]["system MFLOPs"]
+    assert found["ensemble of 2"]["system MFLOPs"] == pytest.approx(2 * one, rel=0.01)
+    # At τ = 1 every image has its expert, at 0 none has.
+    collaboration = found["CoE, 4 experts"]
+    saved = collaboration["threshold-1 MFLOPs"] - collaboration["threshold-0 MFLOPs"]
+    assert saved == pytest.approx(one, rel=0.01)
+
+    # Another collaboration stands on the first one's delegator, which is not trained anew.
+    more = [*names, "CoE, 16 experts"]
+    again = system_figures(data, 0, 3, output, names=more, finished=found)
+    assert {name: again[name] for name in names} == found
+    delegators = [torch.load(output / f"CoE_{count}_experts_0.pth")["model"] for count in (4, 16)]
+    part = "system.delegator.task_predictor.weight"
+    assert torch.equal(delegators[0][part], delegators[1][part])
+
+    times = system_times(data, output, seed=0)
+    assert list(times) == more
+    assert all(set(row) == {"ms at 1", "ms at 64"} and row["ms at 1"] > 0 for row in times.values())
+    text = system_table([again, again], {})
+    assert f"{again['DynK-Hydra']['parameters']:,}" in text
+    draw_systems([again], {}, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_points_above_one_network_of_equal_cost():
+    cheap, dear = list(SYSTEMS)[:2]
+    figures = {
+        cheap: {"system top-1": 80.0, "system MFLOPs": 0.1},
+        dear: {"system top-1": 84.0, "system MFLOPs": 0.4},
+        "between": {"system top-1": 83.0, "system MFLOPs": 0.2},
+        "cheaper": {"bagging top-1": 83.0, "bagging MFLOPs": 0.05},
+    }
+    # 0.2 lies half way from 0.1 to 0.4 in logarithms.
+    assert above_singles(figures, "between") == pytest.approx(83.0 - 82.0)
+    assert above_singles(figures, "cheaper", "bagging") == pytest.approx(3.0)
+    text = pairs_table([figures, figures], [((cheap, "system"), ("between", "system"))])
+    assert "between (system) − single" in text
+    assert "+3.00" in text
