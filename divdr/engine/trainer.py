@@ -362,6 +362,9 @@ class Trainer(DefaultTrainer):
             self.start_iter = first_iteration(self.model, self.cfg.SOLVER.MAX_ITER)
             advance(self.scheduler, self.start_iter)
         routing = attached_routing(self.model)
+        if routing is not None and self.start_iter < self.max_iter:
+            # Gates decide as they are trained, also of what was once cheaper in evaluation.
+            routing.backbone.set_gate_threshold(0.0)
         keys = getattr(self.data_loader.dataset, "keys", None)  # somebody's own loader has none
         if routing is not None and keys is not None:
             routing.keep_images(keys)

@@ -1,7 +1,7 @@
 """Costs between which a trained model can be set, without training.
 
 A threshold closes the transforms whose gates are open least. Which threshold leads to which cost is
-found by ``divdr.engine.cost_search``; here the findings of a model are kept.
+found by ``divdr.engine.calibration``; here the findings of a model are kept.
 """
 
 from __future__ import annotations

@@ -197,8 +197,15 @@ class RoutingSupervision:
         self._clustered = -1  # the iteration of the last clustering from here
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank, centres, σ², cost control and step count: tensors, numbers, strings and lists."""
+        """Bank, centres, σ², cost control, threshold of the gates and step count.
+
+        Tensors, numbers, strings and lists.
+        """
         state: dict[str, Any] = {"steps": self._steps}
+        threshold = self.backbone.network.gate_threshold
+        # A dial's position belongs to who turned it.
+        if threshold and self.dial is None:
+            state["threshold"] = threshold
         if self.experts is not None:
             state["experts"] = self.experts.state_dict(bank=self.save_bank)
         if self.cost is not None:
@@ -219,6 +226,8 @@ class RoutingSupervision:
         if self.cost is not None and "cost" in state:
             self.cost.load_state_dict(state["cost"])
         self.dial = CostDial.from_state(state["dial"]) if "dial" in state else None
+        if "threshold" in state:
+            self.backbone.set_gate_threshold(float(state["threshold"]))
 
     def turn_dial(self, position: float) -> DialSetting:
         """Run from now on at a cost between the calibrated ones; again and again, as you like.

@@ -80,9 +80,9 @@ class BudgetSettings(Settings):
     )
     target_calibration: int = setting(
         200,
-        "Training images, as evaluation sees them, by which the end of training corrects what is "
-        "left of the error in share, with one shift of all gates' last biases (at most ±1); they "
-        "run ten times, or 19 where ±0.5 leaves more than 1 %. 0 is off.",
+        "Training images, as evaluation sees them, by which the end of training corrects a cost "
+        "that is more than 2 % above the target: what is open least is closed. They run once, or "
+        "some ten times. 0 is off.",
         unit="images",
         low=0,
     )

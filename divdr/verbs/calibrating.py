@@ -60,7 +60,8 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     use_config_file(args)
     from ..engine import load_config
-    from ..engine.cost_search import CostGoal, calibrate_checkpoint, calibration_table
+    from ..engine.calibration import CostGoal
+    from ..engine.cost_search import calibrate_checkpoint, calibration_table
 
     unit = "share" if args.share else "gflops"
     goals = [CostGoal(cost, unit, args.each) for cost in args.share or args.gflops]

@@ -10,7 +10,8 @@ import torch
 from divdr import verbs
 from divdr.data import build_test_loader
 from divdr.engine import Predictor, Trainer, load_config
-from divdr.engine.cost_search import Calibration, CostGoal, calibrate_checkpoint, calibration_table
+from divdr.engine.calibration import Calibration, CostGoal
+from divdr.engine.cost_search import calibrate_checkpoint, calibration_table
 from divdr.engine.execution_modes import load_trained
 from divdr.errors import CheckpointError, ConfigError
 from divdr.modeling import CostDial, DialSetting, attached_routing
