@@ -84,6 +84,18 @@ def at_least(low: float, kind: Callable[[str], Any] = int) -> Callable[[str], An
     return number
 
 
+def above(low: float) -> Callable[[str], float]:
+    """A number above ``low``."""
+
+    def number(text: str) -> float:
+        value = at_least(low, float)(text)
+        if value == low:
+            raise argparse.ArgumentTypeError(f"must be above {low:g}, not {text}")
+        return value
+
+    return number
+
+
 def listed(number: Callable[[str], Any], count: int | None = None) -> Callable[[str], list]:
     """Numbers with commas between them; ``count`` of them, or any number from one on."""
 

@@ -18,7 +18,7 @@ import sys
 
 import _environment  # noqa: F401
 
-from divdr.command_line import at_least, report_errors
+from divdr.command_line import above, at_least, report_errors
 
 
 @report_errors
@@ -42,9 +42,7 @@ def main() -> int:
     for part in (majority, chosen):
         part.add_argument("--output", required=True, metavar="FILE", help="gets the route, JSON")
     for part in (chosen, narrow):
-        part.add_argument(
-            "--gflops", type=at_least(0, float), required=True, help="real cost, stem included"
-        )
+        part.add_argument("--gflops", type=above(0), required=True, help="real cost, stem included")
         part.add_argument(
             "--tolerance",
             type=at_least(0, float),

@@ -7,6 +7,7 @@ import argparse
 from ..command_line import (
     Command,
     Parser,
+    above,
     add_config_options,
     at_least,
     config_pairs,
@@ -23,7 +24,7 @@ def _options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--share",
-        type=at_least(0, float),
+        type=above(0),
         nargs="+",
         default=[],
         metavar="X",
@@ -31,7 +32,7 @@ def _options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--gflops",
-        type=at_least(0, float),
+        type=above(0),
         nargs="+",
         default=[],
         metavar="X",
@@ -53,8 +54,6 @@ def _options(parser: Parser) -> None:
 def _check(parser: Parser, args: argparse.Namespace) -> None:
     if bool(args.share) == bool(args.gflops):
         parser.error("name costs by one of --share and --gflops")
-    if not all(cost > 0 for cost in (*args.share, *args.gflops)):
-        parser.error("costs are above 0")
 
 
 def _run(args: argparse.Namespace) -> None:

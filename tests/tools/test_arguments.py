@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from divdr.command_line import at_least, device, listed
+from divdr.command_line import above, at_least, device, listed
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from divdr.command_line import at_least, device, listed
     [
         (at_least(1), "1", 1),
         (at_least(0, float), "0.5", 0.5),
+        (above(0), "0.5", 0.5),
         (listed(at_least(1)), "1,64", [1, 64]),
         (listed(at_least(0, float)), "0", [0.0]),
         (listed(at_least(0), 2), "0,3", [0, 3]),
@@ -32,6 +33,7 @@ def test_values_are_read(kind, text, wanted):
         (at_least(1), "one", "'one' is not a number"),
         (at_least(1), "1.5", "'1.5' is not a number"),
         (at_least(0, float), "nan", "must be at least 0, not nan"),
+        (above(0), "0", "must be above 0, not 0"),
         (listed(at_least(1)), "1,,2", "'' is not a number"),
         (listed(at_least(0), 2), "1", "2 numbers are wanted, not '1'"),
         (device, "banana", "'banana' is unknown"),
@@ -58,6 +60,7 @@ def test_others_are_refused(kind, text, message, monkeypatch):
         ("benchmark_kmeans", "--rows 2", "--rows 2: fewer than the 4 experts"),
         ("rehearsal", "--iterations 7", "--iterations must be a multiple of 6, not 7"),
         ("analyse_classifier", "--config-file x --line 1", "argument --line: 2 numbers"),
+        ("make_control", "narrow --gflops 0", "argument --gflops: must be above 0, not 0"),
         ("compare_detectors", "run --rounds 0", "argument --rounds: must be at least 1, not 0"),
     ],
 )
