@@ -3,7 +3,7 @@
 from ..command_line import one_sentence, report_errors
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
-from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook
+from .hooks import ClusteringHook, CostTargetHook, DropPathHook, FixRouteHook, SeedHook
 from .own_data import fit_to_data
 from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
@@ -19,6 +19,7 @@ __all__ = [
     "ClusteringHook",
     "CostTargetHook",
     "DropPathHook",
+    "FixRouteHook",
     "PreciseBNHook",
     "Predictor",
     "RoutingCheckpointer",

@@ -57,7 +57,8 @@ class CalibrationHook(HookBase):
     def after_step(self) -> None:
         """Calibrate if this was the last step of the whole training."""
         end = self.trainer.max_iter if self.max_iter is None else self.max_iter
-        if self.trainer.iter + 1 == end and self.routing.cost is not None:
+        fixed = self.routing.backbone.network.stays_open  # whose cost is what it is
+        if self.trainer.iter + 1 == end and self.routing.cost is not None and not fixed:
             batches = list(self.loader())  # read once, run several times
             calibrate_cost(self.model, self.routing, self.routing.cost.share, batches)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,8 +14,11 @@ from torch import nn
 
 from ..data import seed_everything
 from ..experts import LocalExperts
-from ..modeling import DynamicRouting, cluster_and_log, unwrap
-from ..routing import CostController, DynamicRoutingNetwork, Periods, Routing
+from ..inference.controls import real_share, route_of_share
+from ..modeling import DynamicRouting, RoutingSupervision, cluster_and_log, unwrap
+from ..routing import TRANSFORMS, CostController, DynamicRoutingNetwork, Periods, Routing
+
+logger = logging.getLogger(__name__)
 
 
 class ClusteringHook(HookBase):
@@ -71,6 +75,41 @@ class DropPathHook(HookBase):
         """Update the progress."""
         for network in self.networks:
             network.drop_path.progress = self.trainer.iter / self.max_iter
+
+
+class FixRouteHook(HookBase):
+    """From an iteration on all images take one route, of the cost that is asked for.
+
+    Args:
+        routing: of the model, with a cost target.
+        start: the iteration, from 0.
+    """
+
+    def __init__(self, routing: RoutingSupervision, start: int) -> None:
+        self.routing = routing
+        self.start = start
+
+    def before_train(self) -> None:
+        """Begin to note what images open."""
+        self.routing.watch_opened = True
+
+    def before_step(self) -> None:
+        """Fix the route if it is time."""
+        network, opened = self.routing.backbone.network, self.routing.opened
+        if self.trainer.iter < self.start or network.stays_open or opened is None:
+            return
+        cost, size = self.routing.cost, self.routing.opened_size
+        assert cost is not None
+        shares = torch.stack(comm.all_gather(opened.cpu())).mean(dim=0)
+        gates, initial = shares.split([network.space.activation_size, len(TRANSFORMS)])
+        route = route_of_share(network, gates, initial, size, cost.share)
+        self.routing.backbone.fix_route(route.gates > 0, route.initial > 0)
+        self.routing.opened, self.routing.watch_opened = None, False
+        logger.info(
+            "From now on all images take one route, of %d cells and a real share of %.3f",
+            int((route.gates > 0).any(dim=1).sum()),
+            real_share(network, route, size),
+        )
 
 
 class SeedHook(HookBase):

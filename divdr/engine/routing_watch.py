@@ -131,7 +131,7 @@ class RoutingWatchHook(HookBase):
         experts = self.routing.experts
         assert experts is not None
         rows = self._gates(experts.bank.rows)  # (M, D)
-        if not len(rows):
+        if not len(rows) or self.routing.backbone.network.stays_open:
             return
         used = (rows > 0).any(0).cpu().numpy().reshape(-1, len(TRANSFORMS)).any(1)
         self._idle = np.where(used, 0, self._idle + 1)

@@ -57,14 +57,21 @@ from ..modeling import (
     periods_from_config,
     unwrap,
 )
-from ..routing import DynamicRoutingNetwork
+from ..routing import DynamicRoutingNetwork, to_iterations
 from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .class_weights import balance_classes
 from .console import ForecastHook, screen, training_line, with_progress
 from .finite import LossCheck, MetricsFile, plain_numbers
-from .hooks import ClusteringHook, CostTargetHook, DropPathHook, SeedHook, refill_bank
+from .hooks import (
+    ClusteringHook,
+    CostTargetHook,
+    DropPathHook,
+    FixRouteHook,
+    SeedHook,
+    refill_bank,
+)
 from .own_data import fitted_if_asked
 from .partition_hook import BoxPartitionHook, PartitionHook
 from .precise_bn import (
@@ -302,6 +309,9 @@ class Trainer(DefaultTrainer):
         if routing is not None and routing.cost is not None:
             routing.cost.parts = cfg.SOLVER.ACCUMULATE
             own.append(CostTargetHook(routing.cost))
+            fixed = to_iterations(cfg.MODEL.ROUTING.BUDGET.FIX_ROUTE, cfg.SOLVER.MAX_ITER)
+            if fixed:
+                own.append(FixRouteHook(routing, fixed))
             images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
             if images > 0:
                 loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)
@@ -365,6 +375,8 @@ class Trainer(DefaultTrainer):
         if routing is not None and self.start_iter < self.max_iter:
             # Gates decide as they are trained, also of what was once cheaper in evaluation.
             routing.backbone.set_gate_threshold(0.0)
+            if not self.resumed:
+                routing.backbone.fix_route(None)
         keys = getattr(self.data_loader.dataset, "keys", None)  # somebody's own loader has none
         if routing is not None and keys is not None:
             routing.keep_images(keys)

@@ -72,7 +72,8 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
     if routing is None:
         raise ConfigError("trimming needs a model with a routed backbone")
     whole = routing.backbone.network
-    if whole.initial.gate is None or whole.stays_open:
+    fixed = whole.fixed_route is not None
+    if whole.initial.gate is None or (whole.stays_open and not fixed):
         raise ConfigError(
             'trimming needs gates that can close: MODEL.ROUTING.GATE is "none", or those of a '
             "fixed route (MODEL.ROUTING.ROUTE) stay open"
@@ -83,7 +84,8 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
     file = os.path.abspath(folder / "route.json")
     route.write(file)
     settings = cfg.MODEL.ROUTING
-    settings.ROUTE, settings.ROUTE_GATES, settings.DIAL = file, "decide", -1.0
+    settings.ROUTE, settings.DIAL = file, -1.0
+    settings.ROUTE_GATES = "open" if fixed else "decide"
     settings.GATE_THRESHOLD = whole.gate_threshold  # its own, or that of the dial's position
     made = Trainer.build_model(cfg).eval()
     part = find_backbone(made).network

@@ -128,6 +128,44 @@ def majority_route(
     return found
 
 
+def route_of_share(
+    network: DynamicRoutingNetwork, opened: Tensor, initial: Tensor, size: Size, share: float
+) -> Route:
+    """Of the routes that open what more than some share of the images opens, the one of a cost.
+
+    Args:
+        network: the routed network.
+        opened: (D,) share of the images that open each transform.
+        initial: (T,) the same of the initial cell.
+        size: of the image at which costs are compared.
+        share: real cost to be met, of the all-open one, both without the stem.
+
+    Raises:
+        ConfigError: no such route leads to an output.
+    """
+    space = network.space
+    gates, first = opened.detach().cpu().view(-1, len(TRANSFORMS)), initial.detach().cpu()
+    # The first cell's ways are few: its likeliest stays open whatever the threshold is.
+    least = float(first.max())
+    candidates = []
+    for threshold in sorted({0.0, *gates.flatten().tolist()}):
+        start = (first > min(threshold, 0.5 * least)).float()
+        route = Route(space, (gates > threshold).float(), start)
+        if route.reached[-space.out_scales :].any():
+            inside = route.reached[:, None]
+            candidates.append(Route(space, torch.where(inside, route.gates, 0.0), start))
+    if not candidates:
+        raise ConfigError("what most images open leads to no output")
+    return min(candidates, key=lambda route: abs(real_share(network, route, size) - share))
+
+
+def real_share(network: DynamicRoutingNetwork, route: Route, size: Size) -> float:
+    """Real cost of a route at an image size, of the all-open one, both without the stem."""
+    stem = cost_table(network, *size).stem
+    full = Route.open(network.space).real_cost(network, *size, gates=True)
+    return (route.real_cost(network, *size, gates=True) - stem) / (full - stem)
+
+
 @dataclass(frozen=True)
 class Width:
     """How wide a network is.

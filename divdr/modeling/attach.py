@@ -234,13 +234,23 @@ def _check_bank(clustering: ClusteringSettings, batch_size: int, cluster: bool) 
 
 def _cost_target(budget: BudgetSettings, max_iter: int) -> CostTarget | None:
     """What the real cost is driven to; None if to nothing."""
+    key, fixed = f"{budget.KEY}.FIX_ROUTE", to_iterations(budget.fix_route, max_iter)
     if budget.target_share == 0 and budget.target_gflops == 0:
+        if fixed:
+            raise ConfigError(f"{key} fixes the route of a cost: set TARGET_SHARE or TARGET_GFLOPS")
         return None
+    start = to_iterations(budget.target_start, max_iter)
+    ramp = to_iterations(budget.target_ramp, max_iter)
+    if 0 < fixed < start + ramp:
+        raise ConfigError(
+            f"{key} is iteration {fixed}, before the cost target has come down (TARGET_START and "
+            f"TARGET_RAMP: iteration {start + ramp})"
+        )
     return CostTarget(
         share=budget.target_share,
         gflops=budget.target_gflops,
-        start=to_iterations(budget.target_start, max_iter),
-        ramp=to_iterations(budget.target_ramp, max_iter),
+        start=start,
+        ramp=ramp,
         gain=budget.target_gain,
         memory=budget.target_memory,
         temperature=budget.target_temperature,

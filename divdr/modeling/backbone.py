@@ -253,6 +253,11 @@ class DynamicRouting(Backbone):
         self.network.set_gate_threshold(threshold)
         self._plan.drop()  # plans look at tensors for changes, and this is none
 
+    def fix_route(self, opened: Tensor | None, initial: Tensor | None = None) -> None:
+        """Open one route for every image from now on; see ``DynamicRoutingNetwork.fix_route``."""
+        self.network.fix_route(opened, initial)
+        self._plan.drop()
+
     def follow(self, route: Route | Tensor | None) -> None:
         """From now on take this route in evaluation; None lets the gates decide again.
 

@@ -33,6 +33,8 @@ from .backbone import DynamicRouting
 from .cost_dial import CostDial, DialSetting
 from .late_figures import put_later
 
+_LATELY = 0.02  # weight of a batch among those of late
+
 
 def cost_target_loss(
     controller: CostController,
@@ -168,6 +170,10 @@ class RoutingSupervision:
             resumed run can do without: until it has seen all images again, its figures are of
             those it has.
         dial: costs that the model was calibrated for; None: it was not.
+        opened: (D + T,) share of the images of late that opened each transform, those of the
+            initial cell last; None before the first batch, or where nobody wants to know.
+        opened_size: (height, width) of the last of these batches.
+        watch_opened: whether to keep ``opened``.
     """
 
     def __init__(
@@ -192,6 +198,9 @@ class RoutingSupervision:
         self.cost = cost
         self.save_bank = save_bank
         self.dial: CostDial | None = None
+        self.watch_opened = False
+        self.opened: Tensor | None = None
+        self.opened_size = (0, 0)
         self._steps = 0
         self._layers: Tensor | None = None  # (2, L, cells) which cells a layer has, and gates
         self._clustered = -1  # the iteration of the last clustering from here
@@ -210,6 +219,11 @@ class RoutingSupervision:
             state["experts"] = self.experts.state_dict(bank=self.save_bank)
         if self.cost is not None:
             state["cost"] = self.cost.state_dict()
+        if self.opened is not None:
+            state["opened"] = {"shares": self.opened.clone(), "size": list(self.opened_size)}
+        route = self.backbone.network.fixed_route
+        if route is not None:
+            state["route"] = list(route)
         if self.dial is not None:
             state["dial"] = self.dial.state_dict()
         return state
@@ -226,6 +240,12 @@ class RoutingSupervision:
         if self.cost is not None and "cost" in state:
             self.cost.load_state_dict(state["cost"])
         self.dial = CostDial.from_state(state["dial"]) if "dial" in state else None
+        self.opened = None
+        if "opened" in state:
+            height, width = state["opened"]["size"]
+            self.opened, self.opened_size = state["opened"]["shares"], (height, width)
+        if "route" in state:
+            self.backbone.fix_route(*state["route"])
         if "threshold" in state:
             self.backbone.set_gate_threshold(float(state["threshold"]))
 
@@ -297,7 +317,7 @@ class RoutingSupervision:
         Known subsets need its images' ``keys``; a cost target is logged in ``storage``.
         """
         losses = {}
-        if self.cost is not None:
+        if self.cost is not None and not self.backbone.network.stays_open:
             losses["loss_budget"] = cost_target_loss(
                 self.cost, self.backbone.network, routing, iteration, storage
             )
@@ -351,6 +371,8 @@ class RoutingSupervision:
         # Passes without gradients (precise BatchNorm) are no training and leave no trace.
         if torch.is_grad_enabled():
             self._steps = iteration + 1
+            if self.watch_opened:
+                self._note_opened(routing)
             if self.experts is not None and self.clustering.update_bank:
                 bank = self.experts.bank
                 if bank.former_keys:
@@ -361,6 +383,15 @@ class RoutingSupervision:
                 self._log_gates(storage, routing)
             self._cluster_if_due(iteration, storage)
         return {**losses, **added}
+
+    def _note_opened(self, routing: Routing) -> None:
+        both = torch.cat([routing.activations.detach(), routing.initial.detach()], dim=1) > 0
+        share = both.float().mean(dim=0)
+        self.opened_size = routing.size
+        if self.opened is None:
+            self.opened = share
+        else:
+            self.opened = self.opened.to(share.device).lerp(share, _LATELY)
 
     def _log_gates(self, storage: EventStorage, routing: Routing) -> None:
         """By layer, the share of gates that are open, of those of the cells which images reach."""

@@ -29,7 +29,11 @@ class Gate(nn.Module):
     Attributes:
         threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
             above it, what is open least closes first, and what stays open stays as far open.
+        route: (T,) bool, what is open for every image, all else being closed; None where the gate
+            decides.
     """
+
+    route: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Gate(nn.Module):
         self.stays_open = stays_open
         self.threshold = 0.0
         self.initial_bias = bias
+        self.register_buffer("route", None, persistent=False)
         self.reduce = conv_norm(channels, inner, norm)
         self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(inner, transforms, 1)
@@ -97,11 +102,14 @@ class StaticGate(nn.Module):
         stays_open: as of ``Gate``.
     """
 
+    route: Tensor | None
+
     def __init__(self, transforms: int, *, bias: float, stays_open: bool = False) -> None:
         super().__init__()
         self.stays_open = stays_open
         self.threshold = 0.0
         self.initial_bias = bias
+        self.register_buffer("route", None, persistent=False)
         self.bias = nn.Parameter(torch.full((transforms,), bias))
 
     @property
@@ -144,7 +152,9 @@ def build_gate(
 
 
 def decided(logits: Tensor, gate: GateModule) -> Tensor:
-    """Logits of a gate, those that its threshold closes at most 0."""
+    """Logits of a gate, those that its route or its threshold closes at most 0."""
+    if gate.route is not None:
+        return torch.where(gate.route, kept_open(logits), logits.clamp(max=0.0))
     if gate.stays_open:
         return kept_open(logits)
     if gate.threshold > 0:

@@ -58,9 +58,6 @@ class DynamicRoutingNetwork(nn.Module):
         route_gates: what gates say in the space of a route: "open", how far transforms are open,
             never whether; "decide", both, as in a whole space.
 
-    Attributes:
-        stays_open: whether no gate can close.
-
     Raises:
         ConfigError: an unknown gate, operation or reach, or a route's space with what needs all
             cells.
@@ -99,7 +96,7 @@ class DynamicRoutingNetwork(nn.Module):
             )
         self.space = space
         self.channels = channels
-        self.stays_open = space.opened is not None and route_gates == "open"
+        self._built_open = space.opened is not None and route_gates == "open"
         self.drop_path = DropPathSchedule(drop_path)
         build = partial(
             Cell,
@@ -113,7 +110,7 @@ class DynamicRoutingNetwork(nn.Module):
             reach=reach,
             conditional=conditional_training,
             op_gate=op_gate,
-            stays_open=self.stays_open,
+            stays_open=self._built_open,
         )
         self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)
@@ -136,6 +133,47 @@ class DynamicRoutingNetwork(nn.Module):
             yield from layer
 
     @property
+    def stays_open(self) -> bool:
+        """Whether no gate decides what runs, for a route that the network is or was fixed to."""
+        gate = self.initial.gate
+        return self._built_open or (gate is not None and gate.route is not None)
+
+    @property
+    def fixed_route(self) -> tuple[Tensor, Tensor] | None:
+        """What :meth:`fix_route` set: (cells, T) and (T,) of the initial cell, bool."""
+        gates = [self.initial.gate, *(cell.gate for cell in self.cells())]
+        if gates[0] is None or gates[0].route is None:
+            return None
+        rows = torch.zeros(len(gates), len(TRANSFORMS), dtype=torch.bool)
+        nodes = (self.space.initial, *self.space.cells)
+        for row, node, gate in zip(rows, nodes, gates, strict=True):
+            if gate is not None and gate.route is not None:
+                row[list(node.gated)] = gate.route.cpu()
+        return rows[1:], rows[0]
+
+    def fix_route(self, opened: Tensor | None, initial: Tensor | None = None) -> None:
+        """Open for every image what a route opens, and nothing else.
+
+        Gates go on saying how far transforms of the route are open; see ``kept_open``.
+
+        Args:
+            opened: (cells, T) bool; None lets the gates decide again.
+            initial: (T,) bool, of the initial cell.
+
+        Raises:
+            ConfigError: the network has no gates.
+        """
+        if opened is not None and self.initial.gate is None:
+            raise ConfigError('a route is fixed by gates, and MODEL.ROUTING.GATE is "none"')
+        cells = [self.initial, *self.cells()]
+        rows = None if opened is None or initial is None else torch.cat([initial[None], opened])
+        for number, cell in enumerate(cells):
+            if cell.gate is not None:
+                row = None if rows is None else rows[number, list(cell.node.gated)]
+                device = cell.gate.last_bias.device if cell.gate.last_bias is not None else None
+                cell.gate.route = None if row is None else row.bool().to(device)
+
+    @property
     def gate_threshold(self) -> float:
         """What :meth:`set_gate_threshold` set last; 0 as trained."""
         return next((cell.gate.threshold for cell in self.cells() if cell.gate is not None), 0.0)
@@ -152,7 +190,7 @@ class DynamicRoutingNetwork(nn.Module):
         if not 0.0 <= threshold < math.inf:
             raise ConfigError(f"a threshold of gates is at least 0, not {threshold}")
         gates = [cell.gate for cell in self.cells() if cell.gate is not None]
-        if threshold and (not gates or any(gate.stays_open for gate in gates)):
+        if threshold and (not gates or self.stays_open):
             raise ConfigError("this network has one cost: no gate of it decides what runs")
         for gate in gates:
             gate.threshold = float(threshold)

@@ -86,6 +86,13 @@ class BudgetSettings(Settings):
         unit="images",
         low=0,
     )
+    fix_route: float = setting(
+        0.0,
+        "When all images get one route, the one that most opened lately and that costs the target; "
+        "its gates then say how far transforms are open, not whether. 0 is never.",
+        unit=WHEN,
+        low=0,
+    )
     target_temperature: float = setting(
         1.0,
         "Gates up to about this far from their threshold feel the loss.",

@@ -84,6 +84,28 @@ def test_a_position_of_the_dial_stays(partly, tmp_path):
     torch.testing.assert_close(b["routing"].activations, a["routing"].activations)
 
 
+def test_a_model_of_a_fixed_route_is_trimmed_to_it(halves_run, tmp_path):
+    content = read_weights(halves_run.MODEL.WEIGHTS)
+    network = find_backbone(load_trained(halves_run)).network
+    opened = torch.zeros(network.space.num_cells, 3, dtype=torch.bool)
+    for node in network.space.cells:
+        opened[node.index, 1] = 1 in node.gated and node.scale == 0  # straight on at stride 4
+    initial = torch.tensor([False, True, False])
+    content["routing"] = {**content["routing"], "route": [opened, initial]}
+    write_atomically(tmp_path / "model_final.pth", content)
+    (tmp_path / "config.yaml").write_text(halves_run.dump())
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+    cfg = divdr.engine.load_config(str(tmp_path / "config.yaml"), weights)
+
+    trim(cfg, tmp_path / "trimmed")
+
+    whole, part = divdr.Predictor(cfg), divdr.Predictor.from_files(tmp_path / "trimmed")
+    a, b = whole(PICTURE), part(PICTURE)
+    torch.testing.assert_close(b["sem_seg"], a["sem_seg"], rtol=1e-4, atol=1e-5)
+    assert (a["routing"].activations.view(-1, 3) > 0).equal(opened)
+    assert len(part.model.state_dict()) < len(whole.model.state_dict())
+
+
 def test_mistakes_end_in_a_sentence(partly, halves_run, tmp_path, capsys):
     for words in (("--size", "32", "32"), ("--format",), ("--no-evaluation",)):
         with pytest.raises(SystemExit):

@@ -1,11 +1,15 @@
 import pytest
 import torch
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 
-from divdr.engine import ClusteringHook, DropPathHook, SeedHook
+from divdr.engine import ClusteringHook, DropPathHook, FixRouteHook, SeedHook
 from divdr.engine.hooks import refill_bank
 from divdr.experts import LocalExperts
-from divdr.routing import DynamicRoutingNetwork, Periods, RoutingSpace
+from divdr.inference import Route
+from divdr.inference.controls import route_of_share
+from divdr.modeling import DynamicRouting, attach_routing
+from divdr.routing import CostTarget, DynamicRoutingNetwork, Periods, RoutingSpace
 
 
 class _Loop(TrainerBase):
@@ -149,3 +153,33 @@ def test_drop_path_follows_training():
     hook = DropPathHook([network], 4)
     _Loop(hook, step=lambda i: seen.append(network.drop_path.progress)).train(0, 4)
     assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_route_is_fixed_once_by_what_all_processes_open(monkeypatch, caplog):
+    model = torch.nn.Module()
+    model.backbone = DynamicRouting(layers=4, scales=3, channels=4, norm="GN")
+    target = CostTarget(share=0.5)
+    routing = attach_routing(model, cost_target=target)
+    network = model.backbone.network
+    exists = Route.open(network.space)
+    # One process opens these, the other those; both of them what leads straight on.
+    straight = Route(network.space, exists.gates * torch.tensor([0.0, 1.0, 0.0]), exists.initial)
+    own = torch.cat([straight.gates.flatten(), straight.initial])
+    other = torch.cat([exists.gates.flatten(), exists.initial]) * 0.4
+    monkeypatch.setattr(comm, "all_gather", lambda part: [part, torch.maximum(other, own)])
+
+    def step(iteration):
+        seen.append(network.stays_open)
+        routing.opened, routing.opened_size = own, (64, 64)
+
+    seen = []
+    _Loop(FixRouteHook(routing, 3), step=step).train(0, 6)
+    assert seen == [False, False, False, True, True, True]
+    opened, initial = network.fixed_route
+    gates, first = (
+        (own + torch.maximum(other, own)).div(2).split([network.space.activation_size, 3])
+    )
+    wanted = route_of_share(network, gates, first, (64, 64), 0.5)
+    assert opened.equal(wanted.gates > 0)
+    assert initial.equal(wanted.initial > 0)
+    assert routing.watch_opened is False

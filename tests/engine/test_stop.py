@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -7,7 +9,7 @@ from divdr.engine import Trainer, load_config
 COST_TARGET = [
     *("MODEL.ROUTING.BUDGET.WEIGHT", "0.0", "MODEL.ROUTING.BUDGET.TARGET_SHARE", "0.6"),
     *("MODEL.ROUTING.BUDGET.TARGET_START", "0.0", "MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"),
-    *("MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "4", "MODEL.ROUTING.GATE_BIAS", "0.3"),
+    *("MODEL.ROUTING.BUDGET.FIX_ROUTE", "7.0", "MODEL.ROUTING.GATE_BIAS", "0.3"),
 ]
 
 
@@ -52,3 +54,9 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
         assert torch.equal(resumed["model"][name], value), name
     if target:
         assert resumed["routing"]["cost"] == straight["routing"]["cost"]
+        # From iteration 7 on all images take one route.
+        assert all(map(torch.equal, resumed["routing"]["route"], straight["routing"]["route"]))
+        results = json.loads((tmp_path / "straight/inference/results.json").read_text())
+        figures = next(iter(results.values()))["routing"]
+        assert figures["real_gflops_std"] == 0.0
+        assert figures["real_gflops"] < figures["all_open_gflops"]

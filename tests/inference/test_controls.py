@@ -10,7 +10,14 @@ from planned import agrees, pictures, routed_network, same_maps
 
 from divdr.errors import ConfigError, DataError
 from divdr.inference import InferencePlan, Route, StaticNetwork, read_route
-from divdr.inference.controls import majority_route, random_route, width_of_cost
+from divdr.inference.controls import (
+    majority_route,
+    random_route,
+    real_share,
+    route_of_share,
+    width_of_cost,
+)
+from divdr.inference.trimming import weights_on_route
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.cost import cost_table
 
@@ -73,6 +80,61 @@ def test_gates_on_a_route_say_how_far_and_never_whether(seed, share, gate, shift
     assert ((routing.activations > 0) == (route.activations > 0)).all()
     assert (routing.activations.unflatten(1, (-1, 3)).sum(2)[:, :] != 0).any() or share < 1
     assert len(routing.real_cost.unique()) == 1
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.3, 1.0))
+def test_a_network_fixed_to_a_route_is_the_network_of_that_route(seed, share):
+    whole = routed_network(4, 3, seed=seed)
+    route = some_route(whole.space, seed, share)
+    batch = pictures(3, 40, 56, seed)
+    with torch.no_grad():
+        before = whole(batch)[0]
+    made = DynamicRoutingNetwork(route.restricted(), channels=4).double().eval()
+    made.load_state_dict(weights_on_route(whole, made))
+
+    whole.fix_route(route.gates > 0, route.initial > 0)
+
+    assert whole.stays_open
+    routing = agrees(whole, batch)  # plans as well
+    with torch.no_grad():
+        same_maps(whole(batch)[0], made(batch)[0])
+    reached = route.reached[:, None]
+    for row in routing.activations.view(3, -1, 3):
+        assert ((row > 0) == ((route.gates > 0) & reached)).all()
+    assert float(routing.real_cost.std()) == 0.0
+    with pytest.raises(ConfigError, match="one cost"):
+        whole.set_gate_threshold(0.1)
+    opened, initial = whole.fixed_route
+    assert opened.equal(route.gates > 0)
+    assert initial.equal(route.initial > 0)
+    whole.fix_route(None)
+    with torch.no_grad():
+        same_maps(whole(batch)[0], before)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.1, 0.9))
+def test_a_route_of_a_share_is_the_nearest_of_those_that_most_open(seed, share):
+    network = routed_network(4, 3, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    every = Route.open(network.space)
+    opened = torch.rand(every.gates.shape, generator=generator) * every.gates
+    initial = torch.rand(3, generator=generator) * every.initial
+
+    found = route_of_share(network, opened.flatten(), initial, (40, 56), share)
+
+    table = cost_table(network, 40, 56)
+    full = every.real_cost(network, 40, 56, gates=True)
+    off = []
+    for threshold in [0.0, *opened.flatten().tolist()]:
+        first = (initial > min(threshold, float(initial.max()) / 2)).float()
+        one = Route(network.space, (opened > threshold).float(), first)
+        if one.reached[-3:].any():
+            spent = one.real_cost(network, 40, 56, gates=True) - table.stem
+            off.append(abs(spent / (full - table.stem) - share))
+    assert abs(real_share(network, found, (40, 56)) - share) == pytest.approx(min(off), abs=1e-6)
+    assert found.reached[-3:].any()
 
 
 def test_parts_off_a_route_are_not_built():

@@ -99,6 +99,21 @@ def test_contradictions_are_reported_in_a_sentence():
         attach_routing(_Model(gate="none"), cost_target=CostTarget(share=0.5))
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("FIX_ROUTE 0.6", "set TARGET_SHARE or TARGET_GFLOPS"),
+        # 0.2 and 0.3 of 200 iterations are the defaults of start and ramp.
+        ("FIX_ROUTE 0.4 TARGET_SHARE 0.5", r"is iteration 80, before .* iteration 100"),
+    ],
+)
+def test_a_route_is_fixed_when_it_costs_the_target(keys, message):
+    words = keys.split()
+    words[::2] = [f"MODEL.ROUTING.BUDGET.{word}" for word in words[::2]]
+    with pytest.raises(ConfigError, match=message):
+        attach_routing_from_config(_Model(), load_config("", [*words, "SOLVER.MAX_ITER", "200"]))
+
+
 def test_settings_come_from_the_config():
     keys = {"TARGET_SHARE": 0.3, "TARGET_START": 50.0, "TARGET_RAMP": 0.5, "TARGET_GAIN": 7.0}
     keys |= {"TARGET_MEMORY": 9, "TARGET_TEMPERATURE": 0.5}
