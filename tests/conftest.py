@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_cityscapes, register_all_coco
 
 torch.set_num_threads(1)  # several test processes share the cores
+# Likewise of scikit-learn, whose threads a forked process would wait for in vain.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

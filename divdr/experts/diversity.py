@@ -7,12 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.model_selection import cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..settings import KMeansSettings
@@ -131,6 +125,10 @@ def matched_share(assignment: Tensor, labels: Tensor) -> float:
             "Expected a cluster and a label for at least one image, "
             f"got {tuple(assignment.shape)} and {tuple(labels.shape)}."
         )
+    # Here, as in other modules: these take a second to import, and few processes need them.
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.cluster import contingency_matrix
+
     counts = contingency_matrix(labels.cpu().numpy(), assignment.cpu().numpy())
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return float(counts[rows, columns].sum() / len(labels))
@@ -158,6 +156,11 @@ def linear_recovery(a: Tensor, labels: Tensor, *, folds: int = 5) -> float:
     What A holds about the subset, whether or not clusters follow it: logistic regression on
     standardised activations (N, D), as scikit-learn fits it.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     scores = cross_val_score(model, a.cpu().numpy(), labels.cpu().numpy(), cv=folds)
     return float(np.mean(scores))

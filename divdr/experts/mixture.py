@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ..errors import ConfigError, DivdrError
@@ -217,6 +215,8 @@ def _most_likely(
     rows: Tensor, k: int, restarts: int, seed: int, labels: Tensor | None
 ) -> Mixtures | None:
     """The most likely mixture that a start leads to; None if all have tiny clusters, or fewer."""
+    from sklearn.exceptions import ConvergenceWarning
+
     sample, known = rows, None if labels is None else labels.cpu()
     if len(rows) > _SAMPLE_POINTS:
         drawn = np.random.default_rng(seed).choice(len(rows), _SAMPLE_POINTS, replace=False)
@@ -282,6 +282,8 @@ def _numbered_as_met(labels: Tensor) -> bytes:
 
 def _merged_clusters(points: np.ndarray, k: int, restarts: int, seed: int) -> Iterator[Tensor]:
     """Labels (N,) by K-means, and by K-means with more centres that are merged until K are left."""
+    from sklearn.cluster import AgglomerativeClustering, KMeans
+
     first = KMeans(k, n_init=restarts, max_iter=_START_STEPS, random_state=seed).fit(points)
     yield torch.from_numpy(first.labels_).long()
     for again in range(restarts):

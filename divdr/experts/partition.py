@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -83,6 +81,8 @@ def match_centres(old: Tensor, new: Tensor) -> Tensor:
         raise ValueError(
             f"Centres to match must be (K, D) alike, got {tuple(old.shape)} and {tuple(new.shape)}."
         )
+    from scipy.optimize import linear_sum_assignment
+
     cost = torch.cdist(
         old.detach().cpu().double(),
         new.detach().cpu().double(),
@@ -124,6 +124,8 @@ class Membership:
             The adjusted Rand index over images that are in both: 1 for the same clusters, about 0
             for unrelated ones. 0 if there are none.
         """
+        from sklearn.metrics import adjusted_rand_score
+
         before = self.of(keys)
         if before is None:
             return 0.0

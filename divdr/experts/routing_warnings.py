@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from ..errors import DataError
 
@@ -200,6 +199,8 @@ def swapped_ids(before: Any, after: Any) -> RoutingWarning | None:
         before: (N,) expert of each image at a clustering.
         after: (N,) of the same images at the next.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     one, two = np.asarray(before), np.asarray(after)
     if len(one) < 2 or adjusted_rand_score(one, two) < 0.5 or (one == two).mean() >= 0.5:
         return None

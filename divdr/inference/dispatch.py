@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -71,6 +68,11 @@ class Dispatcher:
         present = np.unique(labels)
         bias[present] = 0.0
         if len(present) > 1:
+            # Imported here as it takes a second, and few processes fit a dispatcher.
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import StandardScaler
+
             fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
             fitted.fit(x, labels)
             scaler, model = (step for _, step in fitted.steps)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_mixture_heads import SMALL, losses_of, options, results, run
-from torchrun import train_in_two_processes
+from two_processes import train_in_two_processes
 
 OWN = {
     "hydra": {"loss_gater", "loss_branch"},
@@ -26,7 +26,7 @@ def test_two_processes_train_and_are_evaluated_like_one(
         MODEL__ROI_BOX_HEAD__SINGLE_GATE__CLUSTER_BATCHES=2,
         SOLVER__IMS_PER_BATCH=2,
     )
-    train_in_two_processes(repository, config, opts, DETECTRON2_DATASETS=str(drawn))
+    train_in_two_processes(config, opts)
     assert OWN[system] <= losses_of(tmp_path)
     found = results(tmp_path)
     weights = str(tmp_path / "model_final.pth")

@@ -71,7 +71,7 @@ def found(drawn, repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(repository)
-        patch.setenv("DETECTRON2_DATASETS", str(drawn))  # of the other process
+        patch.setenv("DETECTRON2_DATASETS", str(drawn))  # of another process that does not fork
         return in_two_processes(partial(train, str(folder)), folder)
 
 

@@ -2,17 +2,16 @@
 
 import os
 
-import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from two_processes import join
 
 from divdr.engine import Trainer, load_config
 
 
 def train(rank: int, folder: str, config: str, words: list[str]) -> None:
     """Train ten iterations, and again from the checkpoint of the third."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    join(rank, folder)
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(2)
     for name in ("whole", "resumed"):

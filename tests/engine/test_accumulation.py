@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.modeling import SemanticSegmentor
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
-from two_processes import join
+from two_processes import join, start_two
 
 from divdr.engine import build_optimizer, load_config
 from divdr.engine.batches import split_batch
@@ -167,7 +166,7 @@ def test_a_broken_part_leaves_the_whole_step_out(dtype, spoilt):
 
 def test_processes_exchange_gradients_once_a_step(tmp_path):
     """In processes of their own, which end with the threads of their group."""
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    start_two(_process, str(tmp_path))
 
 
 def _process(rank, folder):

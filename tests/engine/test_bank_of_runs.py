@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from bank_worker import train
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from two_processes import start_two
 
 from divdr.engine import Trainer, load_config
 from divdr.errors import ConfigError
@@ -199,13 +199,14 @@ def test_settings_that_cannot_be(cfg, words, message):
 
 
 def test_a_checkpoint_between_clusterings_holds_the_rows_of_all_processes(
-    scenes, overrides, repository, tmp_path, monkeypatch
+    scenes, names_under, overrides, repository, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))  # of processes that do not fork
     words = [*overrides, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "7"]
     words += ["MODEL.ROUTING.CLUSTERING.PERIOD", "4", "TEST.PRECISE_BN.ENABLED", "False"]
     config = str(repository / "configs/demo/divdr.yaml")
-    mp.spawn(train, args=(str(tmp_path), config, words), nprocs=2)
+    with names_under(scenes):
+        start_two(train, str(tmp_path), config, words)
 
     def saved(name):
         content = torch.load(tmp_path / name, weights_only=True)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import CityscapesSemSegEvaluator
 from detectron2.utils import comm
 from PIL import Image
-from two_processes import join
+from two_processes import join, start_two
 
 from divdr import get_divdr_config
 from divdr.data import ClassFrequencies
@@ -41,8 +40,8 @@ from divdr.settings import SegmentationLossSettings
 
 
 def test_in_two_processes(tmp_path):
-    """All of these in the same two, as it takes them seconds to start."""
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    """All of these in the same two."""
+    start_two(_process, str(tmp_path))
 
 
 def _process(rank, folder):

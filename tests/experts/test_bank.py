@@ -3,11 +3,10 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from host_waits import HostWaits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from two_processes import join
+from two_processes import join, start_two
 
 from divdr.errors import CheckpointError
 from divdr.experts import ActivationBank
@@ -285,7 +284,7 @@ def _bank_worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_merge(tmp_path):
-    mp.spawn(_bank_worker, args=(str(tmp_path),), nprocs=2)
+    start_two(_bank_worker, str(tmp_path))
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     merged = {
         "new": ([13.0], 9),

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from two_processes import join
+from two_processes import join, start_two
 
 from divdr.errors import CheckpointError, ConfigError, DivdrError
 from divdr.experts import (
@@ -342,7 +341,7 @@ def _cluster_alone(rank: int):
 def two_ranks(tmp_path_factory):
     """What both parts of the worker return on ranks 0 and 1."""
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(_worker, args=(str(folder),), nprocs=2)
+    start_two(_worker, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

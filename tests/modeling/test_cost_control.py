@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.utils.events import EventStorage
 from host_waits import HostWaits
+from two_processes import join, start_two
 
 from divdr.engine import load_config
 from divdr.errors import ConfigError
@@ -125,8 +125,7 @@ def test_settings_come_from_the_config():
 
 
 def _in_two_processes(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    join(rank, folder)
     model, routing = steered(share=0.2)
     torch.manual_seed(rank)
     network = routing.backbone.network
@@ -141,8 +140,7 @@ def _in_two_processes(rank, folder):
 
 
 def test_processes_agree_on_the_mean_of_their_images(tmp_path):
-    # Forked, which is quicker, as nothing here goes backward.
-    mp.start_processes(_in_two_processes, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    start_two(_in_two_processes, str(tmp_path))
     (one, noted, state), (other, noted_too, state_too) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
     )

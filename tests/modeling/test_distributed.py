@@ -4,8 +4,8 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import join, start_two
 
 from divdr.modeling import DynamicRouting, ProjectionNeck
 
@@ -21,8 +21,7 @@ class _OneLevel(torch.nn.Module):
 
 
 def _train(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    join(rank, folder)
     torch.manual_seed(0)
     options = {"layers": 3, "scales": 3, "channels": 4, "norm": "BN"}
     bare = _OneLevel(DynamicRouting(**options), "res3")
@@ -44,6 +43,6 @@ def _train(rank, folder):
 
 
 def test_maps_that_a_head_ignores_do_not_stop_distributed_training(tmp_path):
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    start_two(_train, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
