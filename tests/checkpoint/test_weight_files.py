@@ -3,10 +3,9 @@
 import errno
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -126,8 +125,7 @@ try:
 except CheckpointError as error:
     print(error)
 """
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked.run(["-c", code], tmp_path)
     assert done.stdout == f"file {path} cannot be written ({os.strerror(errno.EFBIG)})\n"
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model_final.pth"]

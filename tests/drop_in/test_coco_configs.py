@@ -32,6 +32,15 @@ BRIEFLY = {
     "TEST.PRECISE_BN.NUM_ITER": 1,
 }
 
+# All have these widths; one config trains at full width.
+WIDE = "divdr_coco_mask_rcnn"
+NARROW = {
+    "MODEL.ROUTING.CHANNELS": 8,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
+
 
 @pytest.mark.parametrize("folder", ["", "small/"])
 @pytest.mark.parametrize("head", ["faster", "mask"])
@@ -39,6 +48,11 @@ BRIEFLY = {
 def test_config_trains_and_evaluates(folder, head, name, repository, drawn, tmp_path):
     path = repository / "configs" / f"{folder}{name}_coco_{head}_rcnn.yaml"
     pairs = {**BRIEFLY, "OUTPUT_DIR": str(tmp_path)}
+    if not folder:
+        full = load_config(str(path))
+        widths = full.MODEL.ROUTING.CHANNELS, full.MODEL.FPN.OUT_CHANNELS
+        assert (*widths, full.MODEL.ROI_BOX_HEAD.FC_DIM) == (64, 256, 1024)
+        pairs |= {} if path.stem == WIDE else NARROW
     cfg = load_config(str(path), [str(part) for pair in pairs.items() for part in pair])
     routing = cfg.MODEL.ROUTING
     found = (routing.BUDGET.WEIGHT, routing.BUDGET.TARGET, routing.GATE, routing.CLUSTERING.WEIGHT)
@@ -58,9 +72,10 @@ def test_config_trains_and_evaluates(folder, head, name, repository, drawn, tmp_
     costs = figures["routing"]
     neck = costs["real_gflops_800x800_with_neck"] - costs["real_gflops_800x800"]
     if not folder:
-        # 1×1 convolutions to 256 channels over maps of 200, 100, 50, 25 and 13 rows and columns.
-        sizes = [(200, 64), (100, 128), (50, 256), (25, 512), (13, 1024)]
-        by_hand = sum(rows * rows * channels * 256 for rows, channels in sizes) / 1e9
+        # 1×1 convolutions over maps of 200, 100, 50, 25 and 13 rows and columns.
+        sizes = [(200, 1), (100, 2), (50, 4), (25, 8), (13, 16)]
+        by_hand = sum(rows * rows * times for rows, times in sizes) / 1e9
+        by_hand *= cfg.MODEL.ROUTING.CHANNELS * cfg.MODEL.FPN.OUT_CHANNELS
         assert neck == pytest.approx(by_hand, rel=1e-6)
 
 

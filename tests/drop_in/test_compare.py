@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from divdr.engine import Trainer, load_config
@@ -63,14 +62,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_command_line_trains_on_the_drawn_sample(repository, drawn, tmp_path):
     options = ["SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(tmp_path)]
     config = "configs/small/divdr_coco_mask_rcnn.yaml"
-    done = subprocess.run(
-        [sys.executable, "tools/train_net.py", "--config-file", config, *options],
-        cwd=repository,
-        env={**os.environ, "DETECTRON2_DATASETS": str(drawn), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(["tools/train_net.py", "--config-file", config, *options], repository)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "inference" / "results.json").read_text())
     assert "routing" in results["coco_2017_val"]

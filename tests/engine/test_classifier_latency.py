@@ -1,8 +1,6 @@
 """Grouped dispatch against running everything: what runs, and the table; no times are compared."""
 
-import subprocess
-import sys
-
+import forked
 import pytest
 import torch
 from classifier_runs import CONFIGS, options
@@ -153,10 +151,10 @@ def test_numbers_that_cannot_be(few_digits, tmp_path, saved):
 
 
 def test_the_command_line(repository, tmp_path, saved):
-    command = [sys.executable, "tools/analyse_classifier.py", "--latency", "1,4", "--batches", "2"]
+    command = ["tools/analyse_classifier.py", "--latency", "1,4", "--batches", "2"]
     command += ["--rounds", "1", "--config-file", f"{CONFIGS}digits_dynk.yaml"]
     command += ["MODEL.WEIGHTS", saved["dynk"]]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    done = forked.run(command, repository)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[:2] for line in done.stdout.splitlines()[-2:]]
     assert rows == [["1", "2"], ["4", "8"]]

@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import torch
+from forked import Program, run
 
-TRAIN = [sys.executable, "-W", "ignore", "tools/train_net.py"]
+TRAIN = ["tools/train_net.py"]
 CONFIG = ["--config-file", "configs/demo/divdr.yaml"]
 
 
@@ -38,15 +36,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     overrides = [*overrides, *target]
 
     def start(name, *options):
-        # Into a file: a process whose pipe nobody reads waits when that is full.
-        with (tmp_path / f"{name}.log").open("w") as log:
-            return subprocess.Popen(
-                [*TRAIN, *CONFIG, *options, "OUTPUT_DIR", str(tmp_path / name), *overrides],
-                cwd=repository,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        words = [*TRAIN, *CONFIG, *options, "OUTPUT_DIR", str(tmp_path / name), *overrides]
+        return Program(words, repository, tmp_path / f"{name}.log", environment)
 
     def said(name):
         return (tmp_path / f"{name}.log").read_text()
@@ -57,7 +48,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         assert killed.poll() is None, said("killed")
         assert time.time() < deadline
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.wait()
     assert whole.wait() == 0, said("whole")
     if (tmp_path / "killed" / "model_final.pth").exists():  # it was faster than the kill
@@ -107,14 +98,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 def _evaluation_alone_gives_the_same(repository, tmp_path, environment, overrides, figures):
     weights = str(tmp_path / "whole" / "model_final.pth")
     alone = ["--eval-only", "OUTPUT_DIR", str(tmp_path / "alone"), "MODEL.WEIGHTS", weights]
-    done = subprocess.run(
-        [*TRAIN, *CONFIG, *alone, *overrides],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run([*TRAIN, *CONFIG, *alone, *overrides], repository, environment)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "alone" / "inference" / "results.json").read_text())
     again = results["cityscapes_fine_sem_seg_val"]

@@ -1,8 +1,6 @@
 """Published weights under divdr's way of feeding images, and under others."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
 import torch
@@ -138,11 +136,9 @@ def test_converted_weights_predict_as_the_published_ones_did(
     monkeypatch.chdir(repository)
     config, converted = "configs/dr_a_cityscapes.yaml", tmp_path / "converted.pth"
     channels = ["MODEL.ROUTING.CHANNELS", "8"]
-    command = [sys.executable, "-W", "ignore", "tools/convert_checkpoint.py"]
+    command = ["tools/convert_checkpoint.py"]
     command += [str(tmp_path / "published.pth"), str(converted), "--config-file", config]
-    done = subprocess.run(
-        [*command, "--opts", *channels], capture_output=True, text=True, check=False
-    )
+    done = forked.run([*command, "--opts", *channels], repository)
     assert done.returncode == 0, done.stderr
     assert "RGB images" in done.stdout
     assert "MODEL.ROUTING.REACH published" in done.stdout

@@ -1,10 +1,9 @@
 """Numbers of the published network; see tests/data/README.md."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -58,13 +57,7 @@ def test_a_wrong_number_is_found(repository, tmp_path, name):
     value = np.load(reference)[name].copy()
     value.flat[np.abs(value).argmax()] *= 1.001
     path = tampered(reference, tmp_path, **{name: value})
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "tools/check_reference.py", str(path)],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = forked.run(["tools/check_reference.py", path], repository)
     assert result.returncode == 1
     assert "BEYOND" in result.stdout
 
@@ -120,11 +113,11 @@ def test_a_published_checkpoint_file_converts_to_a_whole_model(repository, tmp_p
         "pixel_mean": torch.zeros(3, 1, 1),
     }
     torch.save({"model": published, "iteration": 3}, tmp_path / "published.pth")
-    command = [sys.executable, "-W", "ignore", "tools/convert_checkpoint.py"]
+    command = ["tools/convert_checkpoint.py"]
     command += [str(tmp_path / "published.pth"), str(tmp_path / "converted.pth")]
     command += ["--config-file", "configs/dr_a_cityscapes.yaml"]
     command += ["--opts", "MODEL.ROUTING.CHANNELS", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run(command, repository)
     assert done.returncode == 0, done.stderr
 
     model = build_model(segmentation_config(CHANNELS=8, REACH="published")).eval()
@@ -141,7 +134,7 @@ def test_a_published_checkpoint_file_converts_to_a_whole_model(repository, tmp_p
     assert np.abs(logits[:, ::8, ::8].numpy() - wanted).max() / np.abs(wanted).max() < 1e-2
 
     command[-1] = "16"
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run(command, repository)
     assert done.returncode == 2
     assert done.stderr.startswith("error: 'stem.third.1.0.weight' has shape (8, 64, 1, 1)")
 

@@ -1,9 +1,8 @@
 """The notebook's cells run one after the other, and it comes without outputs."""
 
 import json
-import os
-import subprocess
-import sys
+
+import forked
 
 # Notebooks have a "display" of their own.
 SHOW = "shown = []\ndisplay = shown.append"
@@ -15,19 +14,8 @@ def test_the_notebook_runs(repository, tmp_path):
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     code = "\n".join([SHOW, *("".join(cell["source"]) for cell in cells)])
     code += "\nprint(len(shown), 'shown')"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=repository / "docs",
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(tmp_path),
-            "PYTHONPATH": str(repository),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = f"import tempfile\ntempfile.tempdir = {str(tmp_path)!r}\n{code}"
+    done = forked.run(["-c", code], repository / "docs")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 shown" in done.stdout
     costs = [float(line.split()[3]) for line in done.stdout.splitlines() if "dial at" in line]
