@@ -21,7 +21,7 @@ from ..inference import Route
 from ..inference.trimming import used_route, weights_on_route
 from ..modeling import attached_routing, find_backbone
 from .about import KEY
-from .execution_modes import load_with_about
+from .execution_modes import accuracy_of, load_with_about
 from .hooks import routing_records
 from .trainer import Trainer
 
@@ -46,19 +46,22 @@ def _routes(cfg: CfgNode, model: nn.Module) -> _Routes:
     return _Routes(*(torch.cat(part) for part in zip(*rows, strict=True)))
 
 
-def trim(cfg: CfgNode, folder: str | Path) -> str:
+def trim(cfg: CfgNode, folder: str | Path, *, at_mean: bool = False) -> str:
     """Write a trained model without what no training image uses: ``model_final.pth``,
     ``config.yaml`` and ``route.json``, which the configuration names.
 
-    Gates of what remains decide for each image as before. The dial is left out, as it would open
-    what is gone; a position that ``MODEL.ROUTING.DIAL`` names stays.
+    Gates of what remains decide for each image as before; those that say the same of all training
+    images become numbers. The dial is left out, as it would open what is gone; a position that
+    ``MODEL.ROUTING.DIAL`` names stays.
 
     Args:
         cfg: the model's configuration, with its checkpoint as ``MODEL.WEIGHTS``.
         folder: takes the files; it is made.
+        at_mean: gates become their mean where all training images that reach their cell open the
+            same transforms, however far. Both models are evaluated on ``DATASETS.TEST`` then.
 
     Returns:
-        What was left out and saved, for people.
+        What was left out and saved, and what accuracy changed, for people.
 
     Raises:
         CheckpointError: the weights cannot be used, or the files not be written.
@@ -79,7 +82,8 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
             "fixed route (MODEL.ROUTING.ROUTE) stay open"
         )
     before = _routes(cfg, model)
-    route = used_route(whole.space, before.activations, before.initial, before.reached)
+    rows = (before.activations, before.initial, before.reached)
+    route = used_route(whole.space, *rows, at_mean=at_mean)
     folder.mkdir(parents=True, exist_ok=True)
     file = os.path.abspath(folder / "route.json")
     route.write(file)
@@ -91,7 +95,7 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
     part = find_backbone(made).network
     kept = {name: value for name, value in model.state_dict().items() if name in made.state_dict()}
     prefix = next(name for name, module in made.named_modules() if module is part)
-    own = weights_on_route(whole, part)
+    own = weights_on_route(whole, part, route)
     kept.update({f"{prefix}.{name}": value for name, value in own.items()})
     made.load_state_dict(kept)
     after = _routes(cfg, made)
@@ -102,7 +106,24 @@ def trim(cfg: CfgNode, folder: str | Path) -> str:
     write_atomically(folder / "model_final.pth", without_training(content))
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(folder / "model_final.pth"), str(folder)
     write_text_atomically(folder / "config.yaml", cfg.dump())
-    return _said(folder, route, [model, made], [before, after])
+    said = _said(folder, route, [model, made], [before, after])
+    return f"{said}\n{_accuracies(cfg, folder, [model, made])}" if at_mean else said
+
+
+def _accuracies(cfg: CfgNode, folder: Path, models: list[nn.Module]) -> str:
+    """Of the model before and after, on each test set, whose files go into folders of their own."""
+    found = []
+    for name, model in zip(("before", "after"), models, strict=True):
+        here = cfg.clone()
+        here.OUTPUT_DIR = str(folder / name)
+        results = Trainer.test(here, model)
+        found.append(results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results})
+    before, after = found
+    return "\n".join(
+        f"{data}: {measure} {value:.2f}, trimmed {accuracy_of(after[data])[measure]:.2f}"
+        for data in cfg.DATASETS.TEST
+        for measure, value in accuracy_of(before[data]).items()
+    )
 
 
 def _said(folder: Path, route: Route, models: list[nn.Module], routes: list[_Routes]) -> str:
@@ -112,6 +133,7 @@ def _said(folder: Path, route: Route, models: list[nn.Module], routes: list[_Rou
     differ = ((before.activations > 0) != (after.activations > 0)).any(dim=1).sum()
     return (
         f"{folder}: {int(route.reached.sum())} of {route.space.num_cells} cells, "
+        f"gates of {len(route.constant)} constant, "
         f"{count[1]} of {count[0]} parameters, {gflops[1]:.6g} GFLOPs an image where there were "
         f"{gflops[0]:.6g}; {int(differ)} of {len(before.activations)} training images take another "
         "route"

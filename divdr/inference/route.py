@@ -32,11 +32,14 @@ class Route:
         space: the routing space.
         gates: (cells, T) values in [0, 1], as edited, float32 on the host.
         initial: (T,) gates of the initial cell.
+        constant: indices of cells whose gates are these numbers for every image, in a network of
+            the route whose other gates decide; -1 is the initial cell.
     """
 
     space: RoutingSpace
     gates: Tensor
     initial: Tensor
+    constant: frozenset[int] = frozenset()
 
     @classmethod
     def open(cls, space: RoutingSpace, value: float = 1.0) -> Route:
@@ -126,7 +129,7 @@ class Route:
             here = tuple(t for t in node.gated if is_open(row[t], closed))
             passes = closed and KEEP in node.transforms
             opened.append((None if passes else here) if reached else ())
-        return RoutingSpace(self.space.scales_per_layer, tuple(opened))
+        return RoutingSpace(self.space.scales_per_layer, tuple(opened), self.constant)
 
     def write(self, path: str | Path) -> None:
         """Write the route as JSON, which ``MODEL.ROUTING.ROUTE`` may name and people may edit."""
@@ -136,6 +139,8 @@ class Route:
             "initial": _rounded(self.initial),
             "gates": [_rounded(row) for row in self.gates * self.reached[:, None]],
         }
+        if self.constant:
+            state["constant"] = sorted(self.constant)
         lines = json.dumps(state).replace('"gates": [[', '"gates": [\n[').replace("], [", "],\n[")
         Path(path).write_text(lines + "\n", encoding="utf-8")
 
@@ -232,14 +237,15 @@ def read_route(path: str | Path, space: RoutingSpace) -> Route:
         space: the whole routing space that it belongs to.
 
     Raises:
-        DataError: the file is missing or damaged, belongs to another space, opens transforms that
-            do not exist, or leads to no cell of the last layer.
+        DataError: the file is missing or damaged, belongs to another space, opens transforms or
+            names cells that do not exist, or leads to no cell of the last layer.
     """
     try:
         state = json.loads(Path(path).read_text(encoding="utf-8"))
         scales = tuple(state["scales_per_layer"])
         initial = torch.tensor(state["initial"], dtype=torch.float32)
         gates = torch.tensor(state["gates"], dtype=torch.float32)
+        constant = frozenset(map(int, state.get("constant", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} holds no route ({reason})") from None
@@ -251,7 +257,9 @@ def read_route(path: str | Path, space: RoutingSpace) -> Route:
     columns = len(TRANSFORMS)
     if initial.shape != (columns,) or gates.shape != (space.num_cells, columns):
         raise DataError(f"{path} needs {columns} gates for each of {space.num_cells} cells")
-    route = Route(space, gates, initial)
+    if not constant <= set(range(-1, space.num_cells)):
+        raise DataError(f"{path} has constant gates of cells that do not exist: {sorted(constant)}")
+    route = Route(space, gates, initial, constant)
     for node in (space.initial, *space.cells):
         for transform, value in enumerate(route._row(node).tolist()):
             if not (math.isfinite(value) and 0.0 <= value <= 1.0):

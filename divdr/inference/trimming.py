@@ -1,7 +1,8 @@
 """A routed network without what no image uses: fewer weights, smaller gates, the same routes.
 
 The cells and transforms that stay are those of a route (``Route.restricted``); their gates decide
-for each image as before (``route_gates="decide"`` of ``DynamicRoutingNetwork``).
+for each image as before (``route_gates="decide"`` of ``DynamicRoutingNetwork``), but for those that
+say the same of every image: these become numbers.
 """
 
 from __future__ import annotations
@@ -11,23 +12,34 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..routing.cell import Cell
+from ..routing.gate import Gate, StaticGate
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed
 from ..routing.space import KEEP, RoutingSpace
 from .route import Route
 
 
-def used_route(space: RoutingSpace, activations: Tensor, initial: Tensor, reached: Tensor) -> Route:
+def used_route(
+    space: RoutingSpace,
+    activations: Tensor,
+    initial: Tensor,
+    reached: Tensor,
+    *,
+    at_mean: bool = False,
+) -> Route:
     """Everything that at least one of M images uses, at the mean of the gates that open it.
 
     A cell that some images open and some close keeps its keep, along which the latter pass; one
-    that all close has no gate open, and passes its input on.
+    that all close has no gate open, and passes its input on. Gates that are the same for all images
+    that reach their cell, two at least, are constant.
 
     Args:
         space: the routing space.
         activations: (M, D) gate activations.
         initial: (M, T) gates of the initial cell.
         reached: (M, cells) bool.
+        at_mean: cells of which every image that reaches them opens the same transforms are constant
+            too, however far it opens them.
 
     Raises:
         ConfigError: there are no images.
@@ -43,31 +55,44 @@ def used_route(space: RoutingSpace, activations: Tensor, initial: Tensor, reache
     opens = (gates > 0).any(dim=2)
     passes = (inside & closed).any(dim=0) & opens.any(dim=0)  # (1 + cells,)
     mean = gates.sum(dim=0) / (gates > 0).sum(dim=0).clamp(min=1)  # (1 + cells, T)
+    least = torch.where(inside[:, :, None], gates, torch.inf).amin(dim=0)  # (1 + cells, T)
+    most = gates.amax(dim=0)
+    alike = ((least > 0) == (most > 0)).all(dim=1)  # (1 + cells,)
+    same = (least == most).all(dim=1) & (inside.sum(dim=0) > 1)
+    settled = opens.any(dim=0) & alike & (same | at_mean)
+    constant = frozenset((settled.nonzero().flatten() - 1).tolist())
     # Not by votes, which leave out what only a keep added here leads to.
     for node in (space.initial, *space.cells):
         row = mean[node.index + 1]
         if passes[node.index + 1] and KEEP in node.gated and not row[KEEP]:
             row[KEEP] = row.max()
-    return Route(space, mean[1:], mean[0])
+    return Route(space, mean[1:], mean[0], constant)
 
 
 def weights_on_route(
-    whole: DynamicRoutingNetwork, part: DynamicRoutingNetwork
+    whole: DynamicRoutingNetwork, part: DynamicRoutingNetwork, route: Route
 ) -> dict[str, Tensor]:
     """State dict of a network of a route, from that of the network that it is a part of.
 
-    Gates lose the rows of the transforms that are gone.
+    Gates lose the rows of the transforms that are gone; constant ones are the route's.
 
     Args:
         whole: over the whole space, or over a larger route.
-        part: over a route through it, otherwise built alike.
+        part: over the route through it, otherwise built alike.
+        route: the route.
     """
     state = whole.state_dict()
-    found = {name: state[name] for name in part.state_dict()}
+    found = {name: state[name] for name in part.state_dict() if name in state}
     names = {module: name for name, module in part.named_modules()}
     pairs = [(whole.initial, part.initial), *zip(whole.cells(), part.cells(), strict=True)]
-    for old, new in pairs:
+    gates = [route.initial, *route.gates]
+    for (old, new), values in zip(pairs, gates, strict=True):
         rows = _rows(old, new)
+        if isinstance(new.gate, StaticGate) and isinstance(old.gate, Gate):
+            # Gates are tanh of their logits: in float64, where 1 has one that is finite.
+            value = values[list(new.node.gated)].double().clamp(max=1 - 2.0**-24)
+            found[f"{names[new.gate]}.bias"] = value.atanh().to(new.gate.bias.dtype)
+            continue
         if new.gate is None or len(rows) == len(old.node.gated):
             continue
         for end in ("predict.weight", "predict.bias", "bias"):

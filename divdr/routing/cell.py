@@ -130,6 +130,7 @@ class Cell(nn.Module):
         if DOWN in node.gated:
             self.changes["down"] = conv_norm(width, width * 2, norm, stride=2)
         kind = gate if node.gated else "none"
+        kind = "static" if node.constant and kind != "none" else kind
         self.gate = build_gate(kind, width, len(node.gated), norm, gate_bias, stays_open)
         # The initial cell, which no record tells of, sums all of its operations.
         choosing = op_gate is not None and node.index >= 0

@@ -25,6 +25,7 @@ class Node:
         index: position among the reported cells; -1 for the initial cell.
         transforms: which of ``UP``, ``KEEP`` and ``DOWN`` the cell has, in that order.
         bare: the cell has no operations and no gate; what comes to it passes on along keep.
+        constant: its gates are numbers, and look at nothing.
     """
 
     layer: int
@@ -32,6 +33,7 @@ class Node:
     index: int
     transforms: tuple[int, ...]
     bare: bool = False
+    constant: bool = False
 
     @property
     def gated(self) -> tuple[int, ...]:
@@ -55,6 +57,7 @@ class RoutingSpace:
         opened: for the space of one route alone, what the initial cell and then each reported one
             have of their transforms: () of cells that are not there, None of bare ones. None as a
             whole: everything.
+        constant: indices of the cells whose gates are numbers; -1 is the initial one.
 
     Raises:
         ConfigError: no layers, a layer without cells, a cell that no edge can lead to, or one that
@@ -63,6 +66,7 @@ class RoutingSpace:
 
     scales_per_layer: tuple[int, ...]
     opened: tuple[tuple[int, ...] | None, ...] | None = None
+    constant: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.scales_per_layer:
@@ -152,11 +156,12 @@ class RoutingSpace:
         return tuple(node for layer in self.layers for node in layer)
 
     def _node(self, layer: int, scale: int, index: int, transforms: tuple[int, ...]) -> Node:
+        constant = index in self.constant
         if self.opened is None:
-            return Node(layer, scale, index, transforms)
+            return Node(layer, scale, index, transforms, constant=constant)
         opened = self.opened[index + 1]
         if opened is not None:
-            return Node(layer, scale, index, opened)
+            return Node(layer, scale, index, opened, constant=constant)
         return Node(layer, scale, index, tuple(t for t in transforms if t == KEEP), bare=True)
 
     def _transforms(self, layer: int, scale: int) -> tuple[int, ...]:

@@ -142,6 +142,11 @@ def _export_options(parser: Parser) -> None:
         action="store_true",
         help="instead, write the routed model without what no training image uses",
     )
+    parser.add_argument(
+        "--gates-at-mean",
+        action="store_true",
+        help="with --trim: a gate that every image opens becomes its mean; accuracy of both",
+    )
 
 
 def _export_check(parser: Parser, args: argparse.Namespace) -> None:
@@ -149,6 +154,8 @@ def _export_check(parser: Parser, args: argparse.Namespace) -> None:
     experts = any(each is not None for each in others) or args.no_evaluation
     if args.trim and (experts or args.format is not None):
         parser.error("--trim makes no static experts, and goes with none of their options")
+    if args.gates_at_mean and not args.trim:
+        parser.error("--gates-at-mean is an option of --trim; static experts have no other gates")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -164,7 +171,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.trim:
         from ..engine.trim_model import trim
 
-        print(trim(cfg, args.output))
+        print(trim(cfg, args.output, at_mean=args.gates_at_mean))
         return
     names = ("threshold", "dispatch_layers", "bn_batches", "fine_tune")
     given = {name: getattr(args, name) for name in names}
@@ -190,7 +197,8 @@ EXPORT = Command(
 Writes expert_K.pth (a plain state_dict), expert_K.pt2 and .onnx (from pixels to maps, or to the
 logits of a segmentation model), experts.json, and static_experts.pth, which
 MODEL.ROUTING.STATIC_EXPERTS takes. --trim writes model_final.pth, config.yaml and route.json of one
-smaller model, whose gates decide for each image as before.""",
+smaller model, whose gates decide for each image as before. With --gates-at-mean those that are open
+for every training image that comes to their cell are numbers there.""",
     check=_export_check,
 )
 

@@ -1,5 +1,7 @@
 """A trained model trimmed by its training images: files that predict as before."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from divdr.checkpoint import read_weights, write_atomically
 from divdr.engine.execution_modes import load_trained
 from divdr.engine.trim_model import trim
 from divdr.errors import ConfigError
+from divdr.inference import read_route
 from divdr.modeling import DialSetting, attached_routing, find_backbone
 from divdr.modeling.cost_dial import CostDial
+from divdr.routing.gate import StaticGate
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
 
@@ -84,6 +88,23 @@ def test_a_position_of_the_dial_stays(partly, tmp_path):
     torch.testing.assert_close(b["routing"].activations, a["routing"].activations)
 
 
+def test_gates_become_their_mean_and_both_are_evaluated(partly, tmp_path, capsys):
+    target = tmp_path / "trimmed"
+    words = ["export", "--trim", "--gates-at-mean", "--weights", str(partly)]
+    verbs.main([*words, "--output", str(target)])
+    said = capsys.readouterr().out
+    found = re.search(r"halves: mIoU ([\d.]+), trimmed ([\d.]+)", said)
+    assert all(0 < float(value) <= 100 for value in found.groups()), said
+    predictor = divdr.Predictor.from_files(target)
+    network = predictor.routing.backbone.network
+    constant = read_route(target / "route.json", find_backbone(predictor.model).space).constant
+    assert f"gates of {len(constant)} constant" in said
+    assert len(constant) > 1
+    gates = {-1: network.initial.gate} | {c.node.index: c.gate for c in network.cells()}
+    assert {k for k, gate in gates.items() if isinstance(gate, StaticGate)} == constant
+    assert predictor(PICTURE)["sem_seg"].isfinite().all()
+
+
 def test_a_model_of_a_fixed_route_is_trimmed_to_it(halves_run, tmp_path):
     content = read_weights(halves_run.MODEL.WEIGHTS)
     network = find_backbone(load_trained(halves_run)).network
@@ -111,6 +132,9 @@ def test_mistakes_end_in_a_sentence(partly, halves_run, tmp_path, capsys):
         with pytest.raises(SystemExit):
             verbs.main(["export", "--trim", "--weights", str(partly), *words])
         assert "--trim makes no static experts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        verbs.main(["export", "--gates-at-mean", "--weights", str(partly)])
+    assert "--gates-at-mean is an option of --trim" in capsys.readouterr().err
     cfg = halves_run.clone()
     model = load_trained(cfg)
     route = divdr.inference.Route.open(attached_routing(model).backbone.space)

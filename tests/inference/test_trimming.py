@@ -1,24 +1,28 @@
 """Networks without what no image uses: the same routes and maps at less cost."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import agrees, fix_gates, pictures, routed_network, same_maps
 
-from divdr.errors import ConfigError
-from divdr.inference import Route
+from divdr.errors import ConfigError, DataError
+from divdr.inference import Route, read_route
 from divdr.inference.trimming import used_route, weights_on_route
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.cost import cost_table
+from divdr.routing.gate import StaticGate, open_gates
 
 
-def trimmed(whole, routing, gate="small"):
-    route = used_route(whole.space, routing.activations, routing.initial, routing.reached)
+def trimmed(whole, routing, gate="small", at_mean=False):
+    rows = routing.activations, routing.initial, routing.reached
+    route = used_route(whole.space, *rows, at_mean=at_mean)
     made = DynamicRoutingNetwork(
         route.restricted(), channels=4, gate=gate, route_gates="decide"
     ).double()
-    made.load_state_dict(weights_on_route(whole, made))
+    made.load_state_dict(weights_on_route(whole, made, route))
     return made.eval(), route
 
 
@@ -33,9 +37,10 @@ def test_the_images_take_the_same_routes_at_less_cost(seed, shift):
         maps, before = whole(batch)
     made, route = trimmed(whole, before)
     after = agrees(made, batch)  # its plan too
+    bound = 1e-6 if route.constant else 1e-9  # routes are kept in float32
     with torch.no_grad():
-        same_maps(made(batch)[0], maps)
-    torch.testing.assert_close(after.activations, before.activations)
+        same_maps(made(batch)[0], maps, bound)
+    torch.testing.assert_close(after.activations, before.activations, rtol=1e-6, atol=bound)
     # Every part that is left is used: some image opens it, or passes a cell by it.
     gates = before.activations.unflatten(1, (-1, 3))
     for node, cell in zip(made.space.cells, whole.cells(), strict=True):
@@ -78,6 +83,75 @@ def test_a_cell_that_some_images_pass_keeps_its_keep():
     assert [node.bare for node in nodes] == [False, False, False, True]
     with pytest.raises(ConfigError, match="no image"):
         used_route(space, torch.zeros(0, 12), torch.zeros(0, 3), torch.zeros(0, 4).bool())
+
+
+def test_gates_that_say_the_same_of_every_image_become_numbers():
+    whole = routed_network(4, 3, seed=3)
+    fix_gates(whole.layers[1][0], 0.3, 9.0)
+    fix_gates(whole.layers[2][1], 0.5, -1.0, 20.0)  # tanh(20) is 1 in any precision
+    batch = pictures(4, 40, 56, 2)
+    with torch.no_grad():
+        maps, before = whole(batch)
+    fixed = [whole.layers[1][0].node, whole.layers[2][1].node]
+    assert all(before.reached[:, node.index].sum() > 1 for node in fixed)
+    made, route = trimmed(whole, before)
+    assert route.constant >= {node.index for node in fixed}
+    assert route.restricted().layers[2][1].transforms == (0, 2)
+    gates = made.layers[2][1].gate, made.layers[1][0].gate
+    assert all(isinstance(gate, StaticGate) for gate in gates)
+    assert open_gates(gates[0].bias).tolist() == pytest.approx([math.tanh(0.5), 1.0])
+    after = agrees(made, batch, 1e-6)
+    with torch.no_grad():
+        same_maps(made(batch)[0], maps, 1e-6)
+    torch.testing.assert_close(after.activations, before.activations, rtol=1e-6, atol=1e-7)
+    # Gates that look at nothing cost nothing.
+    table = cost_table(made, 40, 56)
+    assert all(table.cells[node.index].gate == 0 for node in fixed)
+    assert not any(f"layers.1.0.gate.{end}" in made.state_dict() for end in ("reduce", "predict"))
+
+
+def test_gates_that_are_always_open_become_their_mean_when_asked():
+    whole = routed_network(4, 3, seed=5, shift=2.0)
+    batch = pictures(5, 40, 56, 2)
+    with torch.no_grad():
+        _, before = whole(batch)
+    made, route = trimmed(whole, before, at_mean=True)
+    exact = trimmed(whole, before)[1].constant
+    gates = before.activations.unflatten(1, (-1, 3))
+    wanted = set()
+    for node in whole.space.cells:
+        own = gates[before.reached[:, node.index], node.index]  # of the images that come there
+        if len(own) and all((row > 0).equal(own[0] > 0) for row in own) and own[0].sum() > 1e-4:
+            wanted.add(node.index)
+            gate = list(made.cells())[node.index].gate
+            values = own.mean(0)[list(made.space.cells[node.index].gated)]
+            torch.testing.assert_close(open_gates(gate.bias), values.double(), rtol=1e-5, atol=0)
+    assert len(wanted) > len(exact)
+    assert route.constant - {-1} == wanted
+    after = agrees(made, batch, 1e-6)
+    own = after.activations.unflatten(1, (-1, 3))[:, sorted(wanted)]
+    reached = after.reached[:, sorted(wanted)]
+    for column in range(own.shape[1]):
+        assert len(own[reached[:, column], column].unique(dim=0)) <= 1
+
+
+def test_one_image_makes_nothing_constant_and_files_say_what_is(tmp_path):
+    space = RoutingSpace.build(2, 2)
+    gates = torch.zeros(1, space.num_cells, 3)
+    gates[:, :, 1] = 0.5
+    initial, reached = torch.tensor([[0.0, 0.5, 0.5]]), torch.ones(1, 4, dtype=torch.bool)
+    assert used_route(space, gates.flatten(1), initial, reached).constant == frozenset()
+    twice = (part.repeat(2, *[1] * (part.dim() - 1)) for part in (gates, initial, reached))
+    gates, initial, reached = twice
+    gates[1, 2, 1] = 0.25
+    route = used_route(space, gates.flatten(1), initial, reached)
+    assert route.constant == {-1, 0, 1, 3}
+    route.write(tmp_path / "route.json")
+    assert read_route(tmp_path / "route.json", space).constant == route.constant
+    text = (tmp_path / "route.json").read_text()
+    (tmp_path / "route.json").write_text(text.replace("[-1, 0, 1, 3]", "[4]"))
+    with pytest.raises(DataError, match=r"cells that do not exist: \[4\]"):
+        read_route(tmp_path / "route.json", space)
 
 
 def test_gates_on_a_route_may_decide():
