@@ -320,7 +320,7 @@ alone (pretrained, say) converts too; its model's head then starts anew.""",
 
 
 def _analyse_options(parser: Parser) -> None:
-    add_config_options(parser, weights="checkpoint of the trained classifier")
+    add_config_options(parser, weights="checkpoint of the trained classifier or detector")
     parser.add_argument(
         "--thresholds",
         type=listed(at_least(0, float)),
@@ -404,7 +404,7 @@ def _analyse(args: argparse.Namespace) -> None:
 
 
 ANALYSE = Command(
-    summary="look at a trained classifier: thresholds, latency, which expert runs for what",
+    summary="look at a trained mixture: thresholds, latency, which expert runs for what",
     example="--weights output/digits/dynk/model_final.pth --thresholds 0,0.02,0.08",
     options=_analyse_options,
     run=_analyse,
@@ -414,7 +414,8 @@ that of early termination), --line the loss along the line between two branches'
 --latency milliseconds per image for batches of those sizes, with the chosen branches or experts by
 groups and with all of them, --selection per cent of each class's images for which each expert ran.
 --choices prints, and draws into a file, which experts the images of each class get, in a routing
-layer or of any other system; --delegator, which expert a Collaboration of Experts selects by the
-delegator's probability of the true class, and by its prediction (Figures 7 and 8).""",
+layer or of any other system; of a detector whose box head is a mixture, the boxes of each class.
+--delegator, which expert a Collaboration of Experts selects by the delegator's probability of the
+true class, and by its prediction (Figures 7 and 8).""",
     check=_analyse_check,
 )

@@ -15,7 +15,7 @@ from ..engine import Predictor, load_config
 from ..errors import ConfigError
 from ..experts.routing_warnings import routing_warnings
 from .examples import ClassExample, Example, examples_section, gather_examples
-from .expert_choices import ExpertChoices, choices_section, expert_choices
+from .expert_choices import ExpertChoices, box_mixture, choices_section, expert_choices
 from .montage import nearest_to_centres
 from .parts import Section, class_colours, count, draw, listing
 from .results_section import (
@@ -84,7 +84,7 @@ def write_report(
         dataset_name: the data set whose evaluation is shown.
         examples: images shown in full with predictions by run name.
         characters: scene character by image file name without folder and ending.
-        choices: of runs that are mixtures of classifiers, by name.
+        choices: of runs that are mixtures, by name.
         notes: sentences for the end of the page.
         palette: (C, 3) uint8 class colours; made up if None.
         class_names: C names for the legend.
@@ -269,10 +269,11 @@ def _nearest(routes: RouteData) -> list[str]:
 def _choices(
     configs: Mapping[str, CfgNode], predictors: Mapping[str, Predictor]
 ) -> dict[str, ExpertChoices]:
-    """Of the runs that are mixtures of classifiers, and have one test set."""
+    """Of the runs that are mixtures, as classifiers or box heads, and have one test set."""
     found = {}
     for name, predictor in predictors.items():
-        if predictor.classifies and len(configs[name].DATASETS.TEST) == 1:
+        mixes = predictor.classifies or box_mixture(configs[name])
+        if mixes and len(configs[name].DATASETS.TEST) == 1:
             chosen = expert_choices(configs[name])
             if len(chosen.experts) > 1:
                 found[name] = chosen

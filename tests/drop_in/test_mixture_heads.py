@@ -12,8 +12,9 @@ from detectron2.utils.events import EventStorage
 from divdr.engine import BoxPartitionHook, Trainer, launch, load_config
 from divdr.engine.classifier_analysis import partition_by_model
 from divdr.engine.execution_modes import load_trained
-from divdr.errors import CheckpointError
+from divdr.errors import CheckpointError, ConfigError
 from divdr.modeling.roi_heads import box_cost, box_head_of
+from divdr.visualization import expert_choices
 
 SMALL = "configs/small/"
 
@@ -103,6 +104,16 @@ def test_coe_trains_and_its_threshold_ends_proposals_early(drawn, small, tmp_pat
         costs.append(results(tmp_path)["box_head"])
     assert [c["mean_experts"] for c in costs] == [0, 1]
     assert costs[0]["gflops"] < costs[1]["gflops"]
+    # Which experts got the boxes of which class: at 1 each proposal has one.
+    choices = expert_choices(load_config(config, options(small, **keys)))
+    assert choices.counts.sum() == costs[1]["proposals"] * 4
+    assert choices.counts.shape == (81, 3)
+    seen = {a["category_id"] for d in DatasetCatalog.get("coco_2017_val") for a in d["annotations"]}
+    assert set(choices.counts[:80].sum(1).nonzero()[0].tolist()) <= seen
+    assert choices.counts[80].sum() > 0  # nobody trained it to propose
+    assert choices.table().splitlines()[-1].split()[0] == "boxes"
+    with pytest.raises(ConfigError, match="makes one decision, 0, and not 3"):
+        expert_choices(load_config(config, options(small, **keys)), 3)
 
 
 @pytest.mark.parametrize("system", ["hydra", "coe"])
