@@ -1,4 +1,7 @@
-"""Finished runs side by side: accuracy and GFLOPs as evaluated, seconds an image measured anew."""
+"""Finished runs side by side: accuracy and GFLOPs as evaluated, seconds an image measured anew.
+
+And how long finished models take alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-from ..errors import DataError
+from ..checkpoint import weight_file
+from ..data import build_test_loader
+from ..errors import ConfigError, DataError
+from ..packaged_configs import config_beside, find_weights
 from .execution_modes import load_trained, time_in_turns
 from .setup import load_config
 from .trainer import Trainer
@@ -88,6 +94,71 @@ def comparison_table(rows: Sequence[RunFigures]) -> str:
         at_800 = "" if row.gflops_800 is None else f"{row.gflops_800:.2f}"
         line += [f"{row.gflops:.3f}", at_800, f"{row.seconds:.3f}"]
         body.append(line)
+    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """How long a finished model takes for an image.
+
+    Attributes:
+        name: as it was asked for.
+        size: (height, width) of its first test image as the network sees it, pixels.
+        milliseconds: of the whole model's forward for one image, median over images and rounds.
+        spread: first and third quartile.
+    """
+
+    name: str
+    size: tuple[int, int]
+    milliseconds: float
+    spread: tuple[float, float]
+
+
+def time_models(
+    weights: Sequence[str], *, device: str = "cpu", images: int = 12, rounds: int = 5
+) -> list[ModelTimes]:
+    """Time finished models as they evaluate, by a plan where they are routed, image by image.
+
+    Args:
+        weights: checkpoints, folders of runs, or names of models that divdr brings along; beside
+            each lies its ``config.yaml``.
+        device: that they run on.
+        images: how many of its first test images are timed.
+        rounds: how often each.
+
+    Raises:
+        DivdrError: a model or its test set cannot be used.
+    """
+    found = []
+    for name in weights:
+        file = find_weights(name)
+        own = ["MODEL.WEIGHTS", str(weight_file(file)), "MODEL.DEVICE", device]
+        cfg = load_config(str(config_beside(file)), own)
+        model = load_trained(cfg)
+        if not cfg.DATASETS.TEST:
+            raise ConfigError(f"the configuration of {name} names no DATASETS.TEST to time it on")
+        batches = list(itertools.islice(build_test_loader(cfg, cfg.DATASETS.TEST[0]), images))
+        first = [batch[:1] for batch in batches]
+        with torch.no_grad():
+            seconds = time_in_turns({name: model}, first, rounds)[name]
+        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+        rows, columns = first[0][0]["image"].shape[-2:]
+        found.append(ModelTimes(name, (rows, columns), middle, (low, high)))
+    return found
+
+
+def times_table(rows: Sequence[ModelTimes]) -> str:
+    """Markdown, one row a model."""
+    body = [
+        [
+            row.name,
+            f"{row.size[0]}×{row.size[1]}",
+            f"{row.milliseconds:.2f}",
+            f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
+        ]
+        for row in rows
+    ]
+    headers = ["model", "pixels", "ms/image", "half of them"]
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
 

@@ -18,6 +18,13 @@ def _options(parser: Parser) -> None:
     from ..settings import RoutingSettings
 
     parser.add_argument("--train", action="store_true", help="time steps of training")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="MODEL",
+        help="instead, time finished models on their own test images: checkpoints, folders of "
+        "runs, or names of models that divdr brings along",
+    )
     parser.add_argument("--layers", type=at_least(1), default=16)
     parser.add_argument("--scales", type=at_least(1), default=4)
     parser.add_argument("--channels", type=at_least(2), default=64)
@@ -58,6 +65,9 @@ def _options(parser: Parser) -> None:
 
 
 def _check(parser: Parser, args: argparse.Namespace) -> None:
+    others = (args.train, args.case, args.against, args.picture, args.targets, args.no_times)
+    if args.weights and (any(others) or args.memory is not None):
+        parser.error("--weights goes with --rounds, --json and --device alone")
     if args.train and (args.memory is not None or args.picture is not None):
         parser.error("--train goes with neither --memory nor --picture")
     if args.memory is not None and len(args.memory) not in (0, 2):
@@ -76,6 +86,9 @@ def _run(args: argparse.Namespace) -> None:
     from ..visualization.tradeoff import draw_benchmark
 
     args.device = args.device or available_device()
+    if args.weights:
+        _time_models(args)
+        return
     for option, path in (("--json", args.json), ("--picture", args.picture)):
         if path is not None:  # now, and not after minutes
             make_output_folder(str(path.parent), f"the folder of {option},")
@@ -129,6 +142,19 @@ def _run(args: argparse.Namespace) -> None:
         draw_benchmark(args.picture, benchmark.lines(results), title)
 
 
+def _time_models(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from ..benchmark import describe_machine
+    from ..engine.compare import time_models, times_table
+
+    machine = describe_machine(args.device)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), "\n")
+    rows = time_models(args.weights, rounds=args.rounds, device=args.device)
+    print(times_table(rows))
+    _write_json(args, machine, {"models": [asdict(row) for row in rows]})
+
+
 def _write_json(
     args: argparse.Namespace, machine: dict[str, object], numbers: dict[str, object]
 ) -> None:
@@ -147,6 +173,7 @@ BENCHMARK = Command(
     about="""
 With --train steps of training are timed in place of evaluation. Weights are random and gates
 are closed by their biases. All execution modes take turns in one process; tables show medians.
---memory measures peaks in processes of their own.""",
+--memory measures peaks in processes of their own. --weights times finished models in place of all
+that, one image of their test sets at a time.""",
     check=_check,
 )
