@@ -8,6 +8,8 @@ from divdr.errors import DivdrError
 from divdr.inference import StaticNetwork
 from divdr.inference.static_network import export
 
+GATE_OPERATORS = {"Tanh", "ReduceMean", "GlobalAveragePool", "AveragePool"}
+
 
 @pytest.fixture(scope="module")
 def static():
@@ -27,6 +29,28 @@ def test_onnxruntime_computes_the_same_for_any_batch(static, tmp_path):
     largest = max(float(m.abs().max()) for m in wanted)
     for one, other in zip(found, wanted, strict=True):
         assert float((torch.from_numpy(one) - other).abs().max()) <= 1e-4 * largest
+
+
+def test_no_gate_is_computed_and_each_that_is_open_is_a_number(static, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    batch = pictures(1).float()
+    for kind in ("onnx", "pt2"):
+        export(static, batch, tmp_path / f"a.{kind}")
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert {node.op_type for node in graph.node}.isdisjoint(GATE_OPERATORS)
+    values = {round(value, 5) for value in static.route.activations.tolist() if value}
+    numbers = {
+        round(float(array), 5)
+        for array in map(onnx.numpy_helper.to_array, graph.initializer)
+        if array.size == 1 and array.dtype.kind == "f"
+    }
+    assert values <= numbers
+    program = torch.export.load(tmp_path / "a.pt2")
+    called = {
+        str(node.target).split(".")[1] for node in program.graph.nodes if node.op == "call_function"
+    }
+    assert called.isdisjoint({"tanh", "mean", "adaptive_avg_pool2d"})
+    assert not any(".gate." in name for name in program.state_dict)
 
 
 def test_openvino_computes_the_same_for_any_batch(static, tmp_path):
