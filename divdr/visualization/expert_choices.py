@@ -119,7 +119,7 @@ def _box_choices(cfg: CfgNode) -> ExpertChoices:
     truth = {record["file_name"]: record for record in DatasetCatalog.get(name)}
     pooled: list[list[Boxes]] = []
     watch = heads.box_pooler.register_forward_hook(lambda m, args, out: pooled.append(args[1]))
-    counts = 0
+    counts: np.ndarray | None = None
     try:
         for inputs in build_test_loader(cfg, [name]):
             model(inputs)
@@ -130,10 +130,11 @@ def _box_choices(cfg: CfgNode) -> ExpertChoices:
                 for boxes, item in zip(pooled.pop(), inputs, strict=True)
             ]
             assert heads.ran is not None
-            counts = counts + count_boxes(heads.ran, torch.cat(found), len(classes))
+            own = count_boxes(heads.ran, torch.cat(found), len(classes))
+            counts = own if counts is None else counts + own
     finally:
         watch.remove()
-    if isinstance(counts, int):
+    if counts is None:
         raise ConfigError(f"data set {name} has no images")
     experts = [f"expert {number}" for number in range(counts.shape[1])]
     return ExpertChoices("box head", experts, [*classes, "background"], counts, "boxes")
