@@ -60,7 +60,9 @@ BRANCHES_THAT_RAN = {"Hydra-Dense": [4.0] * 4, "DynK-Hydra": [3.14, 2.69, 2.26, 
 
 
 @pytest.mark.parametrize("name", list(TABLE_2))
-def test_densenet_is_as_large_as_in_all_of_the_published_table_2(name):
+def test_densenet_is_as_large_as_in_all_of_the_published_table_2(name, monkeypatch):
+    for draw in ("normal_", "uniform_"):  # which draw numbers that are nowhere, and take seconds
+        monkeypatch.setattr(torch.Tensor, draw, lambda self, *args, **options: self)
     for depth, (size, flops) in enumerate(TABLE_2[name], 1):
         parts = DenseNetParts(depth)
         with torch.device("meta"):  # nothing but sizes is wanted
