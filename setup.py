@@ -20,7 +20,6 @@ DETECTRON2 = [
     "iopath",
     "pycocotools",
     "cityscapesscripts",
-    "numpy<2.3",  # cityscapesscripts fails with later ones
     "shapely",  # Detectron2 reads the polygons of Cityscapes instances with it
     "Pillow",
     "opencv-python-headless",
@@ -97,6 +96,8 @@ setup(
         "translation": TRANSLATION,
         # Weights as safetensors files, from and to the Hugging Face Hub.
         "hub": HUB,
+        # Evaluation of COCO by compiled code, where Detectron2 has none (docs/guide/detect.md).
+        "fast-eval": ["faster-coco-eval"],
         # Too large for the tests' lock: tests of these skip where they are missing.
         "openvino": ["openvino"],
         "gradio": ["gradio"],

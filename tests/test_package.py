@@ -339,8 +339,8 @@ def test_dependencies_leave_detectron2_to_the_user(repository, monkeypatch):
     assert extras["report"] == {"matplotlib", "jinja2"}
     assert extras["translation"] == {"sentencepiece", "sacrebleu"} < extras["test"]
     everything = named(declared["install_requires"]).union(*extras.values())
-    # Stand-ins are tested in their place, or nothing where they are missing: all are large.
-    everything -= extras["wandb"] | extras["openvino"] | extras["gradio"]
+    # Stand-ins are tested in their place, or nothing where they are missing.
+    everything -= extras["wandb"] | extras["openvino"] | extras["gradio"] | extras["fast-eval"]
     assert not [name for name in everything if "detectron" in name]
     # `make setup` installs the lists of requirements/, and this package without its needs.
     listed = (repository / "requirements" / "base.in").read_text().splitlines()

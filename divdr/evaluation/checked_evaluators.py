@@ -9,12 +9,23 @@ import inspect
 import io
 import logging
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    coco_evaluation,
+)
 from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
 from torch import Tensor
 
 from ..image_files import check_label_map, read_labels
@@ -36,8 +47,13 @@ class QuietEvaluators(DatasetEvaluators):
                 with its reason there alone.
         """
         printed = io.StringIO()
+        cityscapes = (CityscapesInstanceEvaluator, CityscapesSemSegEvaluator)
+        old = any(isinstance(each, cityscapes) for each in self._evaluators)
         try:
-            with contextlib.redirect_stdout(printed):  # not of loggers: they know the screen itself
+            with (
+                _names_of_old_numpy() if old else contextlib.nullcontext(),
+                contextlib.redirect_stdout(printed),  # not of loggers: they know the screen itself
+            ):
                 results = super().evaluate()
         except BaseException:
             print(printed.getvalue(), end="")
@@ -46,6 +62,27 @@ class QuietEvaluators(DatasetEvaluators):
         if text:
             _to_log_files(f"What evaluation printed:\n{text}")
         return results
+
+
+@contextlib.contextmanager
+def _names_of_old_numpy() -> Iterator[None]:
+    """What cityscapesscripts 2.3 takes from NumPy, where NumPy has it no longer.
+
+    ``in1d`` is gone since NumPy 2.4, and counts are no Python numbers since 2.3, which its JSON
+    files refuse.
+    """
+    count = np.count_nonzero
+
+    def python_count(*args: Any, **options: Any) -> Any:
+        counted = count(*args, **options)
+        return int(counted) if np.ndim(counted) == 0 else counted
+
+    with contextlib.ExitStack() as changes:
+        if not hasattr(np, "in1d"):
+            changes.enter_context(mock.patch.object(np, "in1d", np.isin, create=True))
+        if not isinstance(count(np.ones(1)), int):
+            changes.enter_context(mock.patch.object(np, "count_nonzero", python_count))
+        yield
 
 
 def _to_log_files(message: str) -> None:
@@ -70,6 +107,9 @@ class NumberedCOCOEvaluator(COCOEvaluator):
     pycocotools notes the id of the annotation that a prediction found as a number, and 0 for none:
     of annotations with the id 0 it counts a match as a miss, and it cannot work with texts.
 
+    Where Detectron2's compiled evaluation is missing, faster-coco-eval takes its place if it is
+    installed, with pycocotools' figures, and pycocotools itself otherwise.
+
     Args:
         dataset_name: name in the catalog.
         options: of Detectron2's evaluator.
@@ -82,6 +122,8 @@ class NumberedCOCOEvaluator(COCOEvaluator):
         super().__init__(dataset_name, allow_cached_coco=not without_file, **options)
         if without_file:
             del metadata.json_file  # it is of this run's folder alone
+        # Detectron2 turns its own off where its compiled part is missing.
+        self._may_be_fast = options.get("use_fast_impl", True)
         self._own_images: list | None = None
         if metadata.get("part_of_file", None):
             self._own_images = [each["image_id"] for each in DatasetCatalog.get(dataset_name)]
@@ -95,7 +137,14 @@ class NumberedCOCOEvaluator(COCOEvaluator):
 
     def evaluate(self, img_ids: list | None = None) -> dict:
         """Figures of the data set's images, or of some of them."""
-        return super().evaluate(self._own_images if img_ids is None else img_ids)
+        images = self._own_images if img_ids is None else img_ids
+        if self._use_fast_impl or not self._may_be_fast or not find_spec("faster_coco_eval"):
+            return super().evaluate(images)
+        with (
+            mock.patch.object(self, "_use_fast_impl", True),
+            mock.patch.object(coco_evaluation, "COCOeval_opt", _fast_evaluation),
+        ):
+            return super().evaluate(images)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note what was found, which crosses from a GPU at once for all images of the batch."""
@@ -113,6 +162,27 @@ class NumberedCOCOEvaluator(COCOEvaluator):
                 output = {**output, "instances": own}
             here.append(output)
         super().process(inputs, here)
+
+
+def _fast_evaluation(truth: COCO, found: COCO, kind: str) -> Any:
+    """An evaluation by faster-coco-eval, of what was read by pycocotools.
+
+    Args:
+        truth: the annotations.
+        found: the predictions.
+        kind: "bbox", "segm" or "keypoints".
+    """
+    import faster_coco_eval
+
+    both = []
+    for each in (truth, found):
+        own = faster_coco_eval.COCO()
+        own.dataset = each.dataset
+        own.createIndex()
+        both.append(own)
+    evaluation = faster_coco_eval.COCOeval_faster(*both, kind)
+    evaluation.params.catIds = sorted(truth.getCatIds())  # for joints it takes those with images
+    return evaluation
 
 
 def _data(value: Any) -> Tensor | None:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from divdr.data import load_characters, load_needs
 from divdr.errors import ConfigError, DataError
+from divdr.evaluation.checked_evaluators import QuietEvaluators
 from drawn.streetscapes import (
     CHARACTERS,
     draw_scene,
@@ -504,20 +505,8 @@ def test_detectron2_loads_the_same_instances_from_polygons(root):
     assert compared > 10
 
 
-@pytest.fixture
-def evaluator_surroundings(monkeypatch, tmp_path):
-    """What the scripts of Cityscapes need: an older NumPy, and a folder they may write to."""
-    monkeypatch.chdir(tmp_path)  # they leave a matches.json in the current folder
-    if not hasattr(np, "in1d"):  # gone since NumPy 2.4
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
-    count = np.count_nonzero
-    if not isinstance(count(np.ones(1)), int):  # a NumPy scalar since 2.3, which JSON refuses
-        monkeypatch.setattr(np, "count_nonzero", lambda values: int(count(values)))
-
-
-@pytest.mark.usefixtures("evaluator_surroundings")
 def test_perfect_semantic_predictions_score_hundred(root):
-    evaluator = CityscapesSemSegEvaluator(metadata(root, "sem_seg"))
+    evaluator = QuietEvaluators([CityscapesSemSegEvaluator(metadata(root, "sem_seg"))])
     evaluator.reset()
     for entry in load_cityscapes_semantic(*folders(root)):
         train_ids = torch.from_numpy(read(entry["sem_seg_file_name"]).astype(np.int64))
@@ -528,9 +517,8 @@ def test_perfect_semantic_predictions_score_hundred(root):
     assert result["IoU_sup"] == pytest.approx(100)
 
 
-@pytest.mark.usefixtures("evaluator_surroundings")
 def test_wrong_semantic_predictions_score_less(root):
-    evaluator = CityscapesSemSegEvaluator(metadata(root, "wrong"))
+    evaluator = QuietEvaluators([CityscapesSemSegEvaluator(metadata(root, "wrong"))])
     evaluator.reset()
     for entry in load_cityscapes_semantic(*folders(root)):
         scores = torch.zeros(19, 96, 192)
@@ -539,11 +527,11 @@ def test_wrong_semantic_predictions_score_less(root):
     assert evaluator.evaluate()["sem_seg"]["IoU"] < 10
 
 
-@pytest.mark.usefixtures("evaluator_surroundings")
-def test_perfect_instances_score_hundred(root):
+def test_perfect_instances_score_hundred(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Cityscapes' scripts leave a matches.json in the current folder
     catalog = metadata(root, "instances")
     classes = MetadataCatalog.get(catalog).thing_classes
-    evaluator = CityscapesInstanceEvaluator(catalog)
+    evaluator = QuietEvaluators([CityscapesInstanceEvaluator(catalog)])
     evaluator.reset()
     for entry in load_cityscapes_semantic(*folders(root)):
         file = entry["sem_seg_file_name"].replace("labelTrainIds", "instanceIds")
