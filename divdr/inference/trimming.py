@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..routing.cell import Cell
-from ..routing.gate import Gate, StaticGate
+from ..routing.gate import Gate, StaticGate, constant_bias
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.open_paths import is_closed
 from ..routing.space import KEEP, RoutingSpace
@@ -89,9 +89,8 @@ def weights_on_route(
     for (old, new), values in zip(pairs, gates, strict=True):
         rows = _rows(old, new)
         if isinstance(new.gate, StaticGate) and isinstance(old.gate, Gate):
-            # Gates are tanh of their logits: in float64, where 1 has one that is finite.
-            value = values[list(new.node.gated)].double().clamp(max=1 - 2.0**-24)
-            found[f"{names[new.gate]}.bias"] = value.atanh().to(new.gate.bias.dtype)
+            bias = constant_bias(values[list(new.node.gated)], new.gate)
+            found[f"{names[new.gate]}.bias"] = bias.to(new.gate.bias)
             continue
         if new.gate is None or len(rows) == len(old.node.gated):
             continue

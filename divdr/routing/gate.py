@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..settings import RoutingSettings
 from .ops import NormFactory, conv_norm
 
+_LEAST = 0.01
 GATE_KINDS = RoutingSettings.choices("gate")
 
 
@@ -167,7 +168,15 @@ def kept_open(logits: Tensor) -> Tensor:
 
     The hundredth is far above what closes a cell, so that no rounding of a small softplus does.
     """
-    return F.softplus(logits) + 0.01
+    return F.softplus(logits) + _LEAST
+
+
+def constant_bias(values: Tensor, gate: StaticGate) -> Tensor:
+    """(T,) bias of a gate that looks at nothing, so that it has these values in (0, 1], float64."""
+    logits = values.double().clamp(max=1 - 2.0**-24).atanh()  # 1 has none that is finite
+    if not gate.stays_open:
+        return logits
+    return (logits - _LEAST).clamp(min=1e-9).expm1().log()
 
 
 class _MeanPool(nn.AdaptiveAvgPool2d):

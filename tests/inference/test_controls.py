@@ -91,7 +91,7 @@ def test_a_network_fixed_to_a_route_is_the_network_of_that_route(seed, share):
     with torch.no_grad():
         before = whole(batch)[0]
     made = DynamicRoutingNetwork(route.restricted(), channels=4).double().eval()
-    made.load_state_dict(weights_on_route(whole, made))
+    made.load_state_dict(weights_on_route(whole, made, route))
 
     whole.fix_route(route.gates > 0, route.initial > 0)
 

@@ -13,7 +13,7 @@ from divdr.inference import Route, read_route
 from divdr.inference.trimming import used_route, weights_on_route
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.cost import cost_table
-from divdr.routing.gate import StaticGate, open_gates
+from divdr.routing.gate import StaticGate, constant_bias, open_gates
 
 
 def trimmed(whole, routing, gate="small", at_mean=False):
@@ -133,6 +133,16 @@ def test_gates_that_are_always_open_become_their_mean_when_asked():
     reached = after.reached[:, sorted(wanted)]
     for column in range(own.shape[1]):
         assert len(own[reached[:, column], column].unique(dim=0)) <= 1
+
+
+@pytest.mark.parametrize("stays_open", [False, True])
+def test_a_gate_that_looks_at_nothing_has_the_values_it_is_given(stays_open):
+    gate = StaticGate(4, bias=0.0, stays_open=stays_open).double()
+    values = torch.tensor([0.011, 0.3, 0.9, 1.0])
+    gate.bias.data = constant_bias(values, gate)
+    found = open_gates(gate(torch.zeros(2, 1, 1, 1)))
+    for row in found.tolist():
+        assert row == pytest.approx(values.tolist(), rel=1e-6)
 
 
 def test_one_image_makes_nothing_constant_and_files_say_what_is(tmp_path):
