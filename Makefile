@@ -1,6 +1,7 @@
 # make demo   train and evaluate on drawn street scenes, write output/demo/report.html
 # make test   lint, types and the whole test suite
 # make rehearsal  the paper's configs for 30 iterations each, by two processes, in half precision
+# make test-matrix  the fast tests with the oldest and the newest versions that setup.py allows
 # make docs   the pages and the API as a site, in output/site
 # make setup  only the environment, in .venv
 
@@ -14,7 +15,7 @@ JOBS ?= 2
 # The first start of every program would compile it otherwise, and each start where Python may not write.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo rehearsal test lint format docs lock clean
+.PHONY: setup demo rehearsal test test-matrix lint format docs lock clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +46,29 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Two environments beside .venv, each of some GB; what starts programs or trains is left out.
+MATRIX := output/matrix
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
+FAST := tests/routing tests/experts tests/checkpoint tests/data tests/test_settings.py
+
+test-matrix: $(MATRIX)/oldest/.ready $(MATRIX)/newest/.ready
+	for set in oldest newest; do \
+		OMP_NUM_THREADS=1 $(MATRIX)/$$set/bin/python -m pytest -n $(JOBS) -p no:cacheprovider $(FAST) || exit 1; \
+	done
+
+$(MATRIX)/oldest/.ready: ON = $(OLDEST_PYTHON)
+$(MATRIX)/oldest/.ready: WITH = --constraint requirements/oldest.txt
+$(MATRIX)/newest/.ready: ON = $(NEWEST_PYTHON)
+$(MATRIX)/%/.ready: requirements/oldest.txt requirements/detectron2.txt requirements/panoptic.txt setup.py | setup
+	$(UV) venv --quiet --clear --python $(ON) $(MATRIX)/$*
+	$(UV) pip install --quiet --python $(MATRIX)/$*/bin/python $(WITH) --editable '.[test]'
+	$(UV) pip install --quiet --no-deps --require-hashes --python $(MATRIX)/$*/bin/python --python-version 3.10 \
+		--target "$$($(MATRIX)/$*/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
+		-r requirements/detectron2.txt
+	$(UV) pip install --quiet --no-deps --require-hashes --python $(MATRIX)/$*/bin/python -r requirements/panoptic.txt
+	@touch $@
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -80,7 +80,7 @@ setup(
     entry_points={"console_scripts": ["divdr = divdr.verbs:main"]},
     python_requires=">=3.10,<3.14",
     # The method: rooms routing, experts, inference, moe, checkpoint and translation.
-    install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.2"],
+    install_requires=["torch>=2.4,!=2.13.0", "numpy", "scipy>=1.10", "scikit-learn>=1.3"],
     extras_require={
         # What Detectron2, its evaluators and the rooms that stand on it need, but itself.
         "detectron2": DETECTRON2,

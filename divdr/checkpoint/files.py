@@ -175,6 +175,9 @@ def _check_memo(file: IO[bytes]) -> None:
 def _check_parts(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+        # Older versions of PyTorch run these whatever `weights_only` says.
+        if any(part.filename.endswith("/constants.pkl") for part in parts):
+            raise ValueError("a TorchScript program")
         if not any(part.CRC for part in parts):  # written without checksums
             return
         for part in parts:

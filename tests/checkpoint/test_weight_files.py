@@ -37,6 +37,9 @@ def test_a_changed_bit_in_the_numbers_is_noticed(tmp_path):
     assert "Bad CRC-32" in refused(path)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "set_crc32_options"), reason="this torch always writes them"
+)
 def test_files_written_without_checksums_are_read(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
@@ -53,7 +56,7 @@ def test_pytorchs_older_format_is_read(tmp_path):
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
     assert read_weights(path)["model"]["weight"].equal(STATE["model"]["weight"])
     path.write_bytes(path.read_bytes()[:-100])
-    assert refused(path).startswith("is damaged or holds more than weights (unexpected EOF")
+    assert refused(path).startswith("is damaged or holds more than weights (")
 
 
 def test_what_is_no_weight_file_is_called_by_its_name(tmp_path):
@@ -89,7 +92,7 @@ def test_pickles_that_run_something_are_refused_without_pytorchs_advice(tmp_path
     for name in ("runs.pth", "runs.pkl"):
         assert "posix.system" in refused(tmp_path / name)
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "script.pth")
-    assert "weights_only" not in refused(tmp_path / "script.pth")
+    assert "a TorchScript program" in refused(tmp_path / "script.pth")
 
 
 def test_a_pickle_that_would_take_all_memory_is_refused(tmp_path):
