@@ -125,13 +125,22 @@ def gemm_peak(
             without instructions for the precision.
         rounds: calls.
     """
-    if size > 256 and size**3 / gemm_peak(device, dtype, size=256, rounds=1) > 2:
-        size = 256
+    if size > 256:
+        # By the slower library, which may be a hundred times slower.
+        small = max(_gemm_seconds(device, dtype, 256, 1))
+        if small * (size / 256) ** 3 > 2:
+            size = 256
+    return size**3 / min(_gemm_seconds(device, dtype, size, rounds))
+
+
+def _gemm_seconds(
+    device: torch.device | str, dtype: torch.dtype, size: int, rounds: int
+) -> list[float]:
+    """The fastest call of each library."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     maps = a.view(1, 16, -1, size).permute(0, 3, 1, 2)  # channels last
     layer = PointwiseConv2d(size, size, 1, bias=False, device=device, dtype=dtype)
     layer.requires_grad_(False)
     calls = {"mm": lambda: torch.mm(a, b, out=out), "convolution": lambda: layer(maps)}
-    times = in_turns(calls, rounds, device)
-    return size**3 / min(min(taken.seconds) for taken in times.values())
+    return [min(taken.seconds) for taken in in_turns(calls, rounds, device).values()]
