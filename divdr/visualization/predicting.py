@@ -93,7 +93,9 @@ def predict_files(
     failures: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, name in zip(tqdm(files, unit="image"), output_names(files), strict=True):
+        for file, name in zip(
+            tqdm(files, unit="image", disable=None), output_names(files), strict=True
+        ):
             try:
                 image = read_image(file, "RGB")
                 size = drawing_size(*image.shape[:2])
