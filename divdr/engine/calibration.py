@@ -217,7 +217,7 @@ def calibrate_cost(
             setting = calibration.find(goal)
         except ConfigError as error:
             logger.warning("Cost target: %s", error)
-        apply_setting(routing, setting)
+        routing.run_at(setting)
     logger.info(
         "Cost target: in evaluation %+.1f %% off; gates are closed up to a logit of %.3f, then "
         "%+.1f %%",
@@ -226,13 +226,6 @@ def calibrate_cost(
         100 * (setting.share / share - 1),
     )
     return setting.threshold
-
-
-def apply_setting(routing: RoutingSupervision, setting: DialSetting) -> None:
-    """Set threshold and experts' centres, which go along with their images' activations."""
-    routing.backbone.set_gate_threshold(setting.threshold)
-    if routing.experts is not None and setting.centres is not None:
-        routing.experts.move_centres(setting.centres)
 
 
 def image_costs(

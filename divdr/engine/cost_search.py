@@ -23,7 +23,7 @@ from ..data import build_test_loader
 from ..errors import ConfigError
 from ..modeling import CostDial, RoutingSupervision, attached_routing
 from .about import KEY as ABOUT
-from .calibration import Calibration, CostGoal, apply_setting
+from .calibration import Calibration, CostGoal
 from .execution_modes import accuracy_of, load_trained
 from .finite import plain_numbers
 from .setup import make_output_folder
@@ -100,13 +100,13 @@ def calibrate_checkpoint(
     rows = []
     names = ["before", *map(str, goals)]
     for number, (name, setting) in enumerate(zip(names, [stands, *settings], strict=True)):
-        apply_setting(routing, setting)
+        routing.run_at(setting)
         folder = os.path.join(output, "evaluation", str(number))
         results = _evaluated(cfg, model, folder) if evaluate else {}
         costs = (setting.threshold, setting.share, setting.gflops)
         rows.append(CalibratedCost(name, *costs, results))
     if dial is not None:
-        apply_setting(routing, stands)
+        routing.run_at(stands)
     else:
         cfg.MODEL.ROUTING.GATE_THRESHOLD = settings[0].threshold
     routing.dial = dial

@@ -90,8 +90,8 @@ class FixRouteHook(HookBase):
         self.start = start
 
     def before_train(self) -> None:
-        """Begin to note what images open."""
-        self.routing.watch_opened = True
+        """Begin to note what images open, until their route is fixed."""
+        self.routing.watch_opened = not self.routing.backbone.network.stays_open
 
     def before_step(self) -> None:
         """Fix the route if it is time."""

@@ -156,14 +156,15 @@ def route_of_share(
             candidates.append(Route(space, torch.where(inside, route.gates, 0.0), start))
     if not candidates:
         raise ConfigError("what most images open leads to no output")
-    return min(candidates, key=lambda route: abs(real_share(network, route, size) - share))
+    table = cost_table(network, *size).tensors("cpu")
+    aim = table.stem + share * (table.full_real_cost - table.stem)
+    return min(candidates, key=lambda route: abs(_real(table, route) - aim))
 
 
 def real_share(network: DynamicRoutingNetwork, route: Route, size: Size) -> float:
     """Real cost of a route at an image size, of the all-open one, both without the stem."""
-    stem = cost_table(network, *size).stem
-    full = Route.open(network.space).real_cost(network, *size, gates=True)
-    return (route.real_cost(network, *size, gates=True) - stem) / (full - stem)
+    table = cost_table(network, *size).tensors("cpu")
+    return (_real(table, route) - table.stem) / (table.full_real_cost - table.stem)
 
 
 @dataclass(frozen=True)

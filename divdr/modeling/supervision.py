@@ -266,10 +266,14 @@ class RoutingSupervision:
                 "the checkpoint has no dial: `divdr calibrate` with several costs makes one"
             )
         setting = self.dial.at(position)
+        self.run_at(setting)
+        return setting
+
+    def run_at(self, setting: DialSetting) -> None:
+        """Set the gates' threshold, and centres that go along with their images' activations."""
         self.backbone.set_gate_threshold(setting.threshold)
         if self.experts is not None and setting.centres is not None:
             self.experts.move_centres(setting.centres)
-        return setting
 
     def keep_images(self, keys: Sequence[str]) -> None:
         """Forget images that a loaded state remembers and that are not there, with a line.

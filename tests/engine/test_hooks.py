@@ -183,3 +183,6 @@ def test_a_route_is_fixed_once_by_what_all_processes_open(monkeypatch, caplog):
     assert opened.equal(wanted.gates > 0)
     assert initial.equal(wanted.initial > 0)
     assert routing.watch_opened is False
+    # A run that goes on later has nothing to note.
+    _Loop(FixRouteHook(routing, 3)).train(5, 6)
+    assert routing.watch_opened is False
