@@ -21,7 +21,13 @@ from .classification import (
 )
 from .coco_json import supercategories
 from .custom import located_entries, register_custom, use_custom_data
-from .drawn_sets import load_characters, load_needs, load_subsets, register_subsets
+from .drawn_sets import (
+    load_characters,
+    load_needs,
+    load_scene,
+    load_subsets,
+    register_subsets,
+)
 from .folders import register_class_folders, register_segmentation_folder
 from .loader import annotated_images, build_mapper, build_train_loader, seed_everything
 from .mapper import SemanticCropMapper
@@ -44,6 +50,7 @@ __all__ = [
     "evaluation_dicts",
     "load_characters",
     "load_needs",
+    "load_scene",
     "load_subsets",
     "located_entries",
     "read_once",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,47 @@ def load_needs(root: str | os.PathLike[str]) -> dict[str, dict[str, dict[str, An
         return {split: dict(needs[split]) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is missing or damaged; generate the scenes again.") from error
+
+
+@dataclass(frozen=True)
+class DrawnScene:
+    """The truth of one image of street scenes or of scenes of garments.
+
+    Attributes:
+        labels: picture of its classes, 255 where there is none.
+        objects: how many it shows.
+    """
+
+    labels: Path
+    objects: int
+
+
+def load_scene(image: str | os.PathLike[str]) -> DrawnScene:
+    """What a drawn image shows, by the files of its data set.
+
+    Args:
+        image: the file, where ``make_streetscapes`` or ``make_fashion_scenes`` put it.
+
+    Raises:
+        DataError: it is none of these data sets' images, or the set is damaged.
+    """
+    image = Path(image)
+    found = (folder for folder in image.parents if (folder / NEEDS_FILE).is_file())
+    folder = next(found, None)
+    if folder is None:
+        raise DataError(f"{image} is no image of drawn scenes: no folder of it has {NEEDS_FILE}")
+    place = image.relative_to(folder)
+    name, split = image.stem.removesuffix("_leftImg8bit"), place.parts[1]
+    if folder.name == STREET_FOLDER:
+        city = folder / "gtFine" / split / image.parent.name
+        labels = city / f"{name}_gtFine_labelTrainIds.png"
+    else:
+        labels = folder / "labels" / split / image.name
+    try:
+        needs = json.loads((folder / NEEDS_FILE).read_text())
+        return DrawnScene(labels, int(needs[split][name]["objects"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / NEEDS_FILE} does not tell of {image.name}") from error
 
 
 def load_subsets(root: str | os.PathLike[str]) -> dict[str, int]:

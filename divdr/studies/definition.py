@@ -89,12 +89,15 @@ class Pictures:
         montage: variants whose images nearest to each centre are shown (Figure 5).
         sweep: see ``Sweep``.
         tradeoff: keys of cost and accuracy, all runs as points (Figure 8); () for none.
+        need: pairs (a, b) of variants of segmentation on drawn scenes: the cost of each image in b
+            against its objects, and what b gains on a where there are few, some and many.
     """
 
     embedding: tuple[str, ...] = ()
     montage: tuple[str, ...] = ()
     sweep: Sweep | None = None
     tradeoff: tuple[str, ...] = ()
+    need: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from ..visualization import (
     SweepPanel,
     joint_embedding_figure,
     montage_figure,
+    need_figure,
     read_nearest,
     sweep_figure,
     tradeoff_figure,
 )
+from .by_image import costs_and_needs, gains_by_need
 from .definition import Study, Sweep
 from .planning import Run
 from .tables import Numbers, values
@@ -72,6 +74,16 @@ def _figures(study: Study, runs: Runs, numbers: Numbers) -> Iterator[tuple[str, 
         points = {v: _points(own, cost.key, value.key) for v, own in numbers.items()}
         if any(points.values()):
             yield "tradeoff", tradeoff_figure(points, cost.label, value.label)
+    needs = {}
+    gains = {}
+    for a, b in asked.need:
+        seeds = sorted(set(numbers.get(a, {})) & set(numbers.get(b, {})))
+        if seeds:
+            needs[f"{b}, seed {seeds[0]}"] = costs_and_needs(runs[b][seeds[0]].folder)
+            pairs = [(runs[a][seed].folder, runs[b][seed].folder) for seed in seeds]
+            gains[f"{b} − {a}"] = gains_by_need(pairs)
+    if gains:
+        yield "need", need_figure(needs, gains)
 
 
 def _common_seed(numbers: Numbers, variants: Sequence[str]) -> int | None:

@@ -80,6 +80,7 @@ def _study(name: str, entries: dict[str, Any]) -> Study:
     pictures = dict(entries.pop("pictures", {}))
     if pictures.get("sweep"):
         pictures["sweep"] = Sweep(**_tuples(pictures["sweep"]))
+    pictures["need"] = [(a, b) for a, b in pictures.get("need", [])]
     return Study(
         name=name,
         variants=tuple(_variant(n, dict(own or {}), shared) for n, own in variants.items()),
@@ -109,7 +110,8 @@ def _variant(name: str, own: dict[str, Any], shared: Mapping[str, Any]) -> Varia
 def _check(study: Study) -> None:
     names = [v.file_name for v in study.variants]
     pictures = study.pictures
-    used = [n for pair in study.pairs for n in pair] + [*pictures.embedding, *pictures.montage]
+    used = [name for pair in (*study.pairs, *pictures.need) for name in pair]
+    used += [*pictures.embedding, *pictures.montage]
     drawn = list(pictures.tradeoff)
     if pictures.sweep:
         used += [*pictures.sweep.variants, *filter(None, [pictures.sweep.reference])]

@@ -5,6 +5,7 @@ from .examples import ClassExample, Example
 from .expert_choices import ExpertChoices, expert_choices, expert_choices_figure
 from .expert_selection import ExpertSelection, expert_selection
 from .montage import montage_figure, nearest_to_centres, read_nearest, read_thumbnail
+from .need import Gain, Need, need_figure
 from .overlay import colour_labels, overlay, side_by_side_figure
 from .parts import default_palette
 from .report import write_report
@@ -19,6 +20,8 @@ __all__ = [
     "Example",
     "ExpertChoices",
     "ExpertSelection",
+    "Gain",
+    "Need",
     "RouteData",
     "RunData",
     "SweepPanel",
@@ -35,6 +38,7 @@ __all__ = [
     "losses_figure",
     "montage_figure",
     "nearest_to_centres",
+    "need_figure",
     "open_transforms",
     "overlay",
     "pareto_front",

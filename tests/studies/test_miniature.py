@@ -54,9 +54,12 @@ def test_numbers_and_tables_of_all_variants(miniature):
 
 def test_pictures_are_there(miniature):
     folder, _ = miniature
-    for name in ("embedding", "nearest_divdr", "sweep", "tradeoff"):
+    for name in ("embedding", "nearest_divdr", "sweep", "tradeoff", "need"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.convert("L").getextrema() != (255, 255), name
+    ious = json.loads((folder / "runs" / "divdr" / "seed_0" / "image_ious.json").read_text())
+    assert len(ious) == 6
+    assert all(0.0 <= iou <= 1.0 for iou in ious.values())
 
 
 def test_runs_share_the_start_and_part_after_the_fork(miniature):

@@ -50,6 +50,8 @@ def test_a_variant_may_have_config_and_data_of_its_own(tmp_path):
         ("name: mIoU,", "", "name"),
         ("pairs:", "pictures: {tradeoff: [routing.real, sem_seg.IoU]}\npairs:", "routing.real"),
         ("pairs:", "pictures: {embedding: [DR, X]}\npairs:", "no variant 'X'"),
+        ("pairs:", "pictures: {need: [[DR, X]]}\npairs:", "no variant 'X'"),
+        ("pairs:", "pictures: {need: [[DR]]}\npairs:", "not enough values"),
         ("pairs:", "pairs: [", "cannot be read as yaml"),
     ],
 )
