@@ -14,6 +14,7 @@ from pathlib import Path
 from ..checkpoint import write_text_atomically
 from .definition import Study
 from .execution import execute
+from .oracle import oracle_markdown, read_scores
 from .pictures import write_pictures
 from .planning import Run, plan
 from .reading import find_study, list_studies
@@ -109,6 +110,11 @@ def write_study(study: Study, runs: Mapping[str, Mapping[int, Run]], folder: Pat
     texts = {"table.md": table_markdown(study, numbers)}
     if study.pairs:
         texts["pairs.md"] = pairs_markdown(study, numbers)
+    known = [set(numbers[variant]) for variant in study.oracle]
+    seeds = sorted(set.intersection(*known)) if known else []
+    if seeds:
+        of = {s: read_scores([runs[v][s].folder for v in study.oracle]) for s in seeds}
+        texts["oracle.md"] = oracle_markdown(study.title, study.oracle, of)
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
         print(text)

@@ -114,6 +114,8 @@ class Study:
         pairs: (a, b): b is compared with a, seed by seed.
         fork: iteration, or share of training if below 1, up to which paired runs are one; 0: none.
         trunk: values of config keys before the fork.
+        oracle: variants of segmentation on drawn scenes, among which an oracle chooses by image
+            (``divdr.studies.oracle``); () for none.
         scores: "package.module:function" by name; the function takes a run's folder and gives
             numbers by name.
         pictures: see ``Pictures``.
@@ -126,6 +128,7 @@ class Study:
     seeds: tuple[int, ...]
     metrics: tuple[Metric, ...]
     pairs: tuple[tuple[str, str], ...] = ()
+    oracle: tuple[str, ...] = ()
     fork: float = 0.0
     trunk: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, str] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def _check(study: Study) -> None:
     names = [v.file_name for v in study.variants]
     pictures = study.pictures
     used = [name for pair in (*study.pairs, *pictures.need) for name in pair]
-    used += [*pictures.embedding, *pictures.montage]
+    used += [*pictures.embedding, *pictures.montage, *study.oracle]
     drawn = list(pictures.tradeoff)
     if pictures.sweep:
         used += [*pictures.sweep.variants, *filter(None, [pictures.sweep.reference])]

@@ -60,6 +60,7 @@ def test_pictures_are_there(miniature):
     ious = json.loads((folder / "runs" / "divdr" / "seed_0" / "image_ious.json").read_text())
     assert len(ious) == 6
     assert all(0.0 <= iou <= 1.0 for iou in ious.values())
+    assert "choosing by image among DR, DivDR" in (folder / "oracle.md").read_text()
 
 
 def test_runs_share_the_start_and_part_after_the_fork(miniature):

@@ -51,6 +51,7 @@ def test_a_variant_may_have_config_and_data_of_its_own(tmp_path):
         ("pairs:", "pictures: {tradeoff: [routing.real, sem_seg.IoU]}\npairs:", "routing.real"),
         ("pairs:", "pictures: {embedding: [DR, X]}\npairs:", "no variant 'X'"),
         ("pairs:", "pictures: {need: [[DR, X]]}\npairs:", "no variant 'X'"),
+        ("pairs:", "oracle: [DR, X]\npairs:", "no variant 'X'"),
         ("pairs:", "pictures: {need: [[DR]]}\npairs:", "not enough values"),
         ("pairs:", "pairs: [", "cannot be read as yaml"),
     ],
