@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import DataError
-from .parts import LINE, colour
+from .parts import LINE, colour, label_axes
 
 #: A line, or a marker for numbers that come too rarely for one.
 Style = Literal["-", "--", ":", "D", "s", "^"]
@@ -166,12 +166,7 @@ def _draw(axis: Axes, runs: Mapping[str, Metrics], keys: Mapping[str, str]) -> N
                 **_look(style, few=len(iterations) < LINE),
                 gid=f"{run}:{name}",
             )
-    axis.set_xlabel("iteration", fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(color="#eeeeee")
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    label_axes(axis, "iteration")
 
 
 def _look(style: Style, few: bool = False) -> dict[str, Any]:

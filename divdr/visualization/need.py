@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .parts import MARKERS, colour
+from .parts import MARKERS, colour, label_axes
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def need_figure(needs: Mapping[str, Need], gains: Mapping[str, Sequence[Gain]]) 
         text = f"{name} ({_correlation(need)})"
         left.plot(need.objects, need.gflops, ".", color=colour(number), alpha=0.6, ms=5, label=text)
     left.set_ylim(0.0, 1.1 * max(max(need.gflops) for need in needs.values()))
-    _finish(left, "objects in the image", "real cost of the image [GFLOPs]")
+    label_axes(left, "objects in the image", "real cost of the image [GFLOPs]")
     ticks = {(g.fewest, g.most): g.images for own in gains.values() for g in own}
     places = {part: place for place, part in enumerate(sorted(ticks))}
     width = 0.5 / len(gains)
@@ -78,8 +77,10 @@ def need_figure(needs: Mapping[str, Need], gains: Mapping[str, Sequence[Gain]]) 
         right.errorbar(at, means, errors, linestyle="", capsize=3, label=name, **style)
     right.axhline(0.0, color="#999999", linewidth=1.0)
     names = [f"{_span(*part)}\n(n = {ticks[part]})" for part in places]
-    _finish(right, "objects in the image", "gain in IoU of an image [%]")
+    label_axes(right, "objects in the image", "gain in IoU of an image [%]")
     right.set_xticks(range(len(names)), names)
+    for panel in (left, right):
+        panel.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -91,14 +92,3 @@ def _correlation(need: Need) -> str:
 
 def _span(fewest: int, most: int) -> str:
     return f"{fewest}" if fewest == most else f"{fewest} to {most}"
-
-
-def _finish(axes: Axes, horizontal: str, vertical: str) -> None:
-    axes.set_xlabel(horizontal, fontsize=9)
-    axes.set_ylabel(vertical, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))

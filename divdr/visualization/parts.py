@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from cityscapesscripts.helpers.labels import trainId2label
 from detectron2.data import Metadata
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -181,6 +182,17 @@ _DISTINCT = (
 def colour(index: int) -> str:
     """Colour of an expert or run by its number; grey below 0; they repeat after ten."""
     return NO_EXPERT if index < 0 else _DISTINCT[index % len(_DISTINCT)]
+
+
+def label_axes(axes: Axes, horizontal: str, vertical: str = "") -> None:
+    """Name a panel's axes, with a light grid behind what is drawn and no frame at top and right."""
+    axes.set_xlabel(horizontal, fontsize=9)
+    axes.set_ylabel(vertical, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def to_rgb(colour: Sequence[int] | np.ndarray) -> tuple[float, float, float]:

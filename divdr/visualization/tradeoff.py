@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..benchmark import Line
 from ..engine.mixture_curve import MixturePoint
-from .parts import LINE, MARKERS, colour
+from .parts import LINE, MARKERS, colour, label_axes
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -76,13 +76,7 @@ def tradeoff_figure(
         axis.plot(points[:, 0], points[:, 1], ".", color=shade, alpha=0.5, markersize=6)
         mean = points.mean(axis=0)
         axis.plot(*mean, marker, color=shade, markersize=8, label=name, markeredgecolor="#ffffff")
-    axis.set_xlabel(cost_label, fontsize=9)
-    axis.set_ylabel(value_label, fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(color="#eeeeee")
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    label_axes(axis, cost_label, value_label)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
@@ -114,13 +108,7 @@ def draw_mixture_curve(
         for number, (name, point) in enumerate(others.items(), len(rules)):
             place = point.gflops, point.accuracy[measure]
             axis.plot(*place, "*", color=colour(number), markersize=13, label=name)
-        axis.set_xlabel("GFLOPs an image (10⁹ multiply-adds)", fontsize=9)
-        axis.set_ylabel(f"{measure}, per cent", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(color="#eeeeee")
-        axis.set_axisbelow(True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        label_axes(axis, "GFLOPs an image (10⁹ multiply-adds)", f"{measure}, per cent")
         axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -238,14 +226,8 @@ def sweep_figure(
                 axis.set_xscale("symlog", linthresh=min((p for p in places if p > 0), default=1.0))
         axis.set_xticks(places, [_text(s) for s in settings])
         axis.minorticks_off()
-        axis.set_xlabel(name, fontsize=9)
-        axis.set_ylabel(panel.label, fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(color="#eeeeee")
-        axis.set_axisbelow(True)
         axis.margins(x=0.08 if ordered else 0.3)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        label_axes(axis, name, panel.label)
         if panel.reference:
             axis.legend(fontsize=8, frameon=False)
     for axis in axes[len(panels) :]:
