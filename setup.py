@@ -47,7 +47,7 @@ class BuildWithConfigs(build_py):
             path
             for folder in ("configs", "weights")
             for path in (HERE / folder).rglob("*")
-            if path.suffix in (".yaml", ".py", ".pth")
+            if path.suffix in (".yaml", ".json", ".py", ".pth")
         )
         names = [file.relative_to(HERE).as_posix() for file in files]
         return {name: f"{self.build_lib}/divdr/{name}" for name in names}

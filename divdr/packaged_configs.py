@@ -50,6 +50,19 @@ def find_weights(name: str | Path) -> Path | str:
     return packaged_weights().get(os.fspath(name), os.fspath(name))
 
 
+def find_file(name: str) -> str:
+    """The file that a setting means, "~" and "$" filled in.
+
+    Where there is none of that path, it is one that divdr brings along below ``configs`` or
+    ``weights``, such as "configs/studies/controls/searched_0.5.json".
+    """
+    text = os.path.expandvars(os.path.expanduser(name))
+    if text.startswith(("configs/", "weights/")) and not os.path.exists(text):
+        own = configs_folder().parent / text
+        return str(own) if own.is_file() else text
+    return text
+
+
 def packaged_configs(pattern: str = "*") -> dict[str, Path]:
     """Files of all packaged configurations by name, those of models, studies and LazyConfigs.
 

@@ -288,7 +288,9 @@ def test_a_wheel_holds_the_command_and_all_configurations(repository, tmp_path):
     assert done.returncode == 0, done.stderr
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     packed = set(wheel.namelist())
-    files = [p for p in (repository / "configs").rglob("*") if p.suffix in (".yaml", ".py")]
+    files = [
+        p for p in (repository / "configs").rglob("*") if p.suffix in (".yaml", ".json", ".py")
+    ]
     assert len(files) > 120
     configs = {p.relative_to(repository).as_posix() for p in files}
     assert {f"divdr/{name}" for name in configs} <= packed

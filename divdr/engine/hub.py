@@ -26,6 +26,7 @@ from ..checkpoint import (
 )
 from ..errors import CheckpointError, ConfigError, DivdrError
 from ..modeling import DialSetting
+from ..packaged_configs import find_file
 from .about import KEY, About
 from .execution_modes import accuracy_of
 from .predictor import Overrides, Predictor, pairs
@@ -148,7 +149,7 @@ class HubPredictor(Predictor, ModelHubMixin, library_name="divdr", tags=["divdr"
         # Paths of this machine say nothing on others.
         cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = _WEIGHTS, "output"
         for setting, name in _FILES.items():
-            file = os.path.expandvars(os.path.expanduser(cfg.MODEL.ROUTING[setting]))
+            file = find_file(cfg.MODEL.ROUTING[setting])
             if file:
                 if not (folder / name).exists() or not os.path.samefile(file, folder / name):
                     shutil.copyfile(file, folder / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..inference import CurrentPlan, Route, read_route
 from ..moe import Decision, OpGates, number_decisions
+from ..packaged_configs import find_file
 from ..routing import (
     BatchNorm,
     DynamicRoutingNetwork,
@@ -165,8 +165,7 @@ class DynamicRouting(Backbone):
             )
         space = RoutingSpace.build(layers, scales, scales_per_layer)
         if route:
-            file = os.path.expandvars(os.path.expanduser(route))
-            space = read_route(file, space).restricted()
+            space = read_route(find_file(route), space).restricted()
         self.network = DynamicRoutingNetwork(
             space,
             channels=channels,

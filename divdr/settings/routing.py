@@ -350,7 +350,8 @@ class RoutingSettings(Settings):
         "JSON file of a route (docs/guide/controls.md): the network has the cells and transforms "
         "that it opens and no others, from the start of training. Gates, if there are any, say how "
         'far these are open, never whether, unless ROUTE_GATES says so; with GATE "none" they are '
-        'open at 1. "$" variables of the environment are filled in; "" is the whole space.',
+        'open at 1. "$" variables of the environment are filled in, and a path below "configs" '
+        'that is not there is one that divdr brings along; "" is the whole space.',
     )
     route_gates: str = setting(
         "open",

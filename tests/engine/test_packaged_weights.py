@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import divdr
 from divdr import verbs
 from divdr.engine.compare import ModelTimes, time_models, times_table
-from divdr.packaged_configs import packaged_weights
+from divdr.packaged_configs import find_file, packaged_weights
 
 
 @pytest.fixture
@@ -66,6 +66,29 @@ def test_the_demo_s_models_find_their_classes_in_a_picture():
         assert output["sem_seg"].shape == (len(predictor.metadata.stuff_classes), 64, 96)
         assert output["sem_seg"].isfinite().all()
         assert predictor.expert(output) in range(3)
+
+
+def test_a_route_that_comes_along_is_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    predictor = divdr.Predictor.from_files("streets_route")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 128, 256, 3), np.uint8)
+    first, second = (predictor(picture)["routing"] for picture in pictures)
+    # All images cost the same; gates weigh what runs by image.
+    assert first.real_cost.item() == second.real_cost.item() < 0.11e9
+    assert (first.activations > 0).equal(second.activations > 0)
+    assert not first.activations.equal(second.activations)
+
+
+def test_a_file_of_ones_own_comes_before_one_that_comes_along(monkeypatch, tmp_path, repository):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/studies/controls/searched_0.5.json"
+    assert find_file(name) == str(repository / name)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("{}")
+    assert find_file(name) == name
+    monkeypatch.setenv("PLACE", "here")
+    assert find_file("$PLACE/route.json") == "here/route.json"
+    assert find_file("configs/none.json") == "configs/none.json"
 
 
 def test_they_are_timed_on_their_own_images(capsys):
