@@ -142,8 +142,8 @@ def load_scene(image: str | os.PathLike[str]) -> DrawnScene:
     folder = next(found, None)
     if folder is None:
         raise DataError(f"{image} is no image of drawn scenes: no folder of it has {NEEDS_FILE}")
-    place = image.relative_to(folder)
-    name, split = image.stem.removesuffix("_leftImg8bit"), place.parts[1]
+    split = "/".join(image.relative_to(folder).parts[1:2])
+    name = image.stem.removesuffix("_leftImg8bit")
     if folder.name == STREET_FOLDER:
         city = folder / "gtFine" / split / image.parent.name
         labels = city / f"{name}_gtFine_labelTrainIds.png"

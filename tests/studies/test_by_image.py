@@ -85,6 +85,8 @@ def test_truth_lies_where_the_data_sets_put_it(tmp_path):
     assert scene.labels == tmp_path / "fashion_scenes" / "labels" / "val" / "000001.png"
     with pytest.raises(DataError, match="does not tell of 000002"):
         load_scene(files[0].replace("000000", "000002"))
+    with pytest.raises(DataError, match="does not tell of beside"):
+        load_scene(tmp_path / "fashion_scenes" / "beside.png")
     with pytest.raises(DataError, match="no image of drawn scenes"):
         load_scene(tmp_path / "photo.jpg")
 
