@@ -24,7 +24,7 @@ from .custom import located_entries, register_custom, use_custom_data
 from .drawn_sets import (
     load_characters,
     load_needs,
-    load_scene,
+    load_scenes,
     load_subsets,
     register_subsets,
 )
@@ -50,7 +50,7 @@ __all__ = [
     "evaluation_dicts",
     "load_characters",
     "load_needs",
-    "load_scene",
+    "load_scenes",
     "load_subsets",
     "located_entries",
     "read_once",

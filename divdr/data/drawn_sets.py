@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,16 +129,21 @@ class DrawnScene:
     objects: int
 
 
-def load_scene(image: str | os.PathLike[str]) -> DrawnScene:
-    """What a drawn image shows, by the files of its data set.
+def load_scenes(images: Iterable[str | os.PathLike[str]]) -> list[DrawnScene]:
+    """What drawn images show, by the files of their data sets, each of which is read once.
 
     Args:
-        image: the file, where ``make_streetscapes`` or ``make_fashion_scenes`` put it.
+        images: files, where ``make_streetscapes`` or ``make_fashion_scenes`` put them.
 
     Raises:
-        DataError: it is none of these data sets' images, or the set is damaged.
+        DataError: one is none of these data sets' images, or its set is damaged.
     """
-    image = Path(image)
+    needs: dict[Path, Any] = {}
+    return [_scene(Path(image), needs) for image in images]
+
+
+def _scene(image: Path, needs: dict[Path, Any]) -> DrawnScene:
+    """``needs`` has the files that were read already, by their folder."""
     found = (folder for folder in image.parents if (folder / NEEDS_FILE).is_file())
     folder = next(found, None)
     if folder is None:
@@ -150,8 +156,9 @@ def load_scene(image: str | os.PathLike[str]) -> DrawnScene:
     else:
         labels = folder / "labels" / split / image.name
     try:
-        needs = json.loads((folder / NEEDS_FILE).read_text())
-        return DrawnScene(labels, int(needs[split][name]["objects"]))
+        if folder not in needs:
+            needs[folder] = json.loads((folder / NEEDS_FILE).read_text())
+        return DrawnScene(labels, int(needs[folder][split][name]["objects"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / NEEDS_FILE} does not tell of {image.name}") from error
 

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from ..checkpoint import write_text_atomically
-from ..data import load_scene
+from ..data import load_scenes
 from ..engine.predictor import Predictor
-from ..visualization import Gain, Need, RunData
-from .statistics import paired_difference
+from ..errors import DataError
+from ..visualization import Gain, Need
+from .statistics import first_routes, paired_difference
 
 _IGNORED = 255
 _PARTS = 3  # of the images, by their need: few, some, many objects
@@ -59,13 +60,13 @@ def ious_by_image(folder: Path) -> dict[str, float]:
     kept = folder / "image_ious.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    routes = next(iter((RunData.load(folder).routes or {}).values()), None)
+    routes = first_routes(folder)
     if routes is None:
         return {}
     predictor = Predictor.from_files(folder / "model_final.pth")
     found = {}
-    for name in routes.file_names:
-        truth = np.asarray(Image.open(load_scene(name).labels))
+    for name, scene in zip(routes.file_names, load_scenes(routes.file_names), strict=True):
+        truth = np.asarray(Image.open(scene.labels))
         scores = predictor(name)["sem_seg"]
         found[name] = image_iou(scores.argmax(0).cpu().numpy(), truth)
     write_text_atomically(kept, json.dumps(found))
@@ -79,10 +80,12 @@ def costs_and_needs(folder: Path) -> Need:
         folder: of a run with a routed backbone on drawn scenes.
 
     Raises:
-        DataError: the images are no drawn scenes.
+        DataError: the images are no drawn scenes, or the run has no routed backbone.
     """
-    routes = next(iter((RunData.load(folder).routes or {}).values()))
-    objects = [load_scene(name).objects for name in routes.file_names]
+    routes = first_routes(folder)
+    if routes is None:
+        raise DataError(f"{folder} has no routes of test images")
+    objects = [scene.objects for scene in load_scenes(routes.file_names)]
     return Need(objects, (routes.real_cost / 1e9).tolist())
 
 
@@ -109,7 +112,7 @@ def gains_by_need(pairs: Iterable[tuple[Path, Path]]) -> list[Gain]:
     first = found[0][0]
     names = sorted(name for name in first if np.isfinite(first[name]))
     scores_a, scores_b = (_means([pair[side] for pair in found], names) for side in (0, 1))
-    objects = np.array([load_scene(name).objects for name in names])
+    objects = np.array([scene.objects for scene in load_scenes(names)])
     gains = []
     for part in _parts(objects):
         difference = paired_difference(scores_a[part], scores_b[part])

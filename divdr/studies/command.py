@@ -21,6 +21,7 @@ from .reading import find_study, list_studies
 from .tables import (
     Numbers,
     collect,
+    common_seeds,
     differences,
     pairs_markdown,
     summaries,
@@ -110,8 +111,7 @@ def write_study(study: Study, runs: Mapping[str, Mapping[int, Run]], folder: Pat
     texts = {"table.md": table_markdown(study, numbers)}
     if study.pairs:
         texts["pairs.md"] = pairs_markdown(study, numbers)
-    known = [set(numbers[variant]) for variant in study.oracle]
-    seeds = sorted(set.intersection(*known)) if known else []
+    seeds = common_seeds(numbers, study.oracle)
     if seeds:
         of = {s: read_scores([runs[v][s].folder for v in study.oracle]) for s in seeds}
         texts["oracle.md"] = oracle_markdown(study.title, study.oracle, of)

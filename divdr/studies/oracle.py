@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from ..visualization import RunData
+from ..errors import DataError
 from .by_image import ious_by_image
+from .statistics import first_routes
 
 _STEPS = 60  # halvings of the price of cost: far below any difference of scores
 
@@ -123,13 +124,15 @@ def read_scores(folders: Sequence[Path]) -> Scores:
         folders: of segmentation on drawn scenes with the same test images, a network each.
 
     Raises:
-        DataError: the images are no drawn scenes.
+        DataError: the images are no drawn scenes, or a run has no routed backbone.
     """
     ious = [ious_by_image(folder) for folder in folders]
     names = sorted(name for name in ious[0] if all(np.isfinite(own[name]) for own in ious))
     costs = []
     for folder in folders:
-        routes = next(iter((RunData.load(folder).routes or {}).values()))
+        routes = first_routes(folder)
+        if routes is None:
+            raise DataError(f"{folder} has no routes of test images")
         own = dict(zip(routes.file_names, routes.real_cost / 1e9, strict=True))
         costs.append([own[name] for name in names])
     accuracy = 100.0 * np.array([[own[name] for name in names] for own in ious])

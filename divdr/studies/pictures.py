@@ -21,7 +21,7 @@ from ..visualization import (
 from .by_image import costs_and_needs, gains_by_need
 from .definition import Study, Sweep
 from .planning import Run
-from .tables import Numbers, values
+from .tables import Numbers, common_seeds, values
 
 Runs = Mapping[str, Mapping[int, Run]]
 _NEAREST = 5  # images a centre, as in Figure 5
@@ -77,7 +77,7 @@ def _figures(study: Study, runs: Runs, numbers: Numbers) -> Iterator[tuple[str, 
     needs = {}
     gains = {}
     for a, b in asked.need:
-        seeds = sorted(set(numbers.get(a, {})) & set(numbers.get(b, {})))
+        seeds = common_seeds(numbers, [a, b])
         if seeds:
             needs[f"{b}, seed {seeds[0]}"] = costs_and_needs(runs[b][seeds[0]].folder)
             pairs = [(runs[a][seed].folder, runs[b][seed].folder) for seed in seeds]
@@ -88,10 +88,7 @@ def _figures(study: Study, runs: Runs, numbers: Numbers) -> Iterator[tuple[str, 
 
 def _common_seed(numbers: Numbers, variants: Sequence[str]) -> int | None:
     """The first seed that all have finished; None if there is none, or no variant."""
-    if not variants:
-        return None
-    shared = set.intersection(*(set(numbers.get(v, {})) for v in variants))
-    return min(shared, default=None)
+    return min(common_seeds(numbers, variants), default=None)
 
 
 def _routes(run: Run) -> RouteData | None:

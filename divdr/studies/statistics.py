@@ -19,7 +19,7 @@ from ..engine import load_config
 from ..engine.predictor import Predictor
 from ..experts import diversity, kmeans
 from ..modeling import find_backbone
-from ..visualization import RunData
+from ..visualization import RouteData, RunData
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def paired_difference(
     return Difference(n, mean, float(interval.low), float(interval.high))
 
 
+def first_routes(folder: Path) -> RouteData | None:
+    """Routes of a finished run's test images, of its first data set; None if it has none."""
+    return next(iter((RunData.load(folder).routes or {}).values()), None)
+
+
 _TIMED = 40  # images
 _ROUNDS = 3
 
@@ -112,7 +117,7 @@ def plan_time(folder: Path) -> dict[str, float]:
     kept = folder / "plan_time.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    routes = next(iter((RunData.load(folder).routes or {}).values()), None)
+    routes = first_routes(folder)
     if routes is None or not all(Path(name).is_file() for name in routes.file_names[:_TIMED]):
         return {}
     cfg = load_config(
@@ -165,7 +170,7 @@ def spread(folder: Path) -> dict[str, float]:
         "inter_refit_K", "intra_pairs_refit_K" and "intra_centre_refit_K" for K = 2, 3, 4, 6; those
         K are left out for which there are too few images.
     """
-    routes = next(iter((RunData.load(folder).routes or {}).values()), None)
+    routes = first_routes(folder)
     if routes is None:
         return {}
     rows = torch.from_numpy(routes.activations)

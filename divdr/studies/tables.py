@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -56,6 +56,12 @@ def values(numbers: Mapping[int, Mapping[str, float]], key: str) -> dict[int, fl
     """A metric's finite values by seed."""
     found = {seed: own[key] for seed, own in numbers.items() if key in own}
     return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+
+def common_seeds(numbers: Numbers, variants: Sequence[str]) -> list[int]:
+    """Seeds that all variants have finished, rising; none of no variant."""
+    finished = [set(numbers.get(variant, {})) for variant in variants]
+    return sorted(set.intersection(*finished)) if finished else []
 
 
 def _check(study: Study, found: Numbers) -> None:

@@ -85,8 +85,10 @@ def need_figure(needs: Mapping[str, Need], gains: Mapping[str, Sequence[Gain]]) 
 
 
 def _correlation(need: Need) -> str:
-    if len(set(need.objects)) < 2 or len(set(need.gflops)) < 2:
-        return "one cost" if len(set(need.gflops)) < 2 else "as many objects in all"
+    if len(set(need.gflops)) < 2:
+        return "one cost"
+    if len(set(need.objects)) < 2:
+        return "as many objects in all"
     return f"ρ = {stats.spearmanr(need.objects, need.gflops).statistic:.2f}"
 
 

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from divdr.data import load_characters, load_needs, load_scene
+from divdr.data import load_characters, load_needs, load_scenes
 from divdr.errors import ConfigError, DataError
 from divdr.evaluation.checked_evaluators import QuietEvaluators
 from drawn.streetscapes import (
@@ -559,7 +559,7 @@ def test_needs_are_what_the_pictures_of_instances_show(root):
             assert need["objects"] == len(single)
             assert need["sizes"] == sorted(int((ids == i).sum()) for i in single)
             assert need["density"] is None
-            scene = load_scene(next((root / "cityscapes").glob(f"leftImg8bit/*/*/{name}_*.png")))
+            (scene,) = load_scenes((root / "cityscapes").glob(f"leftImg8bit/*/*/{name}_*.png"))
             assert scene.objects == need["objects"]
             assert scene.labels == gt_path(root, split, name, "labelTrainIds.png")
 

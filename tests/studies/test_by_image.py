@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from divdr.data import load_scene
+from divdr.data import load_scenes
 from divdr.errors import DataError
 from divdr.studies.by_image import gains_by_need, image_iou
 from divdr.visualization import Gain, Need, need_figure
@@ -80,15 +80,16 @@ def test_an_image_without_truth_takes_no_part(tmp_path):
 
 def test_truth_lies_where_the_data_sets_put_it(tmp_path):
     files = _garments(tmp_path, [3, 8])
-    scene = load_scene(files[1])
+    first, scene = load_scenes(files)
+    assert first.objects == 3
     assert scene.objects == 8
     assert scene.labels == tmp_path / "fashion_scenes" / "labels" / "val" / "000001.png"
     with pytest.raises(DataError, match="does not tell of 000002"):
-        load_scene(files[0].replace("000000", "000002"))
+        load_scenes([files[0].replace("000000", "000002")])
     with pytest.raises(DataError, match="does not tell of beside"):
-        load_scene(tmp_path / "fashion_scenes" / "beside.png")
+        load_scenes([tmp_path / "fashion_scenes" / "beside.png"])
     with pytest.raises(DataError, match="no image of drawn scenes"):
-        load_scene(tmp_path / "photo.jpg")
+        load_scenes([tmp_path / "photo.jpg"])
 
 
 def test_picture_shows_costs_and_gains():
