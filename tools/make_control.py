@@ -10,7 +10,8 @@
 
 Routes are files for MODEL.ROUTING.ROUTE, to be trained with MODEL.ROUTING.GATE "none" (gates at 1)
 or with gates, which then say how far the transforms of the route are open. "narrow" prints the
-values of MODEL.ROUTING.CHANNELS and STEM_CHANNELS. See docs/guide/controls.md.
+values of MODEL.ROUTING.CHANNELS and STEM_CHANNELS, or MODEL.NARROW_BACKBONE.WIDTH of a config
+with MODEL.BACKBONE.NAME "build_narrow_fpn_backbone". See docs/guide/controls.md.
 """
 
 import argparse

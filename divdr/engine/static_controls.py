@@ -5,19 +5,26 @@ The routes and widths themselves are found by ``divdr.inference.controls``.
 
 from __future__ import annotations
 
-from functools import partial
+from bisect import bisect_left
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 
 from ..data import build_test_loader
 from ..errors import ConfigError
 from ..inference import Route
 from ..inference.controls import majority_route, random_route, width_of_cost
-from ..modeling import DynamicRouting, find_backbone
+from ..modeling import (
+    DynamicRouting,
+    backbone_macs,
+    build_narrow_fpn_backbone,
+    find_backbone,
+)
 from ..routing import DynamicRoutingNetwork
-from ..settings import RoutingSettings
+from ..settings import NarrowBackboneSettings, RoutingSettings
 from .execution_modes import load_trained
 from .hooks import routing_records
 from .setup import make_output_folder
@@ -89,13 +96,14 @@ def majority_of(
 
 
 def width_of(cfg: CfgNode, gflops: float, size: Size, tolerance: float = 0.01) -> str:
-    """The width at which a configuration's space costs so much without gates.
+    """The width at which a configuration's network costs so much without gates.
 
     Args:
-        cfg: of the routed network, whose proportion of stem to cells is kept as far as possible.
+        cfg: of a routed network, whose proportion of stem to cells is kept as far as possible, or
+            with ``build_narrow_fpn_backbone``, whose neck counts.
         gflops: 10⁹ multiply-adds, stem included.
         size: (height, width) of the image that costs so much.
-        tolerance: by which share the cost may be off.
+        tolerance: by which share the cost may be off; a ``NARROW_BACKBONE`` gets the nearest.
 
     Returns:
         Config keys with their values, and the cost.
@@ -103,6 +111,9 @@ def width_of(cfg: CfgNode, gflops: float, size: Size, tolerance: float = 0.01) -
     Raises:
         ConfigError: no width costs so little.
     """
+    narrow = build_narrow_fpn_backbone.__name__
+    if narrow == cfg.MODEL.BACKBONE.NAME:
+        return _narrow_width_of(cfg, gflops, size)
 
     def build(channels: int, stem: int) -> DynamicRoutingNetwork:
         return _network(cfg, gate="none", channels=channels, stem_channels=stem)
@@ -121,6 +132,32 @@ def width_of(cfg: CfgNode, gflops: float, size: Size, tolerance: float = 0.01) -
         f"{key}.GATE none {key}.CHANNELS {width.channels} {key}.STEM_CHANNELS "
         f"{width.stem_channels}  # {width.gflops:.6g} GFLOPs"
     )
+
+
+_HUNDREDTHS = range(1, 401)
+
+
+def _narrow_width_of(cfg: CfgNode, gflops: float, size: Size) -> str:
+    @cache
+    def cost(hundredths: int) -> float:
+        changed = cfg.clone()
+        changed.defrost()
+        changed.MODEL.NARROW_BACKBONE.WIDTH = hundredths / 100
+        shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+        backbone = build_narrow_fpn_backbone(changed, shape).eval()
+        return backbone_macs(backbone, *size) / 1e9
+
+    if cost(_HUNDREDTHS[0]) > 2 * gflops:
+        raise ConfigError(
+            f"{cfg.MODEL.NARROW_BACKBONE.NETWORK} of the least width costs "
+            f"{cost(_HUNDREDTHS[0]):.6g} GFLOPs at {size[0]}×{size[1]} pixels, neck included, more "
+            f"than twice {gflops:.6g}"
+        )
+    above = bisect_left(_HUNDREDTHS, gflops, key=cost)
+    beside = _HUNDREDTHS[max(0, above - 1) : above + 1]
+    best = min(beside, key=lambda hundredths: abs(cost(hundredths) - gflops))
+    key = NarrowBackboneSettings.KEY
+    return f"{key}.WIDTH {best / 100}  # {cost(best):.6g} GFLOPs, neck included"
 
 
 def _written(route: Route, path: str, network: DynamicRoutingNetwork, size: Size) -> str:

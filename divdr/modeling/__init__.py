@@ -23,6 +23,7 @@ from .expert_cost import ExpertCosts
 from .expert_record import ExpertRecord, ExpertRouting
 from .late_figures import READ_EVERY, late_figures, put_scalar_at
 from .multi_task import MultiTask
+from .narrow_backbones import MobileNet, build_narrow_fpn_backbone, resnet18
 from .neck import ProjectionNeck, StaticBackbone, static_model
 from .neck_cost import backbone_macs, neck_macs
 from .roi_heads import CoEBoxHead, HydraBoxHead, MixtureROIHeads, SingleGateBoxHead
@@ -49,6 +50,7 @@ __all__ = [
     "HydraBoxHead",
     "ImageClassifier",
     "MixtureROIHeads",
+    "MobileNet",
     "MultiTask",
     "ProjectionNeck",
     "RoutedBottleneck",
@@ -65,6 +67,7 @@ __all__ = [
     "attached_experts",
     "attached_routing",
     "backbone_macs",
+    "build_narrow_fpn_backbone",
     "cluster_and_log",
     "find_backbone",
     "freeze_around_mixtures",
@@ -73,6 +76,7 @@ __all__ = [
     "neck_macs",
     "periods_from_config",
     "put_scalar_at",
+    "resnet18",
     "static_model",
     "unwrap",
     "with_routing",

@@ -93,8 +93,8 @@ def check_features(names: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
     missing = [name for name in names if name not in shapes]
     if missing or not names:
         raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES is {list(names)}, but the routed backbone has {list(shapes)}; "
-            "MODEL.ROUTING.SCALES_PER_LAYER says how many maps its last layer has"
+            f"MODEL.FPN.IN_FEATURES is {list(names)}, but the backbone has {list(shapes)}; "
+            "MODEL.ROUTING.SCALES_PER_LAYER says how many a routed one has"
         )
 
 

@@ -16,7 +16,12 @@ from .mixtures import (
     HydraSettings,
     TeachingSettings,
 )
-from .routed import MultiTaskSettings, PerExampleSettings, RoutedResNetSettings
+from .routed import (
+    MultiTaskSettings,
+    NarrowBackboneSettings,
+    PerExampleSettings,
+    RoutedResNetSettings,
+)
 from .routing import (
     BudgetSettings,
     ClusteringSettings,
@@ -54,6 +59,7 @@ from .translation import (
 GROUPS: tuple[type[Settings], ...] = (
     RoutingSettings,
     RoutedResNetSettings,
+    NarrowBackboneSettings,
     MultiTaskSettings,
     SolverSettings,
     WandbSettings,
@@ -97,6 +103,7 @@ __all__ = [
     "LoaderSettings",
     "MixtureSettings",
     "MultiTaskSettings",
+    "NarrowBackboneSettings",
     "OpGateSettings",
     "OptimizerSettings",
     "PerExampleSettings",

@@ -153,6 +153,33 @@ class RoutedResNetSettings(BalanceSettings):
 
 
 @dataclass(frozen=True)
+class NarrowBackboneSettings(Settings):
+    """Backbone "build_narrow_fpn_backbone": a static network of any width under Detectron2's FPN.
+
+    A control for routed detectors; `make_control.py narrow` finds the width of a given cost.
+    """
+
+    KEY: ClassVar[str] = "MODEL.NARROW_BACKBONE"
+
+    network: str = setting(
+        "resnet18",
+        "Which network; MobileNetV3 without its last 1×1 convolution.",
+        choices=("resnet18", "mobilenet_v3_small", "mobilenet_v3_large"),
+        source="He et al. 2016; Howard et al. 2019",
+    )
+    width: float = setting(
+        1.0,
+        "Multiple of the published channels; MobileNetV3's are rounded to multiples of 8.",
+        above=0,
+    )
+    norm: str = setting(
+        "BN",
+        "Normalisation of the network, one of Detectron2's names; that of the neck is "
+        "MODEL.FPN.NORM.",
+    )
+
+
+@dataclass(frozen=True)
 class MultiTaskSettings(Settings):
     """Several tasks over one backbone (MODEL.META_ARCHITECTURE "MultiTask").
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_backbone
+from fvcore.nn import FlopCountAnalysis
 
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
@@ -15,7 +17,7 @@ from divdr.errors import ConfigError, DataError
 from divdr.inference import Route, read_route
 from divdr.modeling import attached_routing, find_backbone
 from divdr.routing import RoutingSpace
-from divdr.studies.statistics import plan_time
+from divdr.studies.statistics import backbone_cost, plan_time
 
 KEY = "MODEL.ROUTING."
 
@@ -86,6 +88,7 @@ def test_the_majority_of_training_images_is_written_and_trained(routed, configur
     with np.load(stored) as arrays:
         assert (arrays["activations"] == route.activations.numpy()).all()
     assert plan_time(tmp_path / cfg.OUTPUT_DIR)["ms"] > 0
+    assert backbone_cost(tmp_path / cfg.OUTPUT_DIR) == {"gflops": figures["real_gflops"]}
 
 
 def test_static_gates_are_steered_to_a_cost_and_all_images_share_a_route(configured):
@@ -113,6 +116,40 @@ def test_random_routes_and_widths_of_a_configuration(routed, tmp_path):
     assert words[:3] == ["MODEL.ROUTING.GATE", "none", "MODEL.ROUTING.CHANNELS"]
     assert int(words[3]) % 2 == 0
     assert float(words[-2]) == pytest.approx(0.5 * whole, rel=0.05)
+
+
+def narrow_detector(repository, *keys):
+    words = ["MODEL.BACKBONE.NAME", "build_narrow_fpn_backbone"]
+    words += ["MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']", *keys]
+    return load_config(str(repository / "configs/studies/controls/shapes.yaml"), words)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet_v3_small"])
+def test_widths_of_other_networks(repository, network):
+    cfg = narrow_detector(repository, "MODEL.NARROW_BACKBONE.NETWORK", network)
+    key, width, *_, gflops, unit, _, _ = width_of(cfg, 0.0327, (96, 96)).split()
+    assert (key, unit) == ("MODEL.NARROW_BACKBONE.WIDTH", "GFLOPs,")
+    assert float(gflops) == pytest.approx(0.0327, rel=0.05)
+    cfg.MODEL.NARROW_BACKBONE.WIDTH = float(width)
+    backbone = build_backbone(cfg).eval()
+    counted = FlopCountAnalysis(backbone, torch.zeros(1, 3, 96, 96))
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert float(gflops) == pytest.approx(counted.total() / 1e9, rel=0.03)
+    with pytest.raises(ConfigError, match=f"{network} of the least width costs"):
+        width_of(cfg, 1e-4, (96, 96))
+
+
+def test_cost_and_time_of_a_run_without_routes(repository, tmp_path):
+    cfg = narrow_detector(repository, "MODEL.NARROW_BACKBONE.WIDTH", "0.25")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    model = Trainer.build_model(cfg)
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "results.json").write_text('{"shapes": {"bbox": {"AP": 0.0}}}')
+    counted = FlopCountAnalysis(model.backbone.eval(), torch.zeros(1, 3, 96, 96))
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert backbone_cost(tmp_path)["gflops"] == pytest.approx(counted.total() / 1e9, rel=0.03)
+    assert plan_time(tmp_path)["ms"] > 0
 
 
 def test_what_a_route_cannot_be(configured, tmp_path):
