@@ -58,11 +58,13 @@ from ..modeling import (
     unwrap,
 )
 from ..routing import DynamicRoutingNetwork, to_iterations
+from ..settings import ExplorationSettings
 from .about import About
 from .calibration import CalibrationHook
 from .checkpointer import RoutingCheckpointer
 from .class_weights import balance_classes
 from .console import ForecastHook, screen, training_line, with_progress
+from .exploration import ExplorationHook
 from .finite import LossCheck, MetricsFile, plain_numbers
 from .hooks import (
     ClusteringHook,
@@ -285,6 +287,12 @@ class Trainer(DefaultTrainer):
             StageHook(cfg, model),
             DropPathHook(networks, cfg.SOLVER.MAX_ITER),
         ]
+        exploration = ExplorationSettings.of(cfg.MODEL.ROUTING.EXPLORATION)
+        if exploration.noise or exploration.random_until:
+            own += [
+                ExplorationHook(network, exploration, cfg.SOLVER.MAX_ITER, self.seed)
+                for network in networks
+            ]
         if self.average is not None:
             own.insert(1, WeightAverageHook(self.average))
         routing = attached_routing(model)

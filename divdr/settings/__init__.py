@@ -25,6 +25,7 @@ from .routed import (
 from .routing import (
     BudgetSettings,
     ClusteringSettings,
+    ExplorationSettings,
     KMeansSettings,
     OpGateSettings,
     RoutingSettings,
@@ -95,6 +96,7 @@ __all__ = [
     "CollaborationSettings",
     "DatasetSettings",
     "Entry",
+    "ExplorationSettings",
     "GatingSettings",
     "HeadMixtureSettings",
     "HydraSettings",

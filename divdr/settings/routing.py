@@ -102,6 +102,32 @@ class BudgetSettings(Settings):
 
 
 @dataclass(frozen=True)
+class ExplorationSettings(Settings):
+    """Training steps whose routes are not the gates' own, so that more of the space is trained.
+
+    Neither paper has it; docs/guide/controls.md says what it did.
+    """
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.EXPLORATION"
+
+    noise: float = setting(
+        0.0,
+        "Standard deviation of normal noise on the gates at the start; 0 is off.",
+        unit="logits",
+        low=0,
+    )
+    noise_until: float = setting(0.5, "When it has fallen to 0.", unit=WHEN, low=0)
+    random_until: float = setting(
+        0.0,
+        "Until when two of three steps close transforms at random for all images: all but one of "
+        "each cell, and a random share of all (the sandwich rule).",
+        unit=WHEN,
+        low=0,
+        source="Yu & Huang, ICCV 2019",
+    )
+
+
+@dataclass(frozen=True)
 class KMeansSettings(Settings):
     """How K-means runs."""
 
@@ -420,6 +446,7 @@ class RoutingSettings(Settings):
     )
     op_gate: OpGateSettings = OpGateSettings()
     budget: BudgetSettings = BudgetSettings()
+    exploration: ExplorationSettings = ExplorationSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     cost_sizes: tuple[tuple[int, int], ...] = setting(
         (),

@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
 from divdr.engine.execution_modes import load_trained
+from divdr.engine.exploration import ExplorationHook
 from divdr.engine.static_controls import majority_of, random_of, width_of
 from divdr.errors import ConfigError, DataError
 from divdr.inference import Route, read_route
@@ -101,6 +102,15 @@ def test_static_gates_are_steered_to_a_cost_and_all_images_share_a_route(configu
             rows.append(attached_routing(model).backbone.routing.activations)
     gates = torch.cat(rows)
     assert (gates == gates[0]).all()
+
+
+def test_exploration_is_part_of_every_step(configured, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        ExplorationHook, "before_step", lambda hook: steps.append(hook.trainer.iter)
+    )
+    Trainer(configured("explored", EXPLORATION__NOISE=1.0)).train()
+    assert steps == list(range(10))
 
 
 def test_random_routes_and_widths_of_a_configuration(routed, tmp_path):

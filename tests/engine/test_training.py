@@ -33,7 +33,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     target = ["MODEL.ROUTING.BUDGET.WEIGHT", "0.0", "MODEL.ROUTING.BUDGET.TARGET_SHARE", "0.5"]
     target += ["MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"]
     target += ["MODEL.ROUTING.BUDGET.TARGET_CALIBRATION", "4"]
-    overrides = [*overrides, *target]
+    explore = ["MODEL.ROUTING.EXPLORATION.NOISE", "0.5", "MODEL.ROUTING.EXPLORATION.RANDOM_UNTIL"]
+    overrides = [*overrides, *target, *explore, "0.9"]
 
     def start(name, *options):
         words = [*TRAIN, *CONFIG, *options, "OUTPUT_DIR", str(tmp_path / name), *overrides]
