@@ -25,6 +25,7 @@ CONFIGS = {
 }
 
 OWN = {
+    "point_rend": {"TEST.DETECTIONS_PER_IMAGE": 10},  # each of which is refined at 224×224 points
     "retinanet": {
         "MODEL.ROUTING.LAYERS": 4,
         "MODEL.ROUTING.SCALES_PER_LAYER": [2, 3, 4, 4],
