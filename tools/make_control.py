@@ -5,6 +5,8 @@
         --weights output/demo/dr/model_final.pth --output output/demo/majority.json
     python tools/make_control.py random --config-file configs/demo/dr.yaml --gflops 0.05 \\
         --size 128 256 --output output/demo/random.json
+    python tools/make_control.py chains --config-file configs/demo/dr.yaml --gflops 0.05 \\
+        --size 128 256 --output output/demo/chains.json
     python tools/make_control.py narrow --config-file configs/demo/dr.yaml --gflops 0.05 \\
         --size 128 256
 
@@ -39,24 +41,27 @@ def main() -> int:
     )
     chosen = kinds.add_parser("random", help="a route of a given cost, drawn at random")
     chosen.add_argument("--seed", type=at_least(0), default=0, help="chooses the route")
+    drawn = kinds.add_parser("chains", help="cells in a row at stride 4, at stride 8, and so on")
+    drawn.add_argument("--chains", type=at_least(1), default=2, help="how many")
     narrow = kinds.add_parser("narrow", help="channels at which all cells cost so much")
-    for part in (majority, chosen):
+    for part in (majority, chosen, drawn):
         part.add_argument("--output", required=True, metavar="FILE", help="gets the route, JSON")
-    for part in (chosen, narrow):
+    for part in (chosen, drawn, narrow):
         part.add_argument("--gflops", type=above(0), required=True, help="real cost, stem included")
+        part.add_argument("--size", type=at_least(3), nargs=2, required=True, metavar=("H", "W"))
+    for part in (chosen, narrow):
         part.add_argument(
             "--tolerance",
             type=at_least(0, float),
             default=0.01,
             help="by which share the cost may be off",
         )
-        part.add_argument("--size", type=at_least(3), nargs=2, required=True, metavar=("H", "W"))
-    for part in (majority, chosen, narrow):
+    for part in (majority, chosen, drawn, narrow):
         part.add_argument("--config-file", required=True, help="config of the routed network")
         part.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args()
     from divdr.engine import load_config
-    from divdr.engine.static_controls import majority_of, random_of, width_of
+    from divdr.engine.static_controls import chains_of, majority_of, random_of, width_of
 
     if args.kind == "majority":
         cfg = load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
@@ -66,6 +71,8 @@ def main() -> int:
     size = (args.size[0], args.size[1])
     if args.kind == "random":
         print(random_of(cfg, args.output, args.gflops, size, args.seed, args.tolerance))
+    elif args.kind == "chains":
+        print(chains_of(cfg, args.output, args.gflops, size, args.chains))
     else:
         print(width_of(cfg, args.gflops, size, args.tolerance))
     return 0

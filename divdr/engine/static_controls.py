@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec
 from ..data import build_test_loader
 from ..errors import ConfigError
 from ..inference import Route
-from ..inference.controls import majority_route, random_route, width_of_cost
+from ..inference.controls import chains_route, majority_route, random_route, width_of_cost
 from ..modeling import (
     DynamicRouting,
     backbone_macs,
@@ -61,6 +61,26 @@ def random_of(
     network = _network(cfg, gate="none")
     route = random_route(network, gflops, size, seed=seed, tolerance=tolerance)
     return _written(route, path, network, size)
+
+
+def chains_of(cfg: CfgNode, path: str, gflops: float, size: Size, chains: int = 2) -> str:
+    """Write a route of chains through a configuration's space, see ``chains_route``.
+
+    Args:
+        cfg: of the routed network; the route costs so much with GATE "none".
+        path: the file to write.
+        gflops: 10⁹ multiply-adds, stem included.
+        size: (height, width) of the image that costs so much.
+        chains: how many, from stride 4 on.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        ConfigError: the space has not so many strides.
+    """
+    network = _network(cfg, gate="none")
+    return _written(chains_route(network, gflops, size, chains=chains), path, network, size)
 
 
 def majority_of(

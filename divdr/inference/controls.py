@@ -1,7 +1,7 @@
 """Static networks to hold a routed one against: one route for all images, or a narrower network.
 
 A routed network has to beat static networks that cost as much as it does, trained alike: a route
-drawn at random, the route that most of its images take, and all cells at fewer channels.
+drawn at random or by hand, the route that most of its images take, and all cells at fewer channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..routing.cost import CostTensors, cost_table
 from ..routing.network import DynamicRoutingNetwork
-from ..routing.space import KEEP, TRANSFORMS, RoutingSpace
+from ..routing.space import DOWN, KEEP, TRANSFORMS, UP, RoutingSpace
 from .route import Route, vote
 
 Size = tuple[int, int]
@@ -83,6 +83,51 @@ def random_route(
         f"no route that leads to all outputs costs {gflops:.6g} GFLOPs at {size[0]}×{size[1]} "
         f"pixels, to {tolerance:.1%}; the nearest found costs {nearest / 1e9:.6g}"
     )
+
+
+def chains_route(
+    network: DynamicRoutingNetwork, gflops: float, size: Size, *, chains: int = 2
+) -> Route:
+    """The route that a person would draw: cells in a row at stride 4, at stride 8, and so on.
+
+    Chains that run in the middle layer exchange maps with their neighbours there. All begin as
+    early as their stride exists but the coarsest, which begins where the cost comes nearest.
+
+    Args:
+        network: over the whole space; its gates are counted, if it has any.
+        gflops: what the route is to cost, stem included, in 10⁹ multiply-adds.
+        size: of the image that costs so much.
+        chains: how many, from stride 4 on.
+
+    Raises:
+        ConfigError: the space has not so many strides throughout.
+    """
+    space = network.space
+    if not 1 <= chains <= min(max(map(len, space.layers)), space.out_scales):
+        raise ConfigError(f"{chains} chains: the space has {space.out_scales} strides at its end")
+    cost = _RouteCost(network, size)
+    begin = max(0, chains - 2)
+    candidates = [_chains(space, chains, layer) for layer in range(begin, space.num_layers)]
+    nearest = min(candidates, key=lambda edges: abs(cost.of(edges) - gflops * 1e9))
+    return _route(space, nearest)
+
+
+def _chains(space: RoutingSpace, chains: int, last_from: int) -> _Edges:
+    """Edges of chains, the coarsest of which begins at a layer."""
+    begins = [max(0, scale - 1) for scale in range(chains)]
+    begins[-1] = last_from if chains > 1 else 0
+    nodes = {(node.layer, node.scale): node.index for node in space.cells}
+    nodes[-1, 0] = space.initial.index
+    middle = (space.num_layers - 1) // 2
+    edges: _Edges = {(space.initial.index, KEEP)}
+    for scale, begin in enumerate(begins):
+        edges |= {(nodes[layer, scale], KEEP) for layer in range(begin, space.num_layers)}
+        if scale == 0:
+            continue
+        edges.add((nodes[begin - 1, scale - 1], DOWN))
+        if begin <= middle:
+            edges |= {(nodes[middle, scale - 1], DOWN), (nodes[middle, scale], UP)}
+    return edges
 
 
 def majority_route(

@@ -13,7 +13,7 @@ from divdr.data import build_test_loader, register_segmentation_folder
 from divdr.engine import Trainer, load_config
 from divdr.engine.execution_modes import load_trained
 from divdr.engine.exploration import ExplorationHook
-from divdr.engine.static_controls import majority_of, random_of, width_of
+from divdr.engine.static_controls import chains_of, majority_of, random_of, width_of
 from divdr.errors import ConfigError, DataError
 from divdr.inference import Route, read_route
 from divdr.modeling import attached_routing, find_backbone
@@ -122,6 +122,9 @@ def test_random_routes_and_widths_of_a_configuration(routed, tmp_path):
     cost = route.real_cost(backbone.network, 64, 128) / 1e9
     assert cost == pytest.approx(0.9 * whole, rel=0.05)
     assert f"{cost:.6g} GFLOPs" in said
+    said = chains_of(routed, str(path), 0.5 * whole, (64, 128))
+    route = read_route(path, backbone.space)
+    assert f"{len(route.cells())} of {route.space.num_cells} cells" in said
     words = width_of(routed, 0.5 * whole, (64, 128)).split()
     assert words[:3] == ["MODEL.ROUTING.GATE", "none", "MODEL.ROUTING.CHANNELS"]
     assert int(words[3]) % 2 == 0

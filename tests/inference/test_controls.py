@@ -11,6 +11,7 @@ from planned import agrees, pictures, routed_network, same_maps
 from divdr.errors import ConfigError, DataError
 from divdr.inference import InferencePlan, Route, StaticNetwork, read_route
 from divdr.inference.controls import (
+    chains_route,
     majority_route,
     random_route,
     real_share,
@@ -313,3 +314,41 @@ def test_what_a_route_cannot_be_combined_with():
     space = Route.open(RoutingSpace.build(2, 2)).restricted()
     with pytest.raises(ConfigError, match=r"MODEL\.ROUTING\.REACH"):
         DynamicRoutingNetwork(space, channels=4, reach="published")
+
+
+def chains_by_hand(space: RoutingSpace, chains: int, last: int) -> Route:
+    """Chains at strides 4, 8, ..., the coarsest from the layer ``last`` on, drawn gate by gate."""
+    none = torch.zeros(3)
+    route = Route(space, torch.zeros(space.num_cells, 3), none.clone())
+    route.initial[1] = 1.0
+    middle = (space.num_layers - 1) // 2
+    running = []
+    for number in range(chains):
+        first = max(0, number - 1) if number < chains - 1 or number == 0 else last
+        running.append(first)
+        stride = 4 * 2**number
+        for layer in range(first, space.num_layers):
+            route = route.opened(layer, stride, "keep")
+        if number and first == 0:
+            route.initial[2] = 1.0
+        elif number:
+            route = route.opened(first - 1, stride // 2, "down")
+        if number and first <= middle:
+            route = route.opened(middle, stride // 2, "down").opened(middle, stride, "up")
+    return route
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), layers=st.integers(3, 9), scales=st.integers(1, 4))
+def test_chains_are_those_that_a_person_would_draw(data, layers, scales):
+    network = routed_network(layers, scales, gate="none")
+    chains = data.draw(st.integers(1, network.space.out_scales))
+    last = data.draw(st.integers(max(0, chains - 2), layers - 1)) if chains > 1 else 0
+    wanted = chains_by_hand(network.space, chains, last)
+    size = (64, 128)
+    found = chains_route(network, wanted.real_cost(network, *size) / 1e9, size, chains=chains)
+    assert found.gates.equal(wanted.gates)
+    assert found.initial.equal(wanted.initial)
+    assert found.reached[-network.space.out_scales :][:chains].all()
+    with pytest.raises(ConfigError, match=f"the space has {network.space.out_scales} strides"):
+        chains_route(network, 1.0, size, chains=network.space.out_scales + 1)
