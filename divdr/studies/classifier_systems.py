@@ -249,16 +249,14 @@ def system_table(seeds: Sequence[Figures], times: Mapping[str, Mapping[str, floa
         accuracy = summarise([seed[name][f"{answer} top-1"] for seed in seeds])
         above = [above_singles(seed, name, answer) for seed in seeds]
         found = paired_difference([0.0] * len(above), above)
-        interval = (
-            "" if name in SINGLES else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        )
+        interval = "" if name in SINGLES else f"{found.text()} ({found.interval()})"
         cost = np.mean([seed[name][f"{answer} MFLOPs"] for seed in seeds])
         each = [f"{times[name][f'ms at {size}']:.3f}" for size in _BATCHES if name in times]
         rows.append(
             (
                 name if answer == "system" else f"{name}, {answer}",
                 f"{cost:.3f}",
-                f"{accuracy.mean:.2f} ± {accuracy.std:.2f}",
+                accuracy.text(),
                 interval,
                 f"{seeds[0][name]['parameters']:,}",
                 *each,

@@ -53,10 +53,10 @@ def table(seeds: Sequence[Figures], compared: Sequence[Pair] = PAIRS) -> str:
             accuracy = summarise([seed[system][key] for seed in seeds])
             cost = np.mean([seed[system][f"{name} MFLOPs"] for seed in seeds])
             numbers = [seed[system]["parameters"] for seed in seeds if "parameters" in seed[system]]
-            row = (system, name, f"{cost:.3f}", f"{accuracy.mean:.2f} ± {accuracy.std:.2f}")
+            row = (system, name, f"{cost:.3f}", accuracy.text())
             rows.append((*row, f"{np.mean(numbers):,.0f}") if numbers else row)
     heads = ("system", "answer", "MFLOPs", "top-1 [%]", "parameters")
-    text = tabulate(rows, heads[: max(map(len, rows))], tablefmt="github")
+    text = tabulate(rows, heads[: max(map(len, rows))], tablefmt="github", disable_numparse=True)
     return text + "\n\n" + pairs_table(seeds, compared)
 
 
@@ -76,10 +76,10 @@ def pairs_table(seeds: Sequence[Figures], compared: Sequence[Pair]) -> str:
         found = paired_difference(
             [s[first][f"{a} top-1"] for s in seeds], [s[second][f"{b} top-1"] for s in seeds]
         )
-        interval = f"{found.low:+.2f} to {found.high:+.2f}"
-        pairs.append((f"{second} ({b}) − {first} ({a})", f"{found.mean:+.2f}", interval, found.n))
+        row = (f"{second} ({b}) − {first} ({a})", found.text(), found.interval(), found.n)
+        pairs.append(row)
     columns = ("difference", "mean", "95 % interval", "seeds")
-    return tabulate(pairs, columns, tablefmt="github") + "\n"
+    return tabulate(pairs, columns, tablefmt="github", disable_numparse=True) + "\n"
 
 
 def draw_curves(seeds: Sequence[Figures], path: Path) -> None:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ..errors import DataError
 from .by_image import ious_by_image
-from .statistics import first_routes
+from .statistics import NOTHING, first_routes
 
 _STEPS = 60  # halvings of the price of cost: far below any difference of scores
 
@@ -155,7 +155,7 @@ def oracle_markdown(title: str, names: Sequence[str], runs: Mapping[int, Scores]
             f"{b.budget:.4f}",
             f"{b.alone:.2f}",
             f"{b.own:.2f}",
-            "–" if np.isnan(b.transferred) else f"{b.transferred:.2f}",
+            NOTHING if np.isnan(b.transferred) else f"{b.transferred:.2f}",
             f"{b.gflops:.4f}",
         ]
         for name, b in found.items()

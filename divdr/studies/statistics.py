@@ -22,6 +22,14 @@ from ..experts import diversity, kmeans
 from ..modeling import backbone_macs
 from ..visualization import RouteData, RunData
 
+NOTHING = "–"
+"""Stands where a table has no number."""
+
+
+def _signed(value: float, digits: int) -> str:
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -36,6 +44,11 @@ class Summary:
     n: int
     mean: float
     std: float
+
+    def text(self, digits: int = 2) -> str:
+        """``1.23 ± 0.04``; without spread for one value."""
+        mean = f"{self.mean:.{digits}f}"
+        return mean if math.isnan(self.std) else f"{mean} ± {self.std:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,16 @@ class Difference:
     mean: float
     low: float
     high: float
+
+    def text(self, digits: int = 2) -> str:
+        """The mean, ``+1.23``; no sign where rounding leaves zero."""
+        return _signed(self.mean, digits)
+
+    def interval(self, digits: int = 2) -> str:
+        """``-0.1 to +0.3``; a dash for one pair."""
+        if math.isnan(self.low):
+            return NOTHING
+        return f"{_signed(self.low, digits)} to {_signed(self.high, digits)}"
 
 
 def summarise(values: Sequence[float]) -> Summary:

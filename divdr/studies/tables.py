@@ -15,7 +15,7 @@ from tabulate import tabulate
 from ..errors import ConfigError
 from .definition import Metric, Study
 from .planning import Run
-from .statistics import Difference, Summary, paired_difference, summarise
+from .statistics import NOTHING, Difference, Summary, paired_difference, summarise
 
 #: Numbers by dotted key, by variant and seed.
 Numbers = dict[str, dict[int, dict[str, float]]]
@@ -92,9 +92,6 @@ def _flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-_NOTHING = "–"
-
-
 def summaries(study: Study, numbers: Numbers) -> dict[str, dict[str, Summary]]:
     """For each variant with finished runs, each metric that they have."""
     found: dict[str, dict[str, Summary]] = {}
@@ -137,7 +134,7 @@ def table_markdown(study: Study, numbers: Numbers) -> str:
     """The same for people: mean ± standard deviation, rounded."""
     rows = []
     for variant, own in summaries(study, numbers).items():
-        cells = [_mean_and_std(own.get(m.key), m.digits) for m in study.metrics]
+        cells = [own[m.key].text(m.digits) if m.key in own else NOTHING for m in study.metrics]
         rows.append([variant, len(numbers[variant]), *cells])
     heads = ["variant", "seeds", *(m.label for m in study.metrics)]
     table = tabulate(rows, heads, tablefmt="github", disable_numparse=True)
@@ -152,8 +149,8 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
             [
                 f"{b} − {a}",
                 metric.label,
-                _signed(difference.mean, metric.digits),
-                _interval(difference, metric.digits),
+                difference.text(metric.digits),
+                difference.interval(metric.digits),
                 difference.n,
             ]
         )
@@ -167,27 +164,6 @@ def pairs_markdown(study: Study, numbers: Numbers) -> str:
         f"# {study.title}: paired differences\n\nThe runs of a pair share {shared}; the interval "
         f"is Student's t over the differences of n seeds.\n\n{table}\n"
     )
-
-
-def _mean_and_std(summary: Summary | None, digits: int) -> str:
-    """``1.23 ± 0.04``; without spread for one value."""
-    if summary is None:
-        return _NOTHING
-    mean = f"{summary.mean:.{digits}f}"
-    return mean if math.isnan(summary.std) else f"{mean} ± {summary.std:.{digits}f}"
-
-
-def _signed(value: float, digits: int) -> str:
-    """``+1.23``; no sign where rounding leaves zero."""
-    rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
-
-
-def _interval(difference: Difference, digits: int) -> str:
-    """``-0.1 to +0.3``; a dash for one pair."""
-    if math.isnan(difference.low):
-        return _NOTHING
-    return f"{_signed(difference.low, digits)} to {_signed(difference.high, digits)}"
 
 
 def _number(value: float) -> str:

@@ -98,6 +98,10 @@ def test_tables_by_scipy():
     interval = stats.ttest_rel([81 + 2 * v for v in values], [80 + v for v in values])
     low, high = interval.confidence_interval()
     assert f"{low:+.2f} to {high:+.2f}" in text
+    alone = table([seed(0.0)])
+    assert "nan" not in alone
+    assert "80.00" in alone
+    assert "–" in alone
     with pytest.raises(DataError, match="no seed was measured"):
         table([])
 
