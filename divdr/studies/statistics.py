@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from scipy import stats
 
 from ..checkpoint import write_text_atomically
 from ..engine import load_config
 from ..engine.predictor import Predictor
 from ..experts import diversity, kmeans
-from ..modeling import backbone_macs
+from ..modeling import find_backbone
 from ..visualization import RouteData, RunData
 
 NOTHING = "–"
@@ -127,7 +126,7 @@ _ROUNDS = 3
 
 @torch.no_grad()
 def plan_time(folder: Path) -> dict[str, float]:
-    """Milliseconds that a run's backbone and neck take for a test image, alone and on one thread.
+    """Milliseconds that a run's backbone takes for a test image, alone and on one thread.
 
     The median over images of the fastest of three rounds, of what evaluation runs: the plan. It is
     measured once, on whatever else the machine is doing, and kept in the run's folder.
@@ -136,22 +135,19 @@ def plan_time(folder: Path) -> dict[str, float]:
         folder: of a finished run, evaluated on one data set.
 
     Returns:
-        "ms", of a network without routes for blank squares (:func:`backbone_cost`); nothing for a
-        run whose images are gone.
+        "ms"; nothing for a run without a routed backbone or whose images are gone.
     """
     kept = folder / "plan_time.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     routes = first_routes(folder)
-    predictor = _predictor(folder)
-    images: list[str | np.ndarray] = []
-    if routes is None:
-        images += [_blank(predictor.cfg)] * _TIMED
-    else:
-        images += routes.file_names[:_TIMED]
-    if not all(isinstance(image, np.ndarray) or Path(image).is_file() for image in images):
+    if routes is None or not all(Path(name).is_file() for name in routes.file_names[:_TIMED]):
         return {}
-    backbone = predictor.model.get_submodule("backbone")
+    cfg = load_config(
+        str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    )
+    predictor = Predictor(cfg)
+    backbone = find_backbone(predictor.model)
     seconds: list[list[float]] = []
     started = [0.0]
     before = backbone.register_forward_pre_hook(
@@ -163,10 +159,13 @@ def plan_time(folder: Path) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for image in [images[0], *images]:  # the first builds the plan
+        for name in [
+            routes.file_names[0],
+            *routes.file_names[:_TIMED],
+        ]:  # the first builds the plan
             seconds.append([])
             for _ in range(_ROUNDS):
-                predictor(image)
+                predictor(name)
     finally:
         torch.set_num_threads(threads)
         before.remove()
@@ -177,32 +176,21 @@ def plan_time(folder: Path) -> dict[str, float]:
 
 
 def backbone_cost(folder: Path) -> dict[str, float]:
-    """10⁹ multiply-adds that a run's backbone and neck take for a test image.
+    """10⁹ multiply-adds that a run's backbone and neck take for a test image, as padded.
 
     Args:
         folder: of a finished run, evaluated on one data set.
 
     Returns:
-        "gflops": the mean real cost of the test images; of a network without routes that of a
-        square of ``INPUT.MIN_SIZE_TEST`` pixels.
+        "gflops", the mean over images; nothing where the evaluation counted none.
+
+    Raises:
+        DataError: the folder holds no evaluated run.
     """
     results: dict = next(iter((RunData.load(folder).results or {}).values()), {})
-    figures = results.get("routing", {})
-    for name in ("real_gflops_with_neck", "real_gflops"):
-        if name in figures:
-            return {"gflops": figures[name]}
-    predictor = _predictor(folder)
-    height, width = _blank(predictor.cfg).shape[:2]
-    return {"gflops": backbone_macs(predictor.model.get_submodule("backbone"), height, width) / 1e9}
-
-
-def _predictor(folder: Path) -> Predictor:
-    weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-    return Predictor(load_config(str(folder / "config.yaml"), weights))
-
-
-def _blank(cfg: CfgNode) -> np.ndarray:
-    return np.zeros((cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST, 3), np.uint8)
+    routing, plain = results.get("routing", {}), results.get("cost", {})
+    found = routing.get("real_gflops_with_neck", routing.get("real_gflops", plain.get("gflops")))
+    return {} if found is None else {"gflops": found}
 
 
 REFIT_EXPERTS = (2, 3, 4, 6)
