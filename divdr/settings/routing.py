@@ -105,7 +105,7 @@ class BudgetSettings(Settings):
 class ExplorationSettings(Settings):
     """Training steps whose routes are not the gates' own, so that more of the space is trained.
 
-    Neither paper has it; docs/guide/controls.md says what it did.
+    Neither paper has it; docs/results/static_controls.md says what it did.
     """
 
     KEY: ClassVar[str] = "MODEL.ROUTING.EXPLORATION"

@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..modeling.classifiers import build_classifier
 from ..modeling.classifiers.coe_classifier import read_delegator
 from ..moe import PixelEmbedder, class_means, cluster_partition, num_parameters
-from .classifier_tables import Figures, Pair
+from .classifier_tables import Figures, Pair, mean_of
 from .classifiers import Images, measure, read_images, train
 from .statistics import paired_difference, summarise
 
@@ -249,7 +249,8 @@ def system_table(seeds: Sequence[Figures], times: Mapping[str, Mapping[str, floa
         accuracy = summarise([seed[name][f"{answer} top-1"] for seed in seeds])
         above = [above_singles(seed, name, answer) for seed in seeds]
         found = paired_difference([0.0] * len(above), above)
-        interval = "" if name in SINGLES else f"{found.text()} ({found.interval()})"
+        spread = f" ({found.interval()})" if found.n > 1 else ""
+        interval = "" if name in SINGLES else found.text() + spread
         cost = np.mean([seed[name][f"{answer} MFLOPs"] for seed in seeds])
         each = [f"{times[name][f'ms at {size}']:.3f}" for size in _BATCHES if name in times]
         rows.append(
@@ -309,12 +310,14 @@ def draw_systems(
             if curve and not number:
                 points = sorted(point(name, answer) for answer in curve)
                 axes.plot(*zip(*points, strict=True), "-", color=colours[name], alpha=0.6)
+        shown_from = min(point(name, _answer(seeds[0][name]))[1] for name in shown)
+        axes.set_ylim(bottom=shown_from - 1)  # thresholds may lead far below
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.set_ylabel("top-1 [%]")
         axes.grid(alpha=0.3)
     rows[0][0].legend(fontsize=8)
-    figure.suptitle(f"Classifiers on Fashion-MNIST, mean of {len(seeds)} seeds")
+    figure.suptitle(f"Classifiers on Fashion-MNIST, {mean_of(len(seeds))}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

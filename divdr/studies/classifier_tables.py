@@ -60,6 +60,11 @@ def table(seeds: Sequence[Figures], compared: Sequence[Pair] = PAIRS) -> str:
     return text + "\n\n" + pairs_table(seeds, compared)
 
 
+def mean_of(seeds: int) -> str:
+    """What a picture says of how many seeds it shows."""
+    return "one seed" if seeds == 1 else f"mean of {seeds} seeds"
+
+
 def pairs_table(seeds: Sequence[Figures], compared: Sequence[Pair]) -> str:
     """Paired differences with 95 % intervals, in Markdown; pairs not measured are left out.
 
@@ -109,7 +114,7 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
         axis_format(ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("10⁶ multiply-adds for an image")
     axes.set_ylabel("top-1 [%]")
-    axes.set_title(f"Single-gated mixtures on Fashion-MNIST over τ, mean of {len(seeds)} seeds")
+    axes.set_title(f"Single-gated mixtures on Fashion-MNIST over τ, {mean_of(len(seeds))}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()

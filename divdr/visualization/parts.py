@@ -163,7 +163,8 @@ LINE = 3
 """Points that a drawn line needs: one through two says nothing."""
 
 NO_EXPERT = "#b8bcc2"
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">")
+# One fewer than there are colours, so that no pair of the two repeats before ninety.
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<")
 # Okabe and Ito's colours, which people with any common colour vision tell apart, then Tol's.
 _DISTINCT = (
     "#0072B2",
