@@ -1,4 +1,4 @@
-"""Routes off the beaten track while training: noise on gates that fades, and random routes.
+"""Training steps off the gates' own routes: noise on gates that fades, and random routes.
 
 What no image opens is not trained, and what is not trained stays closed; both ways train more of
 the space before a cost target closes it.
