@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .parts import MARKERS, colour, label_axes
+from .parts import colour, label_axes, marker
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def need_figure(needs: Mapping[str, Need], gains: Mapping[str, Sequence[Gain]]) 
         at = [places[g.fewest, g.most] + shift for g in own]
         means = np.array([g.mean for g in own])
         errors = [means - [g.low for g in own], [g.high for g in own] - means]
-        style = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)], "ms": 6}
+        style = {"color": colour(number), "marker": marker(number), "ms": 6}
         right.errorbar(at, means, errors, linestyle="", capsize=3, label=name, **style)
     right.axhline(0.0, color="#999999", linewidth=1.0)
     names = [f"{_span(*part)}\n(n = {ticks[part]})" for part in places]

@@ -163,8 +163,7 @@ LINE = 3
 """Points that a drawn line needs: one through two says nothing."""
 
 NO_EXPERT = "#b8bcc2"
-# One fewer than there are colours, so that no pair of the two repeats before ninety.
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">")
 # Okabe and Ito's colours, which people with any common colour vision tell apart, then Tol's.
 _DISTINCT = (
     "#0072B2",
@@ -183,6 +182,11 @@ _DISTINCT = (
 def colour(index: int) -> str:
     """Colour of an expert or run by its number; grey below 0; they repeat after ten."""
     return NO_EXPERT if index < 0 else _DISTINCT[index % len(_DISTINCT)]
+
+
+def marker(index: int) -> str:
+    """Shape of a run by its number; with its colour it repeats after a hundred."""
+    return MARKERS[(index + index // len(_DISTINCT)) % len(MARKERS)]
 
 
 def label_axes(axes: Axes, horizontal: str, vertical: str = "") -> None:

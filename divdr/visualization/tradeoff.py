@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..benchmark import Line
 from ..engine.mixture_curve import MixturePoint
-from .parts import LINE, MARKERS, colour, label_axes
+from .parts import LINE, colour, label_axes, marker
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -72,10 +72,12 @@ def tradeoff_figure(
             gid="front",
         )
     for number, (name, points) in enumerate(shown.items()):
-        shade, marker = colour(number), MARKERS[number % len(MARKERS)]
+        shade = colour(number)
         axis.plot(points[:, 0], points[:, 1], ".", color=shade, alpha=0.5, markersize=6)
         mean = points.mean(axis=0)
-        axis.plot(*mean, marker, color=shade, markersize=8, label=name, markeredgecolor="#ffffff")
+        axis.plot(
+            *mean, marker(number), color=shade, markersize=8, label=name, markeredgecolor="#ffffff"
+        )
     label_axes(axis, cost_label, value_label)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
@@ -104,7 +106,7 @@ def draw_mixture_curve(
             costs, values = zip(*sorted(own), strict=True)
             style = {"color": colour(number), "markersize": 5, "label": f"mixture, exit {rule}"}
             line = "-" if len(own) >= LINE else ""
-            axis.plot(costs, values, MARKERS[number % len(MARKERS)] + line, **style)
+            axis.plot(costs, values, marker(number) + line, **style)
         for number, (name, point) in enumerate(others.items(), len(rules)):
             place = point.gflops, point.accuracy[measure]
             axis.plot(*place, "*", color=colour(number), markersize=13, label=name)
@@ -141,7 +143,7 @@ def draw_benchmark(path: str | Path, lines: Sequence[Line], title: str) -> None:
 
 
 def _draw(axes: Axes, line: Line, number: int) -> None:
-    shade, marker = colour(number), MARKERS[number % len(MARKERS)]
+    shade = colour(number)
     label = line.mode
     if line.fit is not None:
         slope, intercept = line.fit
@@ -149,7 +151,7 @@ def _draw(axes: Axes, line: Line, number: int) -> None:
         label = f"{line.mode}: {rate}, {intercept:+.0f} ms"
         ends = np.array([0.0, max(line.gflops)])
         axes.plot(ends, slope * ends + intercept, color=shade, linewidth=1.2)
-    axes.plot(line.gflops, line.milliseconds, marker, color=shade, label=label)
+    axes.plot(line.gflops, line.milliseconds, marker(number), color=shade, label=label)
 
 
 @dataclass(frozen=True)

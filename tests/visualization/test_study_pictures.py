@@ -45,6 +45,17 @@ def test_tradeoff_draws_the_front_through_means():
         tradeoff_figure({"none": []}, "GFLOPs", "mIoU")
 
 
+def test_no_two_of_many_rows_look_alike():
+    groups = {f"row {number}": [(number, number)] for number in range(30)}
+    (axis,) = tradeoff_figure(groups, "GFLOPs", "mIoU").axes
+    looks = {
+        (line.get_marker(), line.get_color())
+        for line in axis.lines
+        if str(line.get_label()).startswith("row")
+    }
+    assert len(looks) == 30
+
+
 def test_sweep_draws_mean_and_deviation_at_each_setting():
     panel = SweepPanel("mIoU", [[10.0, 14.0], [20.0]], reference=[11.0, 13.0])
     figure = sweep_figure([panel], [0.1, 1.0], "λ2", log=True, reference="DR")
