@@ -162,6 +162,19 @@ def times_table(rows: Sequence[ModelTimes]) -> str:
     return tabulate(body, headers, tablefmt="github", disable_numparse=True)
 
 
+def evaluated_gflops(results: Mapping[str, Any]) -> float | None:
+    """10⁹ multiply-adds of backbone and neck that an evaluation counted for an image, padded.
+
+    Args:
+        results: of one data set, as ``inference/results.json`` has them.
+
+    Returns:
+        The mean over images, of routed models of what ran; None where none were counted.
+    """
+    routing, plain = results.get("routing", {}), results.get("cost", {})
+    return routing.get("real_gflops_with_neck", routing.get("real_gflops", plain.get("gflops")))
+
+
 def _read(folder: str) -> tuple[CfgNode, dict[str, Any]]:
     paths = [os.path.join(folder, name) for name in ("config.yaml", "model_final.pth")]
     paths.append(os.path.join(folder, "inference", "results.json"))
@@ -183,11 +196,11 @@ def _figures(name: str, cfg: CfgNode, results: Mapping[str, Any], seconds: float
         for dataset in cfg.DATASETS.TEST
     }
     first = results[cfg.DATASETS.TEST[0]]
+    gflops = evaluated_gflops(first)
+    assert gflops is not None
     if "routing" in first:
         costs = first["routing"]
-        bare = costs["real_gflops"]
-        gflops = costs.get("real_gflops_with_neck", bare)
         at_800 = costs.get("real_gflops_800x800_with_neck", costs.get("real_gflops_800x800"))
     else:
-        gflops, at_800 = first["cost"]["gflops"], first["cost"].get("gflops_800x800")
+        at_800 = first["cost"].get("gflops_800x800")
     return RunFigures(name, accuracy, gflops, at_800, seconds)

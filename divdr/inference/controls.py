@@ -103,7 +103,7 @@ def chains_route(
         ConfigError: the space has not so many strides throughout.
     """
     space = network.space
-    if not 1 <= chains <= min(max(map(len, space.layers)), space.out_scales):
+    if not 1 <= chains <= space.out_scales:
         raise ConfigError(f"{chains} chains: the space has {space.out_scales} strides at its end")
     cost = _RouteCost(network, size)
     begin = max(0, chains - 2)

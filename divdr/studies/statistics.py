@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from scipy import stats
 
 from ..checkpoint import write_text_atomically
 from ..engine import load_config
+from ..engine.compare import evaluated_gflops
 from ..engine.predictor import Predictor
 from ..experts import diversity, kmeans
 from ..modeling import find_backbone
@@ -175,6 +177,11 @@ def plan_time(folder: Path) -> dict[str, float]:
     return found
 
 
+def _first_results(folder: Path) -> dict[str, Any]:
+    """What the evaluation of a finished run found on its first data set."""
+    return next(iter((RunData.load(folder).results or {}).values()), {})
+
+
 def backbone_cost(folder: Path) -> dict[str, float]:
     """10⁹ multiply-adds that a run's backbone and neck take for a test image, as padded.
 
@@ -187,9 +194,7 @@ def backbone_cost(folder: Path) -> dict[str, float]:
     Raises:
         DataError: the folder holds no evaluated run.
     """
-    results: dict = next(iter((RunData.load(folder).results or {}).values()), {})
-    routing, plain = results.get("routing", {}), results.get("cost", {})
-    found = routing.get("real_gflops_with_neck", routing.get("real_gflops", plain.get("gflops")))
+    found = evaluated_gflops(_first_results(folder))
     return {} if found is None else {"gflops": found}
 
 
@@ -238,8 +243,7 @@ def off_target(folder: Path) -> dict[str, float]:
         2 % more than was asked for. Nothing for a run without a cost target.
     """
     budget = load_config(str(folder / "config.yaml")).MODEL.ROUTING.BUDGET
-    results: dict = next(iter((RunData.load(folder).results or {}).values()), {})
-    figures = results.get("routing")
+    figures = _first_results(folder).get("routing")
     if not figures or not (budget.TARGET_SHARE or budget.TARGET_GFLOPS):
         return {}
     stem, span = figures["stem_gflops"], figures["all_open_gflops"] - figures["stem_gflops"]
