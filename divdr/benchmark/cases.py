@@ -33,7 +33,7 @@ class Case:
         scales: its scales.
         channels: channels at stride 4.
         stem_channels: those inside the stem.
-        gate: "small", "full", "static" or "none"; without gates nothing closes.
+        gate: "small", "full", "static", "early" or "none"; without gates of cells nothing closes.
         reach: of the network. With "published" every execution mode runs the same cells; with
             "open" all but the published one save the cells behind closed transforms as well.
         seed: for weights, images and gates.

@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ConfigError
 from ..routing import DynamicRoutingNetwork, to_iterations
 from ..settings import ExplorationSettings
 
@@ -49,7 +50,15 @@ class ExplorationHook(HookBase):
         self._handles: list[RemovableHandle] = []
 
     def before_train(self) -> None:
-        """Listen to the gates."""
+        """Listen to the gates.
+
+        Raises:
+            ConfigError: cells have none, as one early look decides.
+        """
+        if self.network.early is not None:
+            raise ConfigError(
+                f'{ExplorationSettings.KEY} changes gates of cells, not those of GATE "early"'
+            )
         gates = [cell.gate for cell in self.network.cells()]
         for number, gate in enumerate(gates):
             if gate is not None:

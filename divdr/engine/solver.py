@@ -104,7 +104,7 @@ def loss_check_period(cfg: CfgNode) -> int:
 
 def is_gate_parameter(name: str) -> bool:
     """Whether a parameter of a routed model belongs to a gate."""
-    return ".gate." in name and "network." in name
+    return "network." in name and (".gate." in name or ".early." in name)
 
 
 def build_lr_scheduler(

@@ -103,7 +103,7 @@ def majority_of(
     """
     model = load_trained(cfg)
     backbone = find_backbone(model)
-    if backbone.network.initial.gate is None:
+    if not backbone.network.has_gates:
         raise ConfigError('the majority of routes needs gates, and MODEL.ROUTING.GATE is "none"')
     rows, size = [], (0, 0)
     loader = build_test_loader(cfg, cfg.DATASETS.TRAIN, images)

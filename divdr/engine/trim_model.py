@@ -78,8 +78,8 @@ def trim(cfg: CfgNode, folder: str | Path, *, at_mean: bool = False) -> str:
     fixed = whole.fixed_route is not None
     if whole.initial.gate is None or (whole.stays_open and not fixed):
         raise ConfigError(
-            'trimming needs gates that can close: MODEL.ROUTING.GATE is "none", or those of a '
-            "fixed route (MODEL.ROUTING.ROUTE) stay open"
+            'trimming needs gates of cells that can close: MODEL.ROUTING.GATE is "none" or '
+            '"early", or those of a fixed route (MODEL.ROUTING.ROUTE) stay open'
         )
     before = _routes(cfg, model)
     rows = (before.activations, before.initial, before.reached)

@@ -118,7 +118,8 @@ class DispatchPlan:
         dtype: precision of weights and maps; None for the network's own.
 
     Raises:
-        ConfigError: a network is in training, or the experts or the dispatcher belong to others.
+        ConfigError: a network is in training or decides early, or the experts or the dispatcher
+            belong to others.
     """
 
     @torch.no_grad()
@@ -134,6 +135,11 @@ class DispatchPlan:
     ) -> None:
         if network.training or any(expert.training for expert in experts):
             raise ConfigError("a plan needs the networks in evaluation: call eval() first")
+        if network.early is not None:
+            raise ConfigError(
+                "static experts are dispatched by gates of the first layers, which a network with "
+                'MODEL.ROUTING.GATE "early" has not'
+            )
         if any(expert.space != network.space for expert in experts):
             raise ConfigError("the experts belong to another routing space than the network")
         dispatcher.check(network.space, len(experts))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routing.gate import open_gates
 from ..routing.network import DynamicRoutingNetwork
 from ..routing.record import Routing
 from .decision import ImposedRoute
@@ -56,6 +58,7 @@ class InferencePlan:
         self.space = network.space
         self._fixed = network.route if isinstance(network, StaticNetwork) else None
         self._network = network
+        self._early = copy.deepcopy(network.early)
         self._stages = Stages(network, self.dtype)
         self._costs = Costs(network)
 
@@ -96,16 +99,23 @@ class InferencePlan:
         """
         if self.device.type == "cpu" and not current():
             return None
-        given = None if route is None else ImposedRoute(route, self.space, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            looked = None  # (N, D) logits
+            if self._early is not None and route is None:
+                looked = self._early(x.to(self._early.predict.weight.dtype))
+                route = open_gates(looked)
+            given = None if route is None else ImposedRoute(route, self.space, x)
             result = self._run(x, given, current)
             if result is None:
                 return None
             outputs, recorder = result
-            costs = self._costs.along(size, given)
+            costs = self._costs.along(size, given if looked is None else None)
             dtype = result_dtype(x, self.dtype)
-            return [maps.to(dtype) for maps in outputs], recorder.record(costs, size, x.device)
+            record = recorder.record(costs, size, x.device)
+            if looked is not None:
+                record = record.with_logits(looked)
+            return [maps.to(dtype) for maps in outputs], record
 
     def maps(self, x: Tensor, given: ImposedRoute) -> list[Tensor]:
         """The maps alone, along a route prepared before, in the plan's precision.

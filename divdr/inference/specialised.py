@@ -49,7 +49,8 @@ class SpecialisedPlan:
         runs_again: images so far whose routes had not been expected.
 
     Raises:
-        ConfigError: the network is in training, or its images choose operations.
+        ConfigError: the network is in training, its images choose operations, or its gates are
+            "early".
     """
 
     @torch.no_grad()
@@ -64,6 +65,11 @@ class SpecialisedPlan:
     ) -> None:
         if network.training:
             raise ConfigError("a plan needs the network in evaluation: call network.eval() first")
+        if network.early is not None:
+            raise ConfigError(
+                'a network whose routes one early look decides (MODEL.ROUTING.GATE "early") knows '
+                "them before it begins: there is nothing to specialise"
+            )
         self.dtype = next(network.parameters()).dtype if dtype is None else dtype
         self.space = network.space
         self._stages = Stages(network, self.dtype, specialised=True)

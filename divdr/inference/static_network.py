@@ -101,11 +101,13 @@ class StaticNetwork(nn.Module):
         space: the routing space.
         channels: channels at stride 4.
         route: as given.
+        early: None; nothing is left to decide.
     """
 
     def __init__(self, network: DynamicRoutingNetwork, route: Route) -> None:
         super().__init__()
         self.space, self.channels, self.route = network.space, network.channels, route
+        self.early = None
         gates = route.activations.view(-1, len(TRANSFORMS)).tolist()
         self.stem = copy.deepcopy(network.stem)
         self.initial = StaticCell(network.initial, route.initial.tolist())

@@ -18,6 +18,7 @@ from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
 from ..routing.cost_target import check_per
 from ..settings import BudgetSettings, ClusteringSettings, RoutingSettings
 from .backbone import DynamicRouting, find_backbone
+from .distillation import Distillation
 from .supervision import ClusteringLossSettings, RoutingSupervision
 
 _ATTRIBUTE = "_divdr_routing"
@@ -34,6 +35,7 @@ def attach_routing(
     periods: Periods | None = None,
     cost_target: CostTarget | None = None,
     save_bank: bool = True,
+    distillation: Distillation | None = None,
     **expert_options: Any,
 ) -> RoutingSupervision:
     """Attach routing losses and records to a built model (before it is wrapped for DDP).
@@ -51,6 +53,7 @@ def attach_routing(
         periods: when to cluster the bank; None: never from here.
         cost_target: what the real cost of training images is driven to, in place of ``budget``.
         save_bank: whether the attached object's state holds the bank.
+        distillation: of the model's backbone, from a teacher; None for none.
         expert_options: more arguments of ``LocalExperts`` (restarts, warm_start, backend, seed,
             sigma2_floor, labels, scaling, partition, stability, bank_iterations).
 
@@ -81,6 +84,7 @@ def attach_routing(
         CostController(cost_target) if cost_target is not None else None,
         save_bank,
         budget_per,
+        distillation,
     )
     setattr(model, _ATTRIBUTE, supervision)
     model.register_forward_pre_hook(supervision.before_forward, with_kwargs=True)
@@ -94,7 +98,7 @@ def _check_cost_target(model: nn.Module, budget: Ramp | None) -> None:
             "a cost target replaces the published budget loss: set MODEL.ROUTING.BUDGET.WEIGHT "
             "to 0, or both TARGET_SHARE and TARGET_GFLOPS"
         )
-    if find_backbone(model).network.initial.gate is None:
+    if not find_backbone(model).network.has_gates:
         raise ConfigError('a cost target needs gates to steer, and MODEL.ROUTING.GATE is "none"')
     if find_backbone(model).network.stays_open:
         raise ConfigError(
@@ -199,6 +203,7 @@ def attach_settings(
         cost_target=_cost_target(budget, max_iter),
         periods=_periods(clustering, max_iter) if cluster else None,
         save_bank=clustering.weight > 0 or stops,
+        distillation=Distillation.of(find_backbone(model), settings),
         bank_iterations=clustering.bank_iterations if clustering.bank == "recent" else 0,
         restarts=clustering.kmeans.restarts,
         warm_start=clustering.kmeans.warm_start,

@@ -74,6 +74,7 @@ _SETTINGS = (
         "route_gates",
         "gate_threshold",
         "gate_bias",
+        "gate_bias_cost",
         "norm",
         "drop_path",
         "reach",
@@ -106,11 +107,12 @@ class DynamicRouting(Backbone):
         channels: channels at stride 4.
         stem_channels: channels inside the stem.
         ops: names of the operations a cell sums.
-        gate: "small", "full", "static" or "none".
+        gate: "small", "full", "static", "early" or "none".
         route: file of the route that is the whole network (``read_route``); "" for the whole space.
         route_gates: whether gates on it stay "open" or "decide" for each image.
         gate_threshold: see :meth:`set_gate_threshold`.
         gate_bias: start value of the gates' last bias.
+        gate_bias_cost: by how much it is lower for dear transforms, see ``DynamicRoutingNetwork``.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
@@ -143,6 +145,7 @@ class DynamicRouting(Backbone):
         route_gates: str = RoutingSettings.route_gates,
         gate_threshold: float = RoutingSettings.gate_threshold,
         gate_bias: float = RoutingSettings.gate_bias,
+        gate_bias_cost: float = RoutingSettings.gate_bias_cost,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
         reach: str = RoutingSettings.reach,
@@ -173,6 +176,7 @@ class DynamicRouting(Backbone):
             ops=ops,
             gate=gate,
             gate_bias=gate_bias,
+            gate_bias_cost=gate_bias_cost,
             norm=norm_factory(norm),
             drop_path=drop_path,
             reach=reach,
@@ -190,6 +194,11 @@ class DynamicRouting(Backbone):
             raise ConfigError(
                 'MODEL.ROUTING.INFERENCE "specialised" cannot run images that choose operations '
                 "(MODEL.ROUTING.OP_GATE)"
+            )
+        if inference == "specialised" and gate == "early":
+            raise ConfigError(
+                'MODEL.ROUTING.INFERENCE "specialised" has nothing to expect where one look '
+                'decides the whole route (GATE "early"): its plan is "plan"'
             )
         self._plan = CurrentPlan(inference_images if inference == "specialised" else 0)
         self._route: Route | Tensor | None = None

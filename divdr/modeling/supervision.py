@@ -31,6 +31,7 @@ from ..routing import (
 from ..settings import BudgetSettings, ClusteringSettings
 from .backbone import DynamicRouting
 from .cost_dial import CostDial, DialSetting
+from .distillation import Distillation
 from .late_figures import put_later
 
 _LATELY = 0.02  # weight of a batch among those of late
@@ -187,6 +188,7 @@ class RoutingSupervision:
         cost: CostController | None = None,
         save_bank: bool = True,
         budget_per: str = BudgetSettings.per,
+        distillation: Distillation | None = None,
     ) -> None:
         self.backbone = backbone
         self.experts = experts
@@ -197,6 +199,7 @@ class RoutingSupervision:
         self.periods = periods
         self.cost = cost
         self.save_bank = save_bank
+        self.distillation = distillation
         self.dial: CostDial | None = None
         self.watch_opened = False
         self.opened: Tensor | None = None
@@ -337,11 +340,15 @@ class RoutingSupervision:
                 keys=keys,
             )
             losses["loss_clustering"] = loss.mean() * self.clustering.weight
+        if self.distillation is not None and self.distillation.loss is not None:
+            losses["loss_distillation"] = self.distillation.loss
         return losses
 
     def before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Forget the last record, so that it is never taken for this forward's."""
         self.backbone.forget()
+        if self.distillation is not None:
+            self.distillation.forget()
 
     def after_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any

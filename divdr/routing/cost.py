@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .gate import StaticGate
+from .gate import EarlyLook, StaticGate
 from .open_paths import is_closed, is_open
 from .ops import SqueezeExcite
 from .space import KEEP, TRANSFORMS
@@ -121,6 +121,7 @@ class CostTable:
         initial: the initial cell.
         cells: the reported cells, in the order of A(x).
         last_layer: how many of them form the last layer.
+        early: the look that decides for all of them, which always runs; 0 where cells decide.
     """
 
     size: tuple[int, int]
@@ -128,6 +129,7 @@ class CostTable:
     initial: CellCost
     cells: tuple[CellCost, ...]
     last_layer: int
+    early: float = 0.0
 
     def without_gates(self, gated: int = 0, initial_gate: bool = False) -> CostTable:
         """The table for routes that are given, not decided.
@@ -138,7 +140,8 @@ class CostTable:
         """
         given = tuple(replace(cell, gate=0.0) for cell in self.cells[gated:])
         initial = self.initial if initial_gate else replace(self.initial, gate=0.0)
-        return replace(self, initial=initial, cells=(*self.cells[:gated], *given))
+        early = 0.0 if given else self.early
+        return replace(self, initial=initial, cells=(*self.cells[:gated], *given), early=early)
 
     def tensors(self, device: torch.device | str) -> CostTensors:
         """The table as tensors, for routes on ``device``."""
@@ -166,6 +169,7 @@ class CostTensors:
     as well.
 
     Attributes:
+        stem: what always runs, multiply-adds: the stem, and an early look.
         full_cost: expected cost with every gate at 1, multiply-adds.
         full_real_cost: real cost with every gate open, multiply-adds.
     """
@@ -173,7 +177,7 @@ class CostTensors:
     @torch.inference_mode(False)
     def __init__(self, table: CostTable, device: torch.device | str) -> None:
         rows = (table.initial, *table.cells)  # the initial cell is row 0 of every tensor
-        self.stem = table.stem
+        self.stem = table.stem + table.early
         self._last = table.last_layer
         self._cell = torch.tensor([r.cell for r in rows])  # (1 + cells,)
         self._gate = torch.tensor([r.gate for r in rows])  # (1 + cells,)
@@ -337,6 +341,7 @@ def cost_table(
         initial=cell_cost(network.initial),
         cells=tuple(cell_cost(cell) for cell in network.cells()),
         last_layer=network.space.out_scales,
+        early=_early_cost(network.early, height, width, affine_norm),
     )
 
 
@@ -382,6 +387,13 @@ def _stem_cost(
     extra = 1 if published else 0
     shape = (channels, height + extra, width + extra)
     return _sequence_macs(list(stem.children()), shape, affine_norm)
+
+
+def _early_cost(early: EarlyLook | None, height: int, width: int, affine_norm: bool) -> float:
+    if early is None:
+        return 0.0
+    shape = (early.in_channels, *early.map_size(height, width))
+    return _sequence_macs([early.look, early.pool, early.predict], shape, affine_norm)
 
 
 def _sequence_macs(modules: Sequence[nn.Module], shape: MapShape, affine_norm: bool) -> float:

@@ -129,6 +129,75 @@ class StaticGate(nn.Module):
 
 
 GateModule = Gate | StaticGate
+"""What decides for one cell."""
+
+
+class EarlyLook(nn.Module):
+    """All gates of a network from one look at the image, before anything runs.
+
+    BlockDrop (Wu et al., CVPR 2018) decides so by a network beside the one that it steers. Here it
+    is two 3×3 convolutions of stride 2 over the image at a quarter of its size, the mean, and a 1×1
+    convolution.
+
+    Args:
+        in_channels: of the image.
+        channels: C of the network at stride 4, and of what the look ends with.
+        exists: (cells, T) bool, the transforms that have a gate.
+        norm: makes the normalisation layer.
+        bias: start value of the last bias, in logits.
+        stays_open: as of ``Gate``.
+
+    Attributes:
+        in_channels: as given.
+        threshold: as of ``Gate``.
+        route: (D,) bool, as of ``Gate``.
+    """
+
+    route: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        exists: Tensor,
+        norm: NormFactory,
+        *,
+        bias: float,
+        stays_open: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stays_open = stays_open
+        self.threshold = 0.0
+        self.initial_bias = bias
+        self.in_channels = in_channels
+        self.register_buffer("route", None, persistent=False)
+        self._exists: Tensor
+        self.register_buffer("_exists", exists.flatten(), persistent=False)
+        inner = channels // 2
+        self.look = nn.Sequential(
+            conv_norm(in_channels, inner, norm, kernel_size=3, stride=2),
+            conv_norm(inner, channels, norm, kernel_size=3, stride=2),
+        )
+        self.pool = _MeanPool(1)
+        self.predict = nn.Conv2d(channels, exists.numel(), 1)
+
+    def reset_bias(self) -> None:
+        """Set the last bias to its start value."""
+        nn.init.constant_(self.predict.bias, self.initial_bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def map_size(height: int, width: int) -> tuple[int, int]:
+        """Size of what is looked at of an image of this size."""
+        return max(1, height // 4), max(1, width // 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → logits (N, D), fp32 at least; 0 where there is no transform."""
+        x = F.interpolate(x, self.map_size(*x.shape[-2:]), mode="bilinear", align_corners=False)
+        x = self.look(x)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            logits = self.predict(self.pool(x)).flatten(1)
+            return torch.where(self._exists, decided(logits, self), 0.0)
 
 
 def build_gate(
@@ -137,14 +206,14 @@ def build_gate(
     """The gate of a cell.
 
     Args:
-        kind: one of ``GATE_KINDS``; "none" gives None.
+        kind: one of ``GATE_KINDS``; "none" gives None, and so does "early", the whole network's.
         channels: C of the cell's input.
         transforms: number of gates.
         norm: makes the normalisation layer.
         bias: start value of the last bias, in logits.
         stays_open: see ``Gate``.
     """
-    if kind == "none":
+    if kind in ("none", "early"):
         return None
     if kind == "static":
         return StaticGate(transforms, bias=bias, stays_open=stays_open)
@@ -152,7 +221,7 @@ def build_gate(
     return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
 
 
-def decided(logits: Tensor, gate: GateModule) -> Tensor:
+def decided(logits: Tensor, gate: GateModule | EarlyLook) -> Tensor:
     """Logits of a gate, those that its route or its threshold closes at most 0."""
     if gate.route is not None:
         return torch.where(gate.route, kept_open(logits), logits.clamp(max=0.0))

@@ -22,7 +22,7 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
-from .gate import GATE_KINDS, Gate, StaticGate
+from .gate import GATE_KINDS, EarlyLook, Gate, StaticGate, open_gates
 from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
@@ -42,9 +42,10 @@ class DynamicRoutingNetwork(nn.Module):
         stem_channels: those inside the stem.
         ops: names of the operations that every cell sums.
         gate: "small" (gates look at maps shrunk ×1/4), "full", "static" (gates learn one number a
-            transform and look at nothing), or "none" (the paper's "Fix" network: every path open
-            at weight 1).
+            transform and look at nothing), "early" (one look at the image decides all, see
+            ``EarlyLook``), or "none" (the paper's "Fix" network: every path open at weight 1).
         gate_bias: start value of the gates' last bias, in logits.
+        gate_bias_cost: by how much it is lower for a transform that costs as much as its cell.
         norm: makes a normalisation layer for a number of channels.
         drop_path: largest drop path probability (last layer, end of training).
         in_channels: channels of the image.
@@ -72,6 +73,7 @@ class DynamicRoutingNetwork(nn.Module):
         ops: Sequence[str] = DEFAULT_OPS,
         gate: str = RoutingSettings.gate,
         gate_bias: float = RoutingSettings.gate_bias,
+        gate_bias_cost: float = RoutingSettings.gate_bias_cost,
         norm: NormFactory = BatchNorm,
         drop_path: float = RoutingSettings.drop_path,
         in_channels: int = 3,
@@ -117,6 +119,15 @@ class DynamicRoutingNetwork(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(build(node) for node in layer) for layer in space.layers
         )
+        self.early: EarlyLook | None = None
+        if gate == "early":
+            exists = torch.zeros(space.num_cells, len(TRANSFORMS), dtype=torch.bool)
+            for node in space.cells:
+                exists[node.index, list(node.gated)] = True
+            self.early = EarlyLook(
+                in_channels, channels, exists, norm, bias=gate_bias, stays_open=self._built_open
+            )
+        self._gate_bias_cost = gate_bias_cost
         self.reset_parameters()
         self._costs: dict[tuple[int, int, str], CostTensors] = {}
 
@@ -124,8 +135,22 @@ class DynamicRoutingNetwork(nn.Module):
         """Kaiming initialisation (fan in) and the gates' start bias."""
         initialise_fan_in(self)
         for module in self.modules():
-            if isinstance(module, Gate | StaticGate):
+            if isinstance(module, Gate | StaticGate | EarlyLook):
                 module.reset_bias()
+        if self._gate_bias_cost:
+            self._lower_dear_gates()
+
+    @torch.no_grad()
+    def _lower_dear_gates(self) -> None:
+        size = 8 * self.space.max_stride  # shares hardly depend on it
+        table = cost_table(self, size, size)
+        cells = (self.initial, *self.cells())
+        for cell, cost in zip(cells, (table.initial, *table.cells), strict=True):
+            if cell.gate is None or cell.gate.last_bias is None:
+                continue
+            each = [cost.transforms[t] or 0.0 for t in cell.node.gated]
+            shares = torch.tensor(each) / (cost.cell + sum(each))
+            cell.gate.last_bias.sub_(self._gate_bias_cost * shares)
 
     def cells(self) -> Iterator[Cell]:
         """The reported cells in the order of A(x)."""
@@ -133,14 +158,23 @@ class DynamicRoutingNetwork(nn.Module):
             yield from layer
 
     @property
+    def has_gates(self) -> bool:
+        """Whether anything says how far transforms are open."""
+        return self.early is not None or self.initial.gate is not None
+
+    @property
     def stays_open(self) -> bool:
         """Whether no gate decides what runs, for a route that the network is or was fixed to."""
-        gate = self.initial.gate
+        gate = self.early or self.initial.gate
         return self._built_open or (gate is not None and gate.route is not None)
 
     @property
     def fixed_route(self) -> tuple[Tensor, Tensor] | None:
         """What :meth:`fix_route` set: (cells, T) and (T,) of the initial cell, bool."""
+        if self.early is not None:
+            route = self.early.route
+            initial = torch.tensor([t in self.space.initial.gated for t in range(len(TRANSFORMS))])
+            return None if route is None else (route.cpu().view(-1, len(TRANSFORMS)), initial)
         gates = [self.initial.gate, *(cell.gate for cell in self.cells())]
         if gates[0] is None or gates[0].route is None:
             return None
@@ -163,8 +197,13 @@ class DynamicRoutingNetwork(nn.Module):
         Raises:
             ConfigError: the network has no gates.
         """
-        if opened is not None and self.initial.gate is None:
+        if opened is not None and not self.has_gates:
             raise ConfigError('a route is fixed by gates, and MODEL.ROUTING.GATE is "none"')
+        if self.early is not None:
+            chosen = None if opened is None else opened.flatten().bool()
+            place = self.early.predict.weight.device
+            self.early.route = None if chosen is None else chosen.to(place)
+            return
         cells = [self.initial, *self.cells()]
         rows = None if opened is None or initial is None else torch.cat([initial[None], opened])
         for number, cell in enumerate(cells):
@@ -176,7 +215,13 @@ class DynamicRoutingNetwork(nn.Module):
     @property
     def gate_threshold(self) -> float:
         """What :meth:`set_gate_threshold` set last; 0 as trained."""
-        return next((cell.gate.threshold for cell in self.cells() if cell.gate is not None), 0.0)
+        return next((gate.threshold for gate in self._deciding()), 0.0)
+
+    def _deciding(self) -> list[Gate | StaticGate | EarlyLook]:
+        """What decides in all cells but the initial one."""
+        if self.early is not None:
+            return [self.early]
+        return [cell.gate for cell in self.cells() if cell.gate is not None]
 
     def set_gate_threshold(self, threshold: float) -> None:
         """Close, in all cells but the initial one, what is not further open; see ``Gate``.
@@ -189,7 +234,7 @@ class DynamicRoutingNetwork(nn.Module):
         """
         if not 0.0 <= threshold < math.inf:
             raise ConfigError(f"a threshold of gates is at least 0, not {threshold}")
-        gates = [cell.gate for cell in self.cells() if cell.gate is not None]
+        gates = self._deciding()
         if threshold and (not gates or self.stays_open):
             raise ConfigError("this network has one cost: no gate of it decides what runs")
         for gate in gates:
@@ -239,6 +284,9 @@ class DynamicRoutingNetwork(nn.Module):
         sizes = self.space.map_sizes(height, width)
         # One layout from here on: operations that meet two are several times slower.
         maps = self.stem(x.contiguous(memory_format=torch.channels_last))
+        looked = None if self.early is None else self.early(x)  # (N, D) logits
+        if route is None and looked is not None:
+            route = open_gates(looked)
         imposed = None if route is None else route.unflatten(1, (-1, len(TRANSFORMS)))
         layer_inputs = LayerInputs(maps)
         # Processes that wait for each other in a cell have to agree whether it runs.
@@ -291,7 +339,7 @@ class DynamicRoutingNetwork(nn.Module):
         routing = self._record(
             rows, torch.stack(reached, dim=1), first.decision.gates, (height, width)
         )
-        return outputs, routing
+        return outputs, routing if looked is None else routing.with_logits(looked)
 
     def _scales(self) -> list[int]:
         """Cells of each layer, and maps that leave the last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,15 @@ class Routing:
         """The record with others in place of its :meth:`tensors`."""
         given = iter(tensors)
         return self._map(lambda _: next(given))
+
+    def with_logits(self, logits: Tensor) -> Routing:
+        """The record with logits that were decided for all cells at once, reached or not.
+
+        Args:
+            logits: (N, D).
+        """
+        each = logits.unflatten(1, (self.reached.shape[1], -1))  # (N, cells, T)
+        return replace(self, logits=torch.where(self.reached[..., None], each, 0.0).flatten(1))
 
     def _map(self, function) -> Routing:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -25,6 +25,7 @@ from .routed import (
 from .routing import (
     BudgetSettings,
     ClusteringSettings,
+    DistillationSettings,
     ExplorationSettings,
     KMeansSettings,
     OpGateSettings,
@@ -95,6 +96,7 @@ __all__ = [
     "ClusteringSettings",
     "CollaborationSettings",
     "DatasetSettings",
+    "DistillationSettings",
     "Entry",
     "ExplorationSettings",
     "GatingSettings",

@@ -128,6 +128,28 @@ class ExplorationSettings(Settings):
 
 
 @dataclass(frozen=True)
+class DistillationSettings(Settings):
+    """Learning from the maps of a trained network of the same space that opens everything.
+
+    Neither paper has it; docs/results/static_controls.md says what it did.
+    """
+
+    KEY: ClassVar[str] = "MODEL.ROUTING.DISTILLATION"
+
+    weights: str = setting(
+        "",
+        'Checkpoint of a network of the same settings but GATE "none" and no ROUTE, the teacher; '
+        '"" is off. It runs on every training image.',
+    )
+    weight: float = setting(
+        1.0,
+        "Weight of the distance between maps, the mean square over that of the teacher's.",
+        above=0,
+        source="Romero et al., ICLR 2015",
+    )
+
+
+@dataclass(frozen=True)
 class KMeansSettings(Settings):
     """How K-means runs."""
 
@@ -352,9 +374,11 @@ class RoutingSettings(Settings):
         "small",
         '"small": gates look at maps shrunk ×1/4 (DR-A to C); "full" (DR-Raw); "static": gates '
         "learn one number a transform and look at nothing, so that all images share a route, the "
-        'control that tells what routing each image for itself is worth; "none": no gates, every '
-        'path open (the "Fix" network).',
-        choices=("small", "full", "static", "none"),
+        'control that tells what routing each image for itself is worth; "early": one look at the '
+        "whole image decides all of its route before anything runs, so that gates do not share the "
+        "layers that they switch (BlockDrop; the initial cell then is always open); "
+        '"none": no gates, every path open (the "Fix" network).',
+        choices=("small", "full", "static", "early", "none"),
         source="DR",
     )
     gate_bias: float = setting(
@@ -362,6 +386,13 @@ class RoutingSettings(Settings):
         "Start value of the gates' last bias; 1.5 opens every gate to tanh(1.5) = 0.9.",
         unit="logits",
         source="DR",
+    )
+    gate_bias_cost: float = setting(
+        0.0,
+        "How far below GATE_BIAS the gate of a transform starts that costs as much as its whole "
+        "cell; keep costs next to nothing, up and down a sixth to a fifth. 0 starts all alike.",
+        unit="logits",
+        low=0,
     )
     gate_threshold: float = setting(
         0.0,
@@ -447,6 +478,7 @@ class RoutingSettings(Settings):
     op_gate: OpGateSettings = OpGateSettings()
     budget: BudgetSettings = BudgetSettings()
     exploration: ExplorationSettings = ExplorationSettings()
+    distillation: DistillationSettings = DistillationSettings()
     clustering: ClusteringSettings = ClusteringSettings()
     cost_sizes: tuple[tuple[int, int], ...] = setting(
         (),

@@ -44,6 +44,8 @@ class Variant:
             $DETECTRON2_DATASETS as it is.
         route_of: an earlier variant; the network is the route that most images take in that
             variant's run of the same seed (``divdr.engine.static_controls``). "" for none.
+        teacher: an earlier variant, whose trained network of the same seed teaches this one
+            (``MODEL.ROUTING.DISTILLATION``). "" for none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Variant:
     overrides: Mapping[str, Any]
     data: tuple[str, ...] = ()
     route_of: str = ""
+    teacher: str = ""
 
     @property
     def file_name(self) -> str:

@@ -24,6 +24,7 @@ from ..routing import to_iterations
 from .definition import Study, Variant
 
 _ROUTE_FILE = "majority.json"
+_WEIGHTS = "model_final.pth"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Run:
         data: command that makes the data set; () for $DETECTRON2_DATASETS as it is.
         trunk: the run that it continues; None if it starts anew.
         source: the run whose images' route is its network; None without ``route_of``.
+        teacher: the run whose network teaches it; None without ``teacher``.
         folder: where it is kept, named after ``key``.
         key: hash of all that decides the outcome: runs of several studies with the same are one.
     """
@@ -47,11 +49,12 @@ class Run:
     folder: Path
     key: str
     source: Run | None = None
+    teacher: Run | None = None
 
     @property
     def needs(self) -> tuple[Run, ...]:
         """Runs that have to be finished before it can start."""
-        return tuple(run for run in (self.trunk, self.source) if run is not None)
+        return tuple(run for run in (self.trunk, self.source, self.teacher) if run is not None)
 
     @property
     def iterations(self) -> int:
@@ -71,7 +74,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether weights and, unless it is a trunk, whole results are there."""
-        if not (self.folder / "model_final.pth").is_file():
+        if not (self.folder / _WEIGHTS).is_file():
             return False
         return not self.evaluates or self.results() is not None
 
@@ -100,8 +103,8 @@ def plan(
     """
     runs: dict[str, dict[int, Run]] = {}
     for variant in study.variants:
-        sources = runs.get(variant.route_of, {})
-        runs[variant.name] = _runs(study, variant, root, store, iterations, sources)
+        earlier = runs.get(variant.route_of, {}), runs.get(variant.teacher, {})
+        runs[variant.name] = _runs(study, variant, root, store, iterations, *earlier)
     for pair in study.pairs:
         _check_pair(*(runs[name][study.seeds[0]] for name in pair))
     return runs
@@ -114,6 +117,7 @@ def _runs(
     store: Path,
     iterations: int | None,
     sources: Mapping[int, Run],
+    teachers: Mapping[int, Run],
 ) -> dict[int, Run]:
     overrides = dict(variant.overrides)
     if iterations:
@@ -126,8 +130,8 @@ def _runs(
         if before is not None:
             trunk = _identified(f"trunk, seed {seed}", before, seed, variant.data, None, store)
         name = f"{variant.name}, seed {seed}"
-        source = sources.get(seed)
-        runs[seed] = _identified(name, cfg, seed, variant.data, trunk, store, source)
+        others = sources.get(seed), teachers.get(seed)
+        runs[seed] = _identified(name, cfg, seed, variant.data, trunk, store, *others)
     return runs
 
 
@@ -155,19 +159,21 @@ def _identified(
     trunk: Run | None,
     store: Path,
     source: Run | None = None,
+    teacher: Run | None = None,
 ) -> Run:
     cfg = cfg.clone()
     cfg.SEED, cfg.OUTPUT_DIR = seed, ""
     parts = [cfg.dump(), list(data), trunk.key if trunk else None]
-    if source is not None:
-        parts.append(source.key)
+    parts += [other.key for other in (source, teacher) if other is not None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store / key
     cfg.OUTPUT_DIR = str(folder)
     if source is not None:
         cfg.MODEL.ROUTING.ROUTE = str(source.folder / _ROUTE_FILE)
+    if teacher is not None:
+        cfg.MODEL.ROUTING.DISTILLATION.WEIGHTS = str(teacher.folder / _WEIGHTS)
     cfg.freeze()
-    return Run(name, cfg, data, trunk, folder, key, source)
+    return Run(name, cfg, data, trunk, folder, key, source, teacher)
 
 
 def _check_pair(a: Run, b: Run) -> None:
@@ -201,7 +207,7 @@ def start_from_trunk(run: Run) -> None:
     if run.trunk is None or (run.folder / "last_checkpoint").is_file():
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    content = read_weights(run.trunk.folder / "model_final.pth")
+    content = read_weights(run.trunk.folder / _WEIGHTS)
     experts = content.get("routing", {}).get("experts")
     if experts is not None:
         content["routing"]["experts"] = _suited(experts, run.trunk, run)
@@ -247,7 +253,7 @@ def _make_route(source: Run, root: Path, environment: Mapping[str, str]) -> None
     partial = route.with_suffix(".partial")
     words = [sys.executable, "-W", "ignore", "tools/make_control.py", "majority"]
     words += ["--config-file", str(source.folder / "definition.yaml")]
-    words += ["--weights", str(source.folder / "model_final.pth"), "--output", str(partial)]
+    words += ["--weights", str(source.folder / _WEIGHTS), "--output", str(partial)]
     limits = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         words, cwd=root, env={**environment, **limits}, capture_output=True, text=True, check=False

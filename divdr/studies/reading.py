@@ -98,13 +98,14 @@ def _tuples(entries: Mapping[str, Any]) -> dict[str, Any]:
 def _variant(name: str, own: dict[str, Any], shared: Mapping[str, Any]) -> Variant:
     config = own.pop("config", None) or shared["config"]
     data = own.pop("data", shared.get("data", []))
-    route_of = str(own.pop("route_of", ""))
+    route_of, teacher = (str(own.pop(key, "")) for key in ("route_of", "teacher"))
     wrong = [key for key in own if not key[:1].isupper()]
     if wrong:
         raise ValueError(f"variant {name} has an unknown entry {wrong[0]!r}")
     # A list is written as a command's words; numbers among them are words too.
     words = tuple(str(word) for word in data)
-    return Variant(name, config, {**(shared.get("overrides") or {}), **own}, words, route_of)
+    overrides = {**(shared.get("overrides") or {}), **own}
+    return Variant(name, config, overrides, words, route_of, teacher)
 
 
 def _check(study: Study) -> None:
@@ -122,15 +123,17 @@ def _check(study: Study) -> None:
         study.metric(key)
     before: set[str] = set()
     for variant in study.variants:
-        if variant.route_of and variant.route_of not in before:
-            raise ConfigError(
-                f"study {study.name}: variant {variant.name} takes the route of "
-                f"{variant.route_of!r}, which does not stand before it"
-            )
-        if variant.route_of and study.fork:
-            raise ConfigError(
-                f"study {study.name}: with a fork, variants cannot have the route of another"
-            )
+        earlier = {"route": variant.route_of, "teaching": variant.teacher}
+        for what, source in earlier.items():
+            if source and source not in before:
+                raise ConfigError(
+                    f"study {study.name}: variant {variant.name} takes the {what} of {source!r}, "
+                    "which does not stand before it"
+                )
+            if source and study.fork:
+                raise ConfigError(
+                    f"study {study.name}: with a fork, variants cannot have the {what} of another"
+                )
         before.add(variant.name)
     if len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"study {study.name}: variants must differ in letters and digits")

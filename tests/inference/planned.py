@@ -26,6 +26,9 @@ def routed_network(
             if isinstance(cell.gate, Gate):
                 cell.gate.predict.weight.data.normal_(0, 3.0)
             cell.gate.last_bias.data.normal_(shift, 0.7)
+    if network.early is not None:
+        network.early.predict.weight.data.normal_(0, 3.0)
+        network.early.predict.bias.data.normal_(shift, 0.7)
     return network.double().eval()
 
 

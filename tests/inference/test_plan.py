@@ -19,7 +19,7 @@ def test_a_batch_of_mixed_routes_equals_the_network():
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    gate=st.sampled_from(["small", "full", "static", "none"]),
+    gate=st.sampled_from(["small", "full", "static", "early", "none"]),
     reach=st.sampled_from(["open", "published"]),
     shift=st.floats(-2.0, 1.0),
     layers=st.integers(1, 5),

@@ -29,6 +29,9 @@ def mixed_network(
             if isinstance(cell.gate, Gate):
                 cell.gate.predict.weight.data.normal_(0, 3.0)
             cell.gate.last_bias.data.normal_(shift, 0.7)
+    if network.early is not None:
+        network.early.predict.weight.data.normal_(0, 3.0)
+        network.early.predict.bias.data.normal_(shift, 0.7)
     if network.initial.gate is not None:
         torch.nn.init.constant_(network.initial.gate.last_bias, 1.5)
     # Double precision, so that rounding is neither taken for an error nor hides one.
@@ -59,6 +62,9 @@ def naive_forward(network: DynamicRoutingNetwork, image: torch.Tensor):
     """
     meter = _Meter(network)
     with torch.no_grad(), meter:
+        early = None  # (cells, T) gates
+        if network.early is not None:
+            early = torch.relu(torch.tanh(network.early(image[None]))).view(-1, 3)
         x = network.stem(image[None])
         sizes = network.space.map_sizes(*image.shape[-2:])
         arriving = {0: _initial(network, x, meter)}
@@ -69,7 +75,7 @@ def naive_forward(network: DynamicRoutingNetwork, image: torch.Tensor):
             for scale, cell in enumerate(layer):
                 here = torch.zeros(3, dtype=torch.float64)
                 if scale in grids:
-                    here = _visit(cell, scale, grids[scale], sizes, following, meter)
+                    here = _visit(cell, scale, grids[scale], sizes, following, meter, early)
                 gates.append(here)
                 reached.append(scale in grids)
             grids = following
@@ -86,9 +92,12 @@ def _initial(network, x, meter):
     return following
 
 
-def _visit(cell, scale, x, sizes, following, meter):
+def _visit(cell, scale, x, sizes, following, meter, early=None):
     here = torch.zeros(3, dtype=torch.float64)
-    if cell.gate is None:
+    if early is not None:
+        for t in cell.node.transforms:
+            here[t] = early[cell.node.index, t]
+    elif cell.gate is None:
         for t in cell.node.transforms:
             here[t] = 1.0
     else:

@@ -36,7 +36,7 @@ def test_batches_of_mixed_routes_equal_a_cell_by_cell_walk():
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),
-    st.sampled_from(["small", "full", "static"]),
+    st.sampled_from(["small", "full", "static", "early"]),
     st.floats(-1.5, 1.0),
     st.integers(9, 70),
     st.integers(9, 70),
@@ -244,7 +244,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "tiny"}, "small, full, static, none"),
+        ({"gate": "tiny"}, "small, full, static, early, none"),
         ({"ops": ("sep_conv_9x9",)}, "sep_conv_3x3"),
         ({"ops": ()}, "at least one"),
         ({"ops": ("skip_connect", "skip_connect")}, "different"),

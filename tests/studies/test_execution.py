@@ -123,6 +123,19 @@ def test_a_route_is_made_of_the_finished_run_of_the_same_seed(define, stand_in, 
     assert planned["majority"][0].key != planned["majority"][1].key
 
 
+def test_a_finished_run_of_the_same_seed_teaches(define, stand_in, tmp_path):
+    root, trained = stand_in
+    _, planned = define(CONTROLS.replace("route_of: DR, MODEL.ROUTING.GATE: none", "teacher: DR"))
+    assert execute(runs_of(planned, "majority"), root, tmp_path / "data", jobs=2) == []
+    order = trained()
+    for seed, run in planned["majority"].items():
+        teacher = planned["DR"][seed]
+        assert order.index(teacher.key) < order.index(run.key)
+        weights = run.cfg.MODEL.ROUTING.DISTILLATION.WEIGHTS
+        assert weights == str(teacher.folder / "model_final.pth")
+    assert planned["majority"][0].key != planned["DivDR"][0].key  # which has no teacher
+
+
 def test_a_route_that_cannot_be_made_fails_that_run_alone(define, stand_in, tmp_path):
     root, _ = stand_in
     (root / "tools" / "make_control.py").write_text("import sys; sys.exit('no such route')")
@@ -138,6 +151,7 @@ def test_a_route_that_cannot_be_made_fails_that_run_alone(define, stand_in, tmp_
     [
         (CONTROLS.replace("route_of: DR,", "route_of: D,"), "'D', which does not stand before"),
         (CONTROLS.replace("seeds:", "fork: 0.5\nseeds:"), "with a fork"),
+        (CONTROLS.replace("route_of: DR,", "teacher: D,"), "the teaching of 'D'"),
     ],
 )
 def test_routes_of_no_earlier_variant_are_refused(define, text, message):
