@@ -42,6 +42,20 @@ def options(parser: Parser) -> None:
         metavar="ITERATIONS",
         help="all systems in place of single-gated mixtures, each so long; 4690 are ten epochs",
     )
+    parser.add_argument(
+        "--size",
+        type=at_least(7),
+        default=14,
+        metavar="PIXELS",
+        help="rows and columns of an image of --systems; the photographs have 28",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SYSTEM",
+        help="train this one of --systems alone; may be given again",
+    )
     parser.add_argument("--times", action="store_true", help="milliseconds of --systems, trained")
     for name, value in LENGTHS.items():
         parser.add_argument(f"--{name}", type=at_least(1), default=value, help="iterations")
@@ -50,6 +64,7 @@ def options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     from divdr.studies.classifier_systems import (
         SYSTEM_PAIRS,
+        SYSTEMS,
         draw_systems,
         system_figures,
         system_table,
@@ -64,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if args.data is not None:
         chosen = Lengths(**{name: getattr(args, name) for name in LENGTHS})
         if args.times:
-            times = system_times(args.data, args.output, seed=args.seed)
+            times = system_times(args.data, args.output, seed=args.seed, size=args.size)
             write(args.output / "times.json", times)
         elif args.systems:
             system_figures(
@@ -72,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
                 args.seed,
                 args.systems,
                 args.output,
+                size=args.size,
+                names=args.only or tuple(SYSTEMS),
                 finished=json.loads(path.read_text()) if path.is_file() else {},
                 done=lambda figures: write(path, figures),
             )

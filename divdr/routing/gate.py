@@ -68,19 +68,11 @@ class Gate(nn.Module):
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the map the gate looks at for a cell input of this size."""
-        if not self.small:
-            return height, width
-        return max(1, height // 4), max(1, width // 4)
+        return _quarter_size(height, width) if self.small else (height, width)
 
     def shrunk(self, x: Tensor) -> Tensor:
         """The map the gate looks at, (N, C, H', W'), of the cell's input (N, C, H, W)."""
-        if not self.small:
-            return x
-        if min(x.shape[-2:]) >= 4:
-            # By factor: by size, sides that 4 does not divide would be sampled at other places.
-            return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
-        size = self.map_size(*x.shape[-2:])
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return _quarter(x) if self.small else x
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), fp32 whatever the precision of ``x``."""
@@ -188,12 +180,11 @@ class EarlyLook(nn.Module):
     @staticmethod
     def map_size(height: int, width: int) -> tuple[int, int]:
         """Size of what is looked at of an image of this size."""
-        return max(1, height // 4), max(1, width // 4)
+        return _quarter_size(height, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, D), fp32 at least; 0 where there is no transform."""
-        x = F.interpolate(x, self.map_size(*x.shape[-2:]), mode="bilinear", align_corners=False)
-        x = self.look(x)
+        x = self.look(_quarter(x))
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             logits = self.predict(self.pool(x)).flatten(1)
@@ -246,6 +237,19 @@ def constant_bias(values: Tensor, gate: StaticGate) -> Tensor:
     if not gate.stays_open:
         return logits
     return (logits - _LEAST).clamp(min=1e-9).expm1().log()
+
+
+def _quarter_size(height: int, width: int) -> tuple[int, int]:
+    return max(1, height // 4), max(1, width // 4)
+
+
+def _quarter(x: Tensor) -> Tensor:
+    """(N, C, H, W) at a quarter of its height and width, at least 1."""
+    size = x.shape[-2:]
+    if min(size) >= 4:
+        # By factor: by size, sides that 4 does not divide would be sampled at other places.
+        return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=_quarter_size(*size), mode="bilinear", align_corners=False)
 
 
 class _MeanPool(nn.AdaptiveAvgPool2d):

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from ..checkpoint import read_part
 from ..engine import load_config
 from ..engine.classifier_analysis import measure_latency
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..modeling.classifiers import build_classifier
 from ..modeling.classifiers.coe_classifier import read_delegator
 from ..moe import PixelEmbedder, class_means, cluster_partition, num_parameters
@@ -56,7 +56,7 @@ def _network(channels: int, depth: int, config: str = "single", **keys: Any) -> 
 
 _DELEGATOR = {"CHANNELS": 4, "DEPTH": 1, "COE.DELEGATOR_CHANNELS": 4, "COE.DELEGATOR_DEPTH": 1}
 SINGLES = ("single, 0.16", "single, 0.35", "single, 0.54", "single, 1.06")
-"""Names of the single networks, from the cheapest, by their 10⁶ multiply-adds."""
+"""Names of the single networks, from the cheapest, by their 10⁶ multiply-adds at 14×14 pixels."""
 SYSTEMS: dict[str, Recipe] = {
     **dict(zip(SINGLES, map(_network, (4, 4, 5, 7), (1, 2, 2, 2)), strict=True)),
     "ensemble of 2": _network(4, 1, "ensemble"),
@@ -125,8 +125,14 @@ def system_figures(
         Figures by name, by system.
 
     Raises:
+        ConfigError: there is no system of a name.
         DivdrError: a file is missing or damaged.
     """
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown:
+        raise ConfigError(
+            f"no system is called {unknown[0]!r} here; known are {'; '.join(SYSTEMS)}"
+        )
     images, tests = read_images(folder, "train", size), read_images(folder, "test", size)
     found = {name: dict(figures) for name, figures in (finished or {}).items()}
     for name in names:

@@ -6,7 +6,7 @@ import torch
 from drawn_classification import write_fashion_mnist
 from scipy import stats
 
-from divdr.errors import DataError
+from divdr.errors import ConfigError, DataError
 from divdr.studies.classifier_systems import (
     SYSTEMS,
     above_singles,
@@ -139,6 +139,18 @@ def test_all_systems_beside_single_networks(tmp_path, repository, monkeypatch):
     assert f"{again['DynK-Hydra']['parameters']:,}" in text
     draw_systems([again], {}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_photographs_as_they_are_and_systems_that_there_are(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    write_fashion_mnist(tmp_path / "fashion_mnist", np.random.default_rng(0), count=40)
+    data = tmp_path / "fashion_mnist"
+    found = system_figures(data, 0, 1, tmp_path, size=28, names=["single, 0.16"])
+    # 3×3 convolutions over maps of 28, 14 and 7 pixels, 4, 8 and 16 channels, and the classifier.
+    macs = 28 * 28 * 9 * (4 + 2 * 16) + 14 * 14 * 9 * (32 + 64) + 7 * 7 * 9 * (128 + 256) + 160
+    assert found["single, 0.16"]["system MFLOPs"] == pytest.approx(macs / 1e6)
+    with pytest.raises(ConfigError, match=r"'single' here.*HydraRes"):
+        system_figures(data, 0, 1, tmp_path, names=["single"])
 
 
 def test_points_above_one_network_of_equal_cost():
