@@ -22,7 +22,7 @@ from ..errors import ConfigError, DataError
 from ..modeling.classifiers import build_classifier
 from ..modeling.classifiers.coe_classifier import read_delegator
 from ..moe import PixelEmbedder, class_means, cluster_partition, num_parameters
-from .classifier_tables import Figures, Pair, mean_of
+from .classifier_tables import Figures, Pair, log_axis, mean_of
 from .classifiers import Images, measure, read_images, train
 from .statistics import paired_difference, summarise
 
@@ -318,7 +318,7 @@ def draw_systems(
                 axes.plot(*zip(*points, strict=True), "-", color=colours[name], alpha=0.6)
         shown_from = min(point(name, _answer(seeds[0][name]))[1] for name in shown)
         axes.set_ylim(bottom=shown_from - 1)  # thresholds may lead far below
-        axes.set_xscale("log")
+        log_axis(axes)
         axes.set_xlabel(label)
         axes.set_ylabel("top-1 [%]")
         axes.grid(alpha=0.3)

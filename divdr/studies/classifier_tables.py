@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tabulate import tabulate
 
 from ..errors import DataError
 from .statistics import paired_difference, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Figures = Mapping[str, Mapping[str, float]]
 """Of one seed: figures by name ("bagging top-1", "bagging MFLOPs"), by system."""
@@ -93,7 +97,6 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib import ticker
 
     figure, axes = plt.subplots(figsize=(8, 5))
     for system, figures in seeds[0].items():
@@ -109,9 +112,7 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
             point = _mean(seeds, system, "base" if system == "base" else "system")
             axes.plot(*point, "s", color="black")
             axes.annotate(system, point, xytext=(6, 6), textcoords="offset points")
-    axes.set_xscale("log")
-    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_format(ticker.FormatStrFormatter("%g"))
+    log_axis(axes)
     axes.set_xlabel("10⁶ multiply-adds for an image")
     axes.set_ylabel("top-1 [%]")
     axes.set_title(f"Single-gated mixtures on Fashion-MNIST over τ, {mean_of(len(seeds))}")
@@ -120,6 +121,15 @@ def draw_curves(seeds: Sequence[Figures], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def log_axis(axes: Axes) -> None:
+    """A horizontal axis in equal ratios whose numbers are written out."""
+    from matplotlib import ticker
+
+    axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(ticker.FormatStrFormatter("%g"))
 
 
 def _mean(seeds: Sequence[Figures], system: str, name: str) -> tuple[float, float]:
