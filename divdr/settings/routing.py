@@ -390,7 +390,8 @@ class RoutingSettings(Settings):
     gate_bias_cost: float = setting(
         0.0,
         "How far below GATE_BIAS the gate of a transform starts that costs as much as its whole "
-        "cell; keep costs next to nothing, up and down a sixth to a fifth. 0 starts all alike.",
+        "cell; keep costs next to nothing, up and down a sixth to a fifth. 0 starts all alike, as "
+        "an early look always does.",
         unit="logits",
         low=0,
     )
