@@ -43,7 +43,14 @@ def test_processes_that_are_interrupted_say_one_line(repository, environment, ov
     command += ["DATALOADER.NUM_WORKERS", "1"]
     with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
         training = subprocess.Popen(
-            command, cwd=repository, env=environment, stdout=out, stderr=err, start_new_session=True
+            command,
+            cwd=repository,
+            env=environment,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            # What a shell starts behind "&" ignores Ctrl-C, and so would these tests' children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             deadline = time.monotonic() + 90
