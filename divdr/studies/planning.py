@@ -164,7 +164,10 @@ def _identified(
     cfg = cfg.clone()
     cfg.SEED, cfg.OUTPUT_DIR = seed, ""
     parts = [cfg.dump(), list(data), trunk.key if trunk else None]
-    parts += [other.key for other in (source, teacher) if other is not None]
+    if source is not None:
+        parts.append(source.key)
+    if teacher is not None:  # which is not the same as taking its route
+        parts.append(["teacher", teacher.key])
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = store / key
     cfg.OUTPUT_DIR = str(folder)

@@ -134,6 +134,8 @@ def test_a_finished_run_of_the_same_seed_teaches(define, stand_in, tmp_path):
         weights = run.cfg.MODEL.ROUTING.DISTILLATION.WEIGHTS
         assert weights == str(teacher.folder / "model_final.pth")
     assert planned["majority"][0].key != planned["DivDR"][0].key  # which has no teacher
+    _, others = define(CONTROLS.replace(", MODEL.ROUTING.GATE: none", ""))
+    assert planned["majority"][0].key != others["majority"][0].key  # which takes the route of DR
 
 
 def test_a_route_that_cannot_be_made_fails_that_run_alone(define, stand_in, tmp_path):
