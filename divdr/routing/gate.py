@@ -76,12 +76,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), fp32 whatever the precision of ``x``."""
-        x = self.reduce(self.shrunk(x))
-        # A decision near the threshold must not hang on half precision.
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            x = x if x.dtype == torch.float64 else x.float()
-            logits = self.predict(self.pool(x)).flatten(1)
-            return decided(logits, self)
+        return _predicted(self.reduce(self.shrunk(x)), self)
 
 
 class StaticGate(nn.Module):
@@ -184,11 +179,7 @@ class EarlyLook(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, D), fp32 at least; 0 where there is no transform."""
-        x = self.look(_quarter(x))
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            x = x if x.dtype == torch.float64 else x.float()
-            logits = self.predict(self.pool(x)).flatten(1)
-            return torch.where(self._exists, decided(logits, self), 0.0)
+        return torch.where(self._exists, _predicted(self.look(_quarter(x)), self), 0.0)
 
 
 def build_gate(
@@ -210,6 +201,14 @@ def build_gate(
         return StaticGate(transforms, bias=bias, stays_open=stays_open)
     small = kind == "small"
     return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
+
+
+def _predicted(x: Tensor, gate: Gate | EarlyLook) -> Tensor:
+    """Maps (N, C, H, W) that a gate ends with → its logits, what it closes at most 0."""
+    # A decision near the threshold must not hang on half precision.
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        x = x if x.dtype == torch.float64 else x.float()
+        return decided(gate.predict(gate.pool(x)).flatten(1), gate)
 
 
 def decided(logits: Tensor, gate: GateModule | EarlyLook) -> Tensor:
