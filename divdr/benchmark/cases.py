@@ -102,14 +102,14 @@ def close_gates(network: DynamicRoutingNetwork, share: float, x: Tensor, *, seed
         weight = torch.randn(gate.predict.weight.shape) if len(x) > 1 else torch.zeros(1)
         gate.predict.weight.copy_(weight.expand_as(gate.predict.weight))
         if len(x) == 1:
-            logits = [-_OPEN_LOGIT if chance.random() < share else _OPEN_LOGIT for _ in _bias(gate)]
-            _bias(gate).copy_(torch.tensor(logits))
+            closed = [chance.random() < share for _ in gate.last_bias]
+            gate.last_bias.copy_(_OPEN_LOGIT * (1.0 - 2.0 * torch.tensor(closed).float()))
     if len(x) == 1 or not gates:
         return
     for row in network.layers:
         cells = [cast(Cell, cell) for cell in cast(nn.ModuleList, row)]
         for cell in cells:
-            _bias(gates[cell]).zero_()
+            gates[cell].last_bias.zero_()
         _, record = InferencePlan(network)(x)
         table = record.logits.unflatten(1, (-1, 3)).cpu()
         for cell in cells:
@@ -118,11 +118,7 @@ def close_gates(network: DynamicRoutingNetwork, share: float, x: Tensor, *, seed
             for number, column in enumerate(here.T.tolist() if len(here) else []):
                 scale, cut = _scale_and_cut(sorted(column), share, chance)
                 gates[cell].predict.weight[number] *= scale
-                _bias(gates[cell])[number] = -cut
-
-
-def _bias(gate: Gate) -> Tensor:
-    return cast(Tensor, gate.predict.bias).data
+                gates[cell].last_bias[number] = -cut
 
 
 def _scale_and_cut(rising: list[float], share: float, chance: random.Random) -> tuple[float, float]:

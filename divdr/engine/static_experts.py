@@ -18,7 +18,14 @@ from tqdm import tqdm
 from ..checkpoint import read_weights, write_atomically
 from ..data import build_train_loader
 from ..errors import CheckpointError, ConfigError
-from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, vote
+from ..inference import (
+    Dispatcher,
+    DispatchPlan,
+    Route,
+    StaticNetwork,
+    check_dispatched,
+    vote,
+)
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
 from ..routing import DynamicRoutingNetwork
 from ..settings import SolverSettings
@@ -108,7 +115,7 @@ def gather(model: nn.Module, loader: Iterable[list[dict]]) -> Gathered:
         loader: batches of dataset dicts.
 
     Raises:
-        ConfigError: the model has no experts, or they have no centres.
+        ConfigError: the model has no experts, they have no centres, or one early look decides.
     """
     routing = _with_experts(model)
     keys: list[str] = []
@@ -136,7 +143,8 @@ def build_static_experts(
         settings: how.
 
     Raises:
-        ConfigError: a setting is out of its range, or the model has no experts.
+        ConfigError: a setting is out of its range, the model has no experts, or one early look
+            decides.
         DataError: the training set cannot be used.
     """
     routing = _with_experts(model)
@@ -213,6 +221,7 @@ def _with_experts(model: nn.Module) -> RoutingSupervision:
             "static experts need a model with local experts: one that was trained with "
             "MODEL.ROUTING.CLUSTERING.ENABLED, and its checkpoint"
         )
+    check_dispatched(routing.backbone.network)
     return routing
 
 

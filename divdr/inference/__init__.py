@@ -7,7 +7,7 @@ A(x); K experts; C channels, H rows, W columns.
 
 from .captured import CapturedCall, CapturedRoute
 from .current_plan import CurrentPlan
-from .dispatch import Dispatcher, DispatchPlan
+from .dispatch import Dispatcher, DispatchPlan, check_dispatched
 from .plan import InferencePlan
 from .route import Route, read_route, vote
 from .specialised import SpecialisedPlan
@@ -23,6 +23,7 @@ __all__ = [
     "Route",
     "SpecialisedPlan",
     "StaticNetwork",
+    "check_dispatched",
     "read_route",
     "vote",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..routing.cell import Cell
 from ..routing.chosen_ops import chosen_sum
-from ..routing.gate import Gate, StaticGate, decided
+from ..routing.gate import Gate, StaticGate
 from ..routing.space import DOWN, KEEP, UP
 from .convolution import Chain
 from .decision import CellDecision
@@ -30,15 +30,14 @@ class GatePlan:
         self._reduce = Chain(gate.reduce, dtype, packs=packs)
         self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self._weight = gate.predict.weight.detach().flatten(1).to(self._dtype)
-        bias = gate.predict.bias
-        self._bias = None if bias is None else bias.detach().to(self._dtype)
+        self._bias = gate.last_bias.detach().to(self._dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, C, H, W) → logits (n, transforms)."""
         x = self._reduce(self._gate.shrunk(x))  # (n, C/2, H', W')
         # Summed in float32: a mean in bfloat16 would move decisions near the threshold.
         logits = F.linear(x.mean((2, 3), dtype=self._dtype), self._weight, self._bias)
-        return decided(logits, self._gate)
+        return self._gate.decided(logits)
 
 
 class StaticGatePlan:

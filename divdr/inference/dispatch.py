@@ -107,6 +107,19 @@ class Dispatcher:
             )
 
 
+def check_dispatched(network: DynamicRoutingNetwork) -> None:
+    """See whether gates of a network's first layers can tell the expert of an image.
+
+    Raises:
+        ConfigError: there are none, as one early look decides.
+    """
+    if network.early is not None:
+        raise ConfigError(
+            "static experts are dispatched by gates of the first layers, which a network with "
+            'MODEL.ROUTING.GATE "early" has not'
+        )
+
+
 class DispatchPlan:
     """Runs the first layers as the network does, then the rest of each image's expert.
 
@@ -135,11 +148,7 @@ class DispatchPlan:
     ) -> None:
         if network.training or any(expert.training for expert in experts):
             raise ConfigError("a plan needs the networks in evaluation: call eval() first")
-        if network.early is not None:
-            raise ConfigError(
-                "static experts are dispatched by gates of the first layers, which a network with "
-                'MODEL.ROUTING.GATE "early" has not'
-            )
+        check_dispatched(network)
         if any(expert.space != network.space for expert in experts):
             raise ConfigError("the experts belong to another routing space than the network")
         dispatcher.check(network.space, len(experts))

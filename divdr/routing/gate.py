@@ -5,6 +5,8 @@ Li et al. (CVPR 2020), Section 3.2, Eq. 3 and 4.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,52 @@ _LEAST = 0.01
 GATE_KINDS = RoutingSettings.choices("gate")
 
 
-class Gate(nn.Module):
+class GateBase(nn.Module):
+    """What all gates have: a start value, and what closes some transforms whatever they say.
+
+    Args:
+        bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
+        stays_open: logits say how far transforms are open, never whether (``kept_open``).
+
+    Attributes:
+        stays_open: as given.
+        threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
+            above it, what is open least closes first, and what stays open stays as far open.
+        route: bool for each logit, what is open for every image, all else being closed; None where
+            the gate decides.
+    """
+
+    route: Tensor | None
+    predict: nn.Conv2d
+
+    def __init__(self, bias: float, stays_open: bool) -> None:
+        super().__init__()
+        self.stays_open = stays_open
+        self.threshold = 0.0
+        self.initial_bias = bias
+        self.register_buffer("route", None, persistent=False)
+
+    @property
+    def last_bias(self) -> Tensor:
+        """What is added to the logits last, one for each."""
+        return cast(Tensor, self.predict.bias)
+
+    def reset_bias(self) -> None:
+        """Set the last bias to its start value."""
+        nn.init.constant_(self.last_bias, self.initial_bias)
+
+    def decided(self, logits: Tensor) -> Tensor:
+        """Logits, those that the route or the threshold closes at most 0."""
+        if self.route is not None:
+            return torch.where(self.route, kept_open(logits), logits.clamp(max=0.0))
+        if self.stays_open:
+            return kept_open(logits)
+        if self.threshold > 0:
+            return torch.where(logits > self.threshold, logits, logits.clamp(max=0.0))
+        return logits
+
+
+class Gate(GateBase):
     """1×1 convolution C → C/2, norm, ReLU, average over the map, 1×1 convolution to the gates.
 
     Args:
@@ -24,17 +71,10 @@ class Gate(nn.Module):
         transforms: number of gates.
         norm: makes the normalisation layer.
         small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
-        bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
-        stays_open: the gate says how far transforms are open, never whether (``kept_open``).
+        bias: as of ``GateBase``.
+        stays_open: as of ``GateBase``.
 
-    Attributes:
-        threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
-            above it, what is open least closes first, and what stays open stays as far open.
-        route: (T,) bool, what is open for every image, all else being closed; None where the gate
-            decides.
     """
-
-    route: Tensor | None
 
     def __init__(
         self,
@@ -46,25 +86,12 @@ class Gate(nn.Module):
         bias: float,
         stays_open: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(bias, stays_open)
         inner = max(1, channels // 2)
         self.small = small
-        self.stays_open = stays_open
-        self.threshold = 0.0
-        self.initial_bias = bias
-        self.register_buffer("route", None, persistent=False)
         self.reduce = conv_norm(channels, inner, norm)
         self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(inner, transforms, 1)
-
-    @property
-    def last_bias(self) -> Tensor | None:
-        """(T,) what is added to the logits last; None in a network that has none."""
-        return self.predict.bias
-
-    def reset_bias(self) -> None:
-        """Set the last bias to its start value."""
-        nn.init.constant_(self.predict.bias, self.initial_bias)  # type: ignore[arg-type]
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the map the gate looks at for a cell input of this size."""
@@ -79,7 +106,7 @@ class Gate(nn.Module):
         return _predicted(self.reduce(self.shrunk(x)), self)
 
 
-class StaticGate(nn.Module):
+class StaticGate(GateBase):
     """A learned logit for each transform, the same for every image; it costs no multiply-adds.
 
     What a gate of Li et al. is worth beyond it is what looking at the image is worth.
@@ -87,17 +114,11 @@ class StaticGate(nn.Module):
     Args:
         transforms: number of gates.
         bias: start value of the logits.
-        stays_open: as of ``Gate``.
+        stays_open: as of ``GateBase``.
     """
 
-    route: Tensor | None
-
     def __init__(self, transforms: int, *, bias: float, stays_open: bool = False) -> None:
-        super().__init__()
-        self.stays_open = stays_open
-        self.threshold = 0.0
-        self.initial_bias = bias
-        self.register_buffer("route", None, persistent=False)
+        super().__init__(bias, stays_open)
         self.bias = nn.Parameter(torch.full((transforms,), bias))
 
     @property
@@ -105,21 +126,13 @@ class StaticGate(nn.Module):
         """(T,) the logits, before ``kept_open``."""
         return self.bias
 
-    def reset_bias(self) -> None:
-        """Set the logits to their start value."""
-        nn.init.constant_(self.bias, self.initial_bias)
-
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), in fp32 at least."""
         bias = self.bias if self.bias.dtype == torch.float64 else self.bias.float()
-        return decided(bias, self).expand(len(x), -1)
+        return self.decided(bias).expand(len(x), -1)
 
 
-GateModule = Gate | StaticGate
-"""What decides for one cell."""
-
-
-class EarlyLook(nn.Module):
+class EarlyLook(GateBase):
     """All gates of a network from one look at the image, before anything runs.
 
     BlockDrop (Wu et al., CVPR 2018) decides so by a network beside the one that it steers. Here it
@@ -131,16 +144,12 @@ class EarlyLook(nn.Module):
         channels: C of the network at stride 4, and of what the look ends with.
         exists: (cells, T) bool, the transforms that have a gate.
         norm: makes the normalisation layer.
-        bias: start value of the last bias, in logits.
-        stays_open: as of ``Gate``.
+        bias: as of ``GateBase``.
+        stays_open: as of ``GateBase``.
 
     Attributes:
         in_channels: as given.
-        threshold: as of ``Gate``.
-        route: (D,) bool, as of ``Gate``.
     """
-
-    route: Tensor | None
 
     def __init__(
         self,
@@ -152,12 +161,8 @@ class EarlyLook(nn.Module):
         bias: float,
         stays_open: bool = False,
     ) -> None:
-        super().__init__()
-        self.stays_open = stays_open
-        self.threshold = 0.0
-        self.initial_bias = bias
+        super().__init__(bias, stays_open)
         self.in_channels = in_channels
-        self.register_buffer("route", None, persistent=False)
         self._exists: Tensor
         self.register_buffer("_exists", exists.flatten(), persistent=False)
         inner = channels // 2
@@ -167,10 +172,6 @@ class EarlyLook(nn.Module):
         )
         self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(channels, exists.numel(), 1)
-
-    def reset_bias(self) -> None:
-        """Set the last bias to its start value."""
-        nn.init.constant_(self.predict.bias, self.initial_bias)  # type: ignore[arg-type]
 
     @staticmethod
     def map_size(height: int, width: int) -> tuple[int, int]:
@@ -184,7 +185,7 @@ class EarlyLook(nn.Module):
 
 def build_gate(
     kind: str, channels: int, transforms: int, norm: NormFactory, bias: float, stays_open: bool
-) -> GateModule | None:
+) -> Gate | StaticGate | None:
     """The gate of a cell.
 
     Args:
@@ -192,8 +193,8 @@ def build_gate(
         channels: C of the cell's input.
         transforms: number of gates.
         norm: makes the normalisation layer.
-        bias: start value of the last bias, in logits.
-        stays_open: see ``Gate``.
+        bias: as of ``GateBase``.
+        stays_open: as of ``GateBase``.
     """
     if kind in ("none", "early"):
         return None
@@ -208,18 +209,7 @@ def _predicted(x: Tensor, gate: Gate | EarlyLook) -> Tensor:
     # A decision near the threshold must not hang on half precision.
     with torch.autocast(device_type=x.device.type, enabled=False):
         x = x if x.dtype == torch.float64 else x.float()
-        return decided(gate.predict(gate.pool(x)).flatten(1), gate)
-
-
-def decided(logits: Tensor, gate: GateModule | EarlyLook) -> Tensor:
-    """Logits of a gate, those that its route or its threshold closes at most 0."""
-    if gate.route is not None:
-        return torch.where(gate.route, kept_open(logits), logits.clamp(max=0.0))
-    if gate.stays_open:
-        return kept_open(logits)
-    if gate.threshold > 0:
-        return torch.where(logits > gate.threshold, logits, logits.clamp(max=0.0))
-    return logits
+        return gate.decided(gate.predict(gate.pool(x)).flatten(1))
 
 
 def kept_open(logits: Tensor) -> Tensor:

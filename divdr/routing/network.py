@@ -22,7 +22,7 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
-from .gate import GATE_KINDS, EarlyLook, Gate, StaticGate, open_gates
+from .gate import GATE_KINDS, EarlyLook, GateBase, open_gates
 from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
@@ -135,7 +135,7 @@ class DynamicRoutingNetwork(nn.Module):
         """Kaiming initialisation (fan in) and the gates' start bias."""
         initialise_fan_in(self)
         for module in self.modules():
-            if isinstance(module, Gate | StaticGate | EarlyLook):
+            if isinstance(module, GateBase):
                 module.reset_bias()
         if self._gate_bias_cost:
             self._lower_dear_gates()
@@ -146,7 +146,7 @@ class DynamicRoutingNetwork(nn.Module):
         table = cost_table(self, size, size)
         cells = (self.initial, *self.cells())
         for cell, cost in zip(cells, (table.initial, *table.cells), strict=True):
-            if cell.gate is None or cell.gate.last_bias is None:
+            if cell.gate is None:
                 continue
             each = [cost.transforms[t] or 0.0 for t in cell.node.gated]
             shares = torch.tensor(each) / (cost.cell + sum(each))
@@ -201,15 +201,14 @@ class DynamicRoutingNetwork(nn.Module):
             raise ConfigError('a route is fixed by gates, and MODEL.ROUTING.GATE is "none"')
         if self.early is not None:
             chosen = None if opened is None else opened.flatten().bool()
-            place = self.early.predict.weight.device
-            self.early.route = None if chosen is None else chosen.to(place)
+            self.early.route = None if chosen is None else chosen.to(self.early.last_bias.device)
             return
         cells = [self.initial, *self.cells()]
         rows = None if opened is None or initial is None else torch.cat([initial[None], opened])
         for number, cell in enumerate(cells):
             if cell.gate is not None:
                 row = None if rows is None else rows[number, list(cell.node.gated)]
-                device = cell.gate.last_bias.device if cell.gate.last_bias is not None else None
+                device = cell.gate.last_bias.device
                 cell.gate.route = None if row is None else row.bool().to(device)
 
     @property
@@ -217,14 +216,14 @@ class DynamicRoutingNetwork(nn.Module):
         """What :meth:`set_gate_threshold` set last; 0 as trained."""
         return next((gate.threshold for gate in self._deciding()), 0.0)
 
-    def _deciding(self) -> list[Gate | StaticGate | EarlyLook]:
+    def _deciding(self) -> list[GateBase]:
         """What decides in all cells but the initial one."""
         if self.early is not None:
             return [self.early]
         return [cell.gate for cell in self.cells() if cell.gate is not None]
 
     def set_gate_threshold(self, threshold: float) -> None:
-        """Close, in all cells but the initial one, what is not further open; see ``Gate``.
+        """Close, in all cells but the initial one, what is not further open; see ``GateBase``.
 
         Args:
             threshold: in logits; 0 is what was trained.

@@ -200,3 +200,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(halves_run, exported, tmp_pa
     attached_routing(model).experts.centres = None
     with pytest.raises(ConfigError, match="local experts"):
         gather(model, build_test_loader(halves_run, "halves"))
+
+
+def test_an_early_look_has_no_first_gates_to_be_dispatched_by(halves_run):
+    model = load_trained(halves_run)
+    attached_routing(model).backbone.network.early = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="first layers"):
+        gather(model, build_test_loader(halves_run, "halves"))

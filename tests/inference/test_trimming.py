@@ -37,7 +37,7 @@ def test_the_images_take_the_same_routes_at_less_cost(seed, shift):
         maps, before = whole(batch)
     made, route = trimmed(whole, before)
     after = agrees(made, batch)  # its plan too
-    bound = 1e-6 if route.constant else 1e-9  # routes are kept in float32
+    bound = 1e-5 if route.constant else 1e-9  # routes are kept in float32
     with torch.no_grad():
         same_maps(made(batch)[0], maps, bound)
     torch.testing.assert_close(after.activations, before.activations, rtol=1e-6, atol=bound)
