@@ -43,9 +43,9 @@ class RoutingWatchHook(HookBase):
     """Judges routing at each clustering, and costs there and at the end; tells each thing once.
 
     Experts are judged from the first clustering on, routes and cost in the second half of training:
-    until then gates may all be open still. Everything is in ``routing_warnings.json``, which
-    ``divdr.experts.routing_warnings`` reads. A resumed run tells nothing again, and counts
-    clusterings anew.
+    until then gates may all be open still; gates that look at nothing have neither. Everything is
+    in ``routing_warnings.json``, which ``divdr.experts.routing_warnings`` reads. A resumed run
+    tells nothing again, and counts clusterings anew.
 
     Args:
         routing: attached to the trained model.
@@ -88,6 +88,7 @@ class RoutingWatchHook(HookBase):
         last = self.trainer.iter + 1 >= self.trainer.max_iter
         if not (clustered or last) or not comm.is_main_process():
             return
+        clustered = clustered and self.routing.backbone.looks
         found = list(self._of_experts()) if clustered else []
         if 2 * (self.trainer.iter + 1) >= self.max_iter:
             found += [*(self._of_routes() if clustered else ()), *self._of_costs()]

@@ -244,17 +244,17 @@ class RoutingEvaluator(DatasetEvaluator):
         return figures
 
     def _warn(self, activations: np.ndarray, sizes: Sequence[int]) -> None:
-        """Say in the log, and beside the results, where routing is none."""
-        space = self._routed.backbone.space
+        """Say in the log, and beside the results, where routing is none, though it should be."""
+        backbone = self._routed.backbone
+        space = backbone.space
         exists = np.zeros(activations.shape[1], bool)
         for cell in space.cells:
             exists[[3 * cell.index + transform for transform in cell.transforms]] = True
-        judged = (
-            one_expert_holds([sizes], clusterings=1),
-            one_route(activations, exists),
-            gates_open(activations, exists),
-            gates_alike(activations),
-        )
+        judged: list[RoutingWarning | None] = []
+        if backbone.looks:
+            judged += [one_expert_holds([sizes], clusterings=1), gates_alike(activations)]
+            if not backbone.network.stays_open:
+                judged += [one_route(activations, exists), gates_open(activations, exists)]
         found = [
             RoutingWarning(warning.kind, warning.text, data=self._dataset_name)
             for warning in judged

@@ -286,6 +286,11 @@ class DynamicRouting(Backbone):
         self._executor = executor
 
     @property
+    def looks(self) -> bool:
+        """Whether gates that look at the image run in evaluation, and not something given."""
+        return self.network.looks and self._route is None and self._executor is None
+
+    @property
     def space(self) -> RoutingSpace:
         """The routing space."""
         return self.network.space

@@ -22,7 +22,7 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
-from .gate import GATE_KINDS, EarlyLook, GateBase, open_gates
+from .gate import GATE_KINDS, EarlyLook, Gate, GateBase, open_gates
 from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
@@ -161,6 +161,11 @@ class DynamicRoutingNetwork(nn.Module):
     def has_gates(self) -> bool:
         """Whether anything says how far transforms are open."""
         return self.early is not None or self.initial.gate is not None
+
+    @property
+    def looks(self) -> bool:
+        """Whether any gate looks at the image."""
+        return self.early is not None or any(isinstance(c.gate, Gate) for c in self.cells())
 
     @property
     def stays_open(self) -> bool:

@@ -87,6 +87,15 @@ def test_each_is_told_once_and_not_again_after_a_resumption(tmp_path, caplog):
     assert caplog.text.count("one and the same route") == 2
 
 
+def test_gates_that_look_at_nothing_are_not_judged(tmp_path):
+    hook, routing = watched(tmp_path)
+    routing.backbone.network = DynamicRouting(layers=2, scales=2, channels=4, gate="none").network
+    rows = torch.ones(40, routing.backbone.space.activation_size)  # all alike: one expert has them
+    for iteration in range(10, 100, 10):
+        cluster(hook, routing, rows, iteration)
+    assert kinds(tmp_path) == []
+
+
 @pytest.mark.parametrize(("share", "told"), [(0.31, []), (0.4, [("cost_target", 99)])])
 def test_cost_is_judged_at_the_end(tmp_path, share, told):
     target = CostTarget(share=0.3, start=0, ramp=10, memory=5)

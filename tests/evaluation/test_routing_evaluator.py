@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from sklearn.cluster import KMeans
 from divdr.errors import ConfigError
 from divdr.evaluation import BackboneCostEvaluator, RoutingEvaluator, summary_table
 from divdr.evaluation.routing_evaluator import check_sizes
+from divdr.experts.routing_warnings import FILE, read_warnings
+from divdr.inference import InferencePlan, Route
 from divdr.modeling import DynamicRouting, DynamicRoutingDecoder, ProjectionNeck, attach_routing
 
 
@@ -132,6 +136,45 @@ def test_distances_of_the_experts_are_of_their_own_centres(model):
     far = np.linalg.norm(a - np.array([11.0] * 32 + [0.0]), axis=1)
     assert figures["intra_centre_experts"] == pytest.approx(far.mean(), rel=1e-5)
     assert figures["intra_pairs_experts"] == pytest.approx(pdist(a).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("gates", {"one_expert", "gates_open", "gates_alike"}),
+        ("values on a route", {"one_expert", "gates_alike"}),
+        ("executor", set()),
+        ("route", set()),
+        ("no gates", set()),
+    ],
+)
+def test_gates_are_judged_where_they_look_at_the_image(tmp_path, given, told):
+    torch.manual_seed(0)
+    gate = "none" if given == "no gates" else "small"
+    backbone = DynamicRouting(layers=2, scales=2, channels=4, gate=gate)
+    head = DynamicRoutingDecoder(input_shape=backbone.output_shape(), num_classes=3)
+    model = SemanticSegmentor(
+        backbone=backbone, sem_seg_head=head, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+    ).eval()
+    routing = attach_routing(model, num_experts=2)
+    space = backbone.space
+    routing.experts.centres = torch.arange(2.0)[:, None].expand(2, space.activation_size)
+    for cell in (backbone.network.initial, *backbone.network.cells()):
+        if cell.gate is not None:
+            torch.nn.init.zeros_(cell.gate.predict.weight)  # the same of every image
+    everything = Route.open(space)
+    if given == "values on a route":
+        backbone.network.fix_route(everything.activations.view(-1, 3) > 0, everything.initial > 0)
+    elif given == "executor":
+        backbone.run_with(partial(InferencePlan(backbone.network), route=everything))
+    elif given == "route":
+        backbone.follow(everything)
+    evaluator = RoutingEvaluator("some_set", model, output_dir=str(tmp_path))
+    with torch.no_grad():
+        for item in batch(3):
+            evaluator.process([item], model([item]))
+    evaluator.evaluate()
+    assert {warning.kind for warning in read_warnings(tmp_path / f"some_set_{FILE}")} == told
 
 
 def test_a_model_without_routing_is_refused(model):
