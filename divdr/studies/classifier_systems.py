@@ -248,7 +248,7 @@ def system_table(seeds: Sequence[Figures], times: Mapping[str, Mapping[str, floa
     if not seeds:
         raise DataError("there are no figures: no seed was measured")
     rows = []
-    for name in seeds[0]:
+    for name in SYSTEMS:
         if not all(name in seed for seed in seeds):
             continue
         answer = _answer(seeds[0][name])
