@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,21 +24,29 @@ from .packaged_configs import config_beside, find_config, find_weights
 
 INTERRUPTED = 130
 """Exit code of a program that was stopped by Ctrl-C."""
+UNREAD = 141
+"""Exit code of a program whose reader went away, as of one that SIGPIPE ends."""
 
 
 def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator for a tool's ``main``: a user's errors are reported in one sentence, exit code 2.
 
     Likewise those of the file system, which name the file. Ctrl-C ends it with exit code 130 and
-    what the interrupted part says of itself.
+    what the interrupted part says of itself; a reader that goes away (``| head``) with 141.
     """
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # here rather than at exit, where no error can be met
+            return result
         except DivdrError as error:
             sentence = one_sentence(error)
+        except BrokenPipeError:
+            if not _nobody_reads():  # a pipe to another process
+                raise
+            sys.exit(UNREAD)
         except OSError as error:
             if error.filename is None or error.strerror is None:
                 raise
@@ -53,6 +62,20 @@ def report_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         sys.exit(2)
 
     return guarded
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe without a reader; what is written goes nowhere then."""
+    try:
+        place = sys.stdout.fileno()
+    except OSError:  # not a file at all
+        return False
+    poll = select.poll()
+    poll.register(place, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return True
 
 
 def one_sentence(error: BaseException) -> str:

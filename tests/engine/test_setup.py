@@ -1,12 +1,15 @@
 import ctypes
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 
+from divdr.command_line import UNREAD
 from divdr.engine import Trainer, check_config, launch, load_config, report_errors
 from divdr.engine.setup import keep_freed_memory, make_output_folder, on_available_device
 from divdr.errors import ConfigError, DataError
@@ -290,3 +293,30 @@ def test_freed_memory_stays_with_the_process(monkeypatch):
         ctypes.CDLL(None).mallopt(-3, 2**17)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])  # written at the end, and before
+def test_a_reader_that_goes_away_ends_a_tool_without_a_traceback(lines):
+    code = (
+        "import sys; from divdr.command_line import report_errors; sys.stdin.readline(); "
+        f"report_errors(lambda: print('a line\\n' * {lines}))()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    _, errors = process.communicate("go\n")
+    assert (process.returncode, errors) == (UNREAD, "")
+
+
+def test_a_pipe_between_processes_that_breaks_is_an_error_of_its_own():
+    @report_errors
+    def main():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main()
