@@ -73,7 +73,6 @@ class Gate(GateBase):
         small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
         bias: as of ``GateBase``.
         stays_open: as of ``GateBase``.
-
     """
 
     def __init__(
