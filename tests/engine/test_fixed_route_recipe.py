@@ -1,4 +1,4 @@
-"""The recipes of a fixed route and of an early look (configs/divdr_plus_*) at full width."""
+"""The recipe of a fixed route and its search (configs/divdr_plus_*) at full width."""
 
 import numpy as np
 import pytest
@@ -52,17 +52,3 @@ def test_the_same_with_a_route_of_the_search_and_with_gates(repository, tmp_path
     assert not torch.allclose(a.activations, b.activations, atol=1e-6)
     # What the route costs, and gates on top.
     assert 0.95 < a.real_cost.item() / 1e9 / (0.5 * whole) < 1.1
-
-
-def test_one_look_decides_in_the_recipe_for_images_that_choose():
-    model = divdr.create_model("divdr_plus_early_cityscapes", overrides=WORDS)
-    (scores, a), (_, b) = (run(model, 64, 128, seed) for seed in (0, 1))
-    assert scores.shape == (19, 64, 128)
-    assert not torch.allclose(a.activations, b.activations, atol=1e-6)
-    network = find_backbone(model).network
-    assert all(cell.gate is None for cell in network.cells())
-    table = cost_table(network, 64, 128).tensors("cpu")
-    # Untrained, everything is open; the look is less than a hundredth of that.
-    assert a.real_cost.item() == pytest.approx(float(table.full_real_cost), rel=1e-6)
-    bare = cost_table(network, 64, 128).without_gates().tensors("cpu")
-    assert 0 < table.full_real_cost - bare.full_real_cost < 0.01 * table.full_real_cost
