@@ -80,7 +80,10 @@ def located_entries(value: Any, folder: str, where: str = "") -> list[Entry]:
     entries: list[Entry] = []
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, str) and each:
-            entries += _of_file(_placed(each, folder))
+            try:
+                entries += _of_file(_placed(each, folder))
+            except ConfigError as error:
+                raise ConfigError(f"{where}{KEY}: {error}") from None
         elif isinstance(each, dict):
             entries.append(_checked(each, folder, where))
         else:

@@ -322,3 +322,12 @@ def test_shares_seeds_and_groups():
     # A patient's images are on one side, in whatever folder.
     both = training_share(["cat/p1_a", "dog/p1_b", "cat/p2_a"], 0.5, group="_", strata=[0, 1, 0])
     assert both[0] == both[1] != both[2]
+
+
+def test_a_file_that_is_missing_is_told_with_the_key_and_the_config_that_name_it(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("DATASETS: {CUSTOM: missing.yaml}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(str(config))
+    wanted = f"{config}: DATASETS.CUSTOM: {tmp_path}/missing.yaml cannot be read: "
+    assert str(error.value).startswith(wanted)
