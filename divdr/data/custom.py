@@ -80,10 +80,7 @@ def located_entries(value: Any, folder: str, where: str = "") -> list[Entry]:
     entries: list[Entry] = []
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, str) and each:
-            try:
-                entries += _of_file(_placed(each, folder))
-            except ConfigError as error:
-                raise ConfigError(f"{where}{KEY}: {error}") from None
+            entries += _of_file(_placed(each, folder), where)
         elif isinstance(each, dict):
             entries.append(_checked(each, folder, where))
         else:
@@ -139,16 +136,21 @@ def register_custom(entries: Sequence[Any]) -> list[str]:
     return names
 
 
-def _of_file(path: str) -> list[Entry]:
+def _of_file(path: str, where: str) -> list[Entry]:
     whole = _expanded(path)
-    content = read_plain_yaml(whole)
+    try:
+        content = read_plain_yaml(whole)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{KEY}: {error}") from None
     folder = os.path.dirname(os.path.abspath(whole))
     if isinstance(content, dict) and "names" in content and "kind" not in content:
         own = re.sub(r"[^\w.-]+", "_", os.path.basename(folder)) or "yolo"
         return [_checked({"name": own, "kind": "yolo", "yaml": path}, folder, f"{whole}: ")]
     listed = [content] if isinstance(content, dict) else content
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise ConfigError(f"{whole} holds no entry with name and kind, nor a list of them")
+        raise ConfigError(
+            f"{where}{KEY}: {whole} holds no entry with name and kind, nor a list of them"
+        )
     return [_checked(each, folder, f"{whole}: ") for each in listed]
 
 
