@@ -137,6 +137,10 @@ def test_all_systems_beside_single_networks(tmp_path, repository, monkeypatch):
     assert all(set(row) == {"ms at 1", "ms at 64"} and row["ms at 1"] > 0 for row in times.values())
     text = system_table([again, again], {})
     assert f"{again['DynK-Hydra']['parameters']:,}" in text
+    # In the order of SYSTEMS, whichever was trained first.
+    assert system_table([dict(reversed(again.items()))], {}) == system_table([again], {})
+    rows = text.splitlines()[2:]
+    assert [row.split(" |")[0].strip("| ") for row in rows] == [s for s in SYSTEMS if s in again]
     draw_systems([again], {}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
