@@ -18,14 +18,7 @@ from tqdm import tqdm
 from ..checkpoint import read_weights, write_atomically
 from ..data import build_train_loader
 from ..errors import CheckpointError, ConfigError
-from ..inference import (
-    Dispatcher,
-    DispatchPlan,
-    Route,
-    StaticNetwork,
-    check_dispatched,
-    vote,
-)
+from ..inference import Dispatcher, DispatchPlan, Route, StaticNetwork, check_dispatched, vote
 from ..modeling import RoutingSupervision, attached_routing, image_keys, static_model
 from ..routing import DynamicRoutingNetwork
 from ..settings import SolverSettings

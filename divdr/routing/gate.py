@@ -34,7 +34,6 @@ class GateBase(nn.Module):
     """
 
     route: Tensor | None
-    predict: nn.Conv2d
 
     def __init__(self, bias: float, stays_open: bool) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class GateBase(nn.Module):
     @property
     def last_bias(self) -> Tensor:
         """What is added to the logits last, one for each."""
-        return cast(Tensor, self.predict.bias)
+        raise NotImplementedError
 
     def reset_bias(self) -> None:
         """Set the last bias to its start value."""
@@ -63,7 +62,31 @@ class GateBase(nn.Module):
         return logits
 
 
-class Gate(GateBase):
+class LookingGate(GateBase):
+    """What ends with the mean over a map and a 1×1 convolution to the gates.
+
+    Attributes:
+        pool: the mean.
+        predict: the convolution.
+    """
+
+    pool: nn.Module
+    predict: nn.Conv2d
+
+    @property
+    def last_bias(self) -> Tensor:
+        """The convolution's."""
+        return cast(Tensor, self.predict.bias)
+
+    def predicted(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) that it ends with → its logits, what it closes at most 0."""
+        # A decision near the threshold must not hang on half precision.
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            return self.decided(self.predict(self.pool(x)).flatten(1))
+
+
+class Gate(LookingGate):
     """1×1 convolution C → C/2, norm, ReLU, average over the map, 1×1 convolution to the gates.
 
     Args:
@@ -102,7 +125,7 @@ class Gate(GateBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, transforms), fp32 whatever the precision of ``x``."""
-        return _predicted(self.reduce(self.shrunk(x)), self)
+        return self.predicted(self.reduce(self.shrunk(x)))
 
 
 class StaticGate(GateBase):
@@ -131,7 +154,7 @@ class StaticGate(GateBase):
         return self.decided(bias).expand(len(x), -1)
 
 
-class EarlyLook(GateBase):
+class EarlyLook(LookingGate):
     """All gates of a network from one look at the image, before anything runs.
 
     BlockDrop (Wu et al., CVPR 2018) decides so by a network beside the one that it steers. Here it
@@ -179,7 +202,7 @@ class EarlyLook(GateBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, D), fp32 at least; 0 where there is no transform."""
-        return torch.where(self._exists, _predicted(self.look(_quarter(x)), self), 0.0)
+        return torch.where(self._exists, self.predicted(self.look(_quarter(x))), 0.0)
 
 
 def build_gate(
@@ -201,14 +224,6 @@ def build_gate(
         return StaticGate(transforms, bias=bias, stays_open=stays_open)
     small = kind == "small"
     return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
-
-
-def _predicted(x: Tensor, gate: Gate | EarlyLook) -> Tensor:
-    """Maps (N, C, H, W) that a gate ends with → its logits, what it closes at most 0."""
-    # A decision near the threshold must not hang on half precision.
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        x = x if x.dtype == torch.float64 else x.float()
-        return gate.decided(gate.predict(gate.pool(x)).flatten(1))
 
 
 def kept_open(logits: Tensor) -> Tensor:
