@@ -92,6 +92,8 @@ class Pictures:
         montage: variants whose images nearest to each centre are shown (Figure 5).
         sweep: see ``Sweep``.
         tradeoff: keys of cost and accuracy, all runs as points (Figure 8); () for none.
+        progress: key of a metric that is drawn over training, for runs that are evaluated more than
+            once (``TEST.EVAL_PERIOD``); "" for none.
         need: pairs (a, b) of variants of segmentation on drawn scenes: the cost of each image in b
             against its objects, and what b gains on a where there are few, some and many.
     """
@@ -100,6 +102,7 @@ class Pictures:
     montage: tuple[str, ...] = ()
     sweep: Sweep | None = None
     tradeoff: tuple[str, ...] = ()
+    progress: str = ""
     need: tuple[tuple[str, str], ...] = ()
 
 

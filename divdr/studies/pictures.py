@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ..visualization import (
@@ -14,6 +15,8 @@ from ..visualization import (
     joint_embedding_figure,
     montage_figure,
     need_figure,
+    progress_figure,
+    read_metrics,
     read_nearest,
     sweep_figure,
     tradeoff_figure,
@@ -74,6 +77,11 @@ def _figures(study: Study, runs: Runs, numbers: Numbers) -> Iterator[tuple[str, 
         points = {v: _points(own, cost.key, value.key) for v, own in numbers.items()}
         if any(points.values()):
             yield "tradeoff", tradeoff_figure(points, cost.label, value.label)
+    if asked.progress:
+        metric = study.metric(asked.progress)
+        curves = {v: _curves([runs[v][s] for s in own], metric.key) for v, own in numbers.items()}
+        if any(curves.values()):
+            yield "progress", progress_figure(curves, metric.label)
     needs = {}
     gains = {}
     for a, b in asked.need:
@@ -100,6 +108,13 @@ def _points(
 ) -> list[tuple[float, float]]:
     costs, worth = values(own, cost), values(own, value)
     return [(costs[s], worth[s]) for s in costs if s in worth]
+
+
+def _curves(runs: Sequence[Run], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Iterations and values of a metric's evaluations in runs that have two or more."""
+    logged = [read_metrics(run.folder / "metrics.json") for run in runs]
+    found = [own[name] for own in logged if (name := key.replace(".", "/")) in own]
+    return [(iterations, values) for iterations, values in found if len(iterations) > 1]
 
 
 def _sweep(study: Study, sweep: Sweep, runs: Runs, numbers: Numbers) -> Figure | None:

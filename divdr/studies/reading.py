@@ -113,7 +113,7 @@ def _check(study: Study) -> None:
     pictures = study.pictures
     used = [name for pair in (*study.pairs, *pictures.need) for name in pair]
     used += [*pictures.embedding, *pictures.montage, *study.oracle]
-    drawn = list(pictures.tradeoff)
+    drawn = [*pictures.tradeoff, *filter(None, [pictures.progress])]
     if pictures.sweep:
         used += [*pictures.sweep.variants, *filter(None, [pictures.sweep.reference])]
         drawn += pictures.sweep.metrics

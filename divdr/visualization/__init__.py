@@ -1,6 +1,12 @@
 """Pictures of routes, experts and training, and the report that collects them."""
 
-from .curves import diversity_figure, gflops_figure, losses_figure, read_metrics
+from .curves import (
+    diversity_figure,
+    gflops_figure,
+    losses_figure,
+    progress_figure,
+    read_metrics,
+)
 from .examples import ClassExample, Example
 from .expert_choices import ExpertChoices, expert_choices, expert_choices_figure
 from .expert_selection import ExpertSelection, expert_selection
@@ -42,6 +48,7 @@ __all__ = [
     "open_transforms",
     "overlay",
     "pareto_front",
+    "progress_figure",
     "reached_from_gates",
     "read_metrics",
     "read_nearest",

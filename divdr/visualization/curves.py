@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import DataError
-from .parts import LINE, colour, label_axes
+from .parts import LINE, colour, label_axes, marker
 
 #: A line, or a marker for numbers that come too rarely for one.
 Style = Literal["-", "--", ":", "D", "s", "^"]
@@ -133,6 +133,37 @@ def diversity_figure(runs: Mapping[str, Metrics]) -> Figure:
         ValueError: no run has any of them.
     """
     return _one_panel(runs, DIVERSITY, "distance between gate activations")
+
+
+def progress_figure(
+    groups: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], label: str
+) -> Figure:
+    """Draw how a number of evaluations changes in training: runs thin, the mean of a group thick.
+
+    Args:
+        groups: by name, for each of its runs iterations (M,) and values (M,); the mean is over
+            those iterations that all of them have.
+        label: of the vertical axis.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    shown = {name: runs for name, runs in groups.items() if len(runs)}
+    if not shown:
+        raise ValueError("no run to draw")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, runs) in enumerate(shown.items()):
+        shade = colour(number)
+        for iterations, values in runs:
+            axis.plot(iterations, values, color=shade, alpha=0.35, linewidth=0.8)
+        common = sorted(set.intersection(*(set(at.tolist()) for at, _ in runs)))
+        means = [np.mean([v[at == i] for at, v in runs]) for i in common]
+        form = marker(number) + "-"
+        axis.plot(common, means, form, color=shade, linewidth=2, label=name, gid=name)
+    label_axes(axis, "iteration", label)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
 
 
 def _one_panel(runs: Mapping[str, Metrics], keys: Mapping[str, str], label: str) -> Figure:

@@ -54,7 +54,7 @@ def test_numbers_and_tables_of_all_variants(miniature):
 
 def test_pictures_are_there(miniature):
     folder, _ = miniature
-    for name in ("embedding", "nearest_divdr", "sweep", "tradeoff", "need"):
+    for name in ("embedding", "nearest_divdr", "sweep", "tradeoff", "progress", "need"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.convert("L").getextrema() != (255, 255), name
     ious = json.loads((folder / "runs" / "divdr" / "seed_0" / "image_ious.json").read_text())

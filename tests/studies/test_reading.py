@@ -49,6 +49,7 @@ def test_a_variant_may_have_config_and_data_of_its_own(tmp_path):
         ("fork: 0.25", "fork: -1", "cannot be negative"),
         ("name: mIoU,", "", "name"),
         ("pairs:", "pictures: {tradeoff: [routing.real, sem_seg.IoU]}\npairs:", "routing.real"),
+        ("pairs:", "pictures: {progress: sem_seg.AP}\npairs:", "sem_seg.AP"),
         ("pairs:", "pictures: {embedding: [DR, X]}\npairs:", "no variant 'X'"),
         ("pairs:", "pictures: {need: [[DR, X]]}\npairs:", "no variant 'X'"),
         ("pairs:", "oracle: [DR, X]\npairs:", "no variant 'X'"),

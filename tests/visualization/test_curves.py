@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from divdr.errors import DataError
-from divdr.visualization import diversity_figure, gflops_figure, losses_figure, read_metrics
+from divdr.visualization import (
+    diversity_figure,
+    gflops_figure,
+    losses_figure,
+    progress_figure,
+    read_metrics,
+)
 
 LINES = """\
 {"iteration": 19, "total_loss": 2.0, "lr": 0.1, "note": "text", "flag": true}
@@ -95,3 +101,24 @@ def test_two_points_are_marks_and_no_line():
 def test_nothing_to_draw(build):
     with pytest.raises(ValueError, match="no run has"):
         build({"A": {"lr": series(1.0)}})
+
+
+def test_a_groups_mean_is_over_what_all_its_runs_have():
+    whole = np.array([10, 20, 30]), np.array([1.0, 2.0, 6.0])
+    cut = np.array([10, 20]), np.array([3.0, 5.0])
+    figure = progress_figure({"A": [whole, cut], "B": [], "C": [whole]}, "mIoU [%]")
+    (axis,) = figure.axes
+    assert axis.get_ylabel() == "mIoU [%]"
+    means = {line.get_gid(): line for line in axis.lines if line.get_gid() in ("A", "B", "C")}
+    assert set(means) == {"A", "C"}
+    assert np.array_equal(means["A"].get_xdata(), [10, 20])
+    assert np.array_equal(means["A"].get_ydata(), [2.0, 3.5])
+    thin = [line for line in axis.lines if line not in means.values()]
+    assert [line.get_ydata().tolist() for line in thin] == [[1, 2, 6], [3, 5], [1, 2, 6]]
+    assert [line.get_color() for line in thin[:2]] == [means["A"].get_color()] * 2
+    assert means["C"].get_color() != means["A"].get_color()
+
+
+def test_progress_of_no_run_is_refused():
+    with pytest.raises(ValueError, match="no run"):
+        progress_figure({"A": []}, "mIoU [%]")
