@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
@@ -17,6 +18,7 @@ from .definition import Metric, Study
 from .planning import Run
 from .statistics import NOTHING, Difference, Summary, paired_difference, summarise
 
+logger = logging.getLogger(__name__)
 #: Numbers by dotted key, by variant and seed.
 Numbers = dict[str, dict[int, dict[str, float]]]
 
@@ -33,8 +35,8 @@ def collect(study: Study, runs: Mapping[str, Mapping[int, Run]]) -> Numbers:
         scores as "SCORE.NUMBER". Runs that are not finished are left out.
 
     Raises:
-        ConfigError: a score cannot be found, no run is finished, or the finished ones do not have a
-            metric of the study.
+        ConfigError: a score cannot be found, no run is finished, or every variant has finished runs
+            and none of them has some metric of the study. Before that it is a warning.
     """
     scores = {name: _score(name, where) for name, where in study.scores.items()}
     found: Numbers = {}
@@ -72,7 +74,11 @@ def _check(study: Study, found: Numbers) -> None:
         if metric.key not in known:
             close = difflib.get_close_matches(metric.key, sorted(known), n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"no result of study {study.name} is called {metric.key}{hint}")
+            text = f"no result of study {study.name} is called {metric.key}{hint}"
+            if all(found.values()):
+                raise ConfigError(text)
+            # A static network has no cost target to miss; a variant that is still to come may.
+            logger.warning("%s", text)
 
 
 def _score(name: str, where: str) -> Any:
