@@ -75,6 +75,7 @@ _SETTINGS = (
         "gate_threshold",
         "gate_bias",
         "gate_bias_cost",
+        "gate_floor",
         "norm",
         "drop_path",
         "reach",
@@ -113,6 +114,7 @@ class DynamicRouting(Backbone):
         gate_threshold: see :meth:`set_gate_threshold`.
         gate_bias: start value of the gates' last bias.
         gate_bias_cost: by how much it is lower for dear transforms, see ``DynamicRoutingNetwork``.
+        gate_floor: least value of a gate that is open.
         norm: Detectron2's name of a normalisation; "" chooses (see ``norm_factory``).
         drop_path: largest drop path probability.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
@@ -146,6 +148,7 @@ class DynamicRouting(Backbone):
         gate_threshold: float = RoutingSettings.gate_threshold,
         gate_bias: float = RoutingSettings.gate_bias,
         gate_bias_cost: float = RoutingSettings.gate_bias_cost,
+        gate_floor: float = RoutingSettings.gate_floor,
         norm: str = RoutingSettings.norm,
         drop_path: float = RoutingSettings.drop_path,
         reach: str = RoutingSettings.reach,
@@ -177,6 +180,7 @@ class DynamicRouting(Backbone):
             gate=gate,
             gate_bias=gate_bias,
             gate_bias_cost=gate_bias_cost,
+            gate_floor=gate_floor,
             norm=norm_factory(norm),
             drop_path=drop_path,
             reach=reach,

@@ -96,6 +96,7 @@ class Cell(nn.Module):
             always runs.
         op_gate: makes a gate that chooses operations for each image; None sums all of them.
         stays_open: gates say how far transforms are open, never whether.
+        gate_floor: least value of a gate that is open.
 
     Raises:
         ConfigError: no operation, the same one twice, or an unknown one.
@@ -115,6 +116,7 @@ class Cell(nn.Module):
         conditional: bool = False,
         op_gate: OpGateBuilder | None = None,
         stays_open: bool = False,
+        gate_floor: float = 0.0,
     ) -> None:
         super().__init__()
         if not ops or len(set(ops)) != len(ops):
@@ -131,7 +133,15 @@ class Cell(nn.Module):
             self.changes["down"] = conv_norm(width, width * 2, norm, stride=2)
         kind = gate if node.gated else "none"
         kind = "static" if node.constant and kind != "none" else kind
-        self.gate = build_gate(kind, width, len(node.gated), norm, gate_bias, stays_open)
+        self.gate = build_gate(
+            kind,
+            width,
+            len(node.gated),
+            norm,
+            bias=gate_bias,
+            stays_open=stays_open,
+            floor=gate_floor,
+        )
         # The initial cell, which no record tells of, sums all of its operations.
         choosing = op_gate is not None and node.index >= 0
         self.op_gate = (

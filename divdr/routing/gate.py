@@ -5,6 +5,7 @@ Li et al. (CVPR 2020), Section 3.2, Eq. 3 and 4.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -24,9 +25,12 @@ class GateBase(nn.Module):
     Args:
         bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
         stays_open: logits say how far transforms are open, never whether (``kept_open``).
+        floor: least value of what is open, in [0, 1). Logits above 0 are lifted by artanh of it, so
+            that values jump to it where they start from 0 otherwise.
 
     Attributes:
         stays_open: as given.
+        lift: in logits.
         threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
             above it, what is open least closes first, and what stays open stays as far open.
         route: bool for each logit, what is open for every image, all else being closed; None where
@@ -35,9 +39,10 @@ class GateBase(nn.Module):
 
     route: Tensor | None
 
-    def __init__(self, bias: float, stays_open: bool) -> None:
+    def __init__(self, bias: float, stays_open: bool, floor: float = 0.0) -> None:
         super().__init__()
         self.stays_open = stays_open
+        self.lift = math.atanh(floor)
         self.threshold = 0.0
         self.initial_bias = bias
         self.register_buffer("route", None, persistent=False)
@@ -57,6 +62,8 @@ class GateBase(nn.Module):
             return torch.where(self.route, kept_open(logits), logits.clamp(max=0.0))
         if self.stays_open:
             return kept_open(logits)
+        if self.lift:
+            logits = torch.where(logits > 0, logits + self.lift, logits)
         if self.threshold > 0:
             return torch.where(logits > self.threshold, logits, logits.clamp(max=0.0))
         return logits
@@ -96,6 +103,7 @@ class Gate(LookingGate):
         small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
         bias: as of ``GateBase``.
         stays_open: as of ``GateBase``.
+        floor: as of ``GateBase``.
     """
 
     def __init__(
@@ -107,8 +115,9 @@ class Gate(LookingGate):
         small: bool,
         bias: float,
         stays_open: bool = False,
+        floor: float = 0.0,
     ) -> None:
-        super().__init__(bias, stays_open)
+        super().__init__(bias, stays_open, floor)
         inner = max(1, channels // 2)
         self.small = small
         self.reduce = conv_norm(channels, inner, norm)
@@ -137,10 +146,13 @@ class StaticGate(GateBase):
         transforms: number of gates.
         bias: start value of the logits.
         stays_open: as of ``GateBase``.
+        floor: as of ``GateBase``.
     """
 
-    def __init__(self, transforms: int, *, bias: float, stays_open: bool = False) -> None:
-        super().__init__(bias, stays_open)
+    def __init__(
+        self, transforms: int, *, bias: float, stays_open: bool = False, floor: float = 0.0
+    ) -> None:
+        super().__init__(bias, stays_open, floor)
         self.bias = nn.Parameter(torch.full((transforms,), bias))
 
     @property
@@ -168,6 +180,7 @@ class EarlyLook(LookingGate):
         norm: makes the normalisation layer.
         bias: as of ``GateBase``.
         stays_open: as of ``GateBase``.
+        floor: as of ``GateBase``.
 
     Attributes:
         in_channels: as given.
@@ -182,8 +195,9 @@ class EarlyLook(LookingGate):
         *,
         bias: float,
         stays_open: bool = False,
+        floor: float = 0.0,
     ) -> None:
-        super().__init__(bias, stays_open)
+        super().__init__(bias, stays_open, floor)
         self.in_channels = in_channels
         self._exists: Tensor
         self.register_buffer("_exists", exists.flatten(), persistent=False)
@@ -206,7 +220,14 @@ class EarlyLook(LookingGate):
 
 
 def build_gate(
-    kind: str, channels: int, transforms: int, norm: NormFactory, bias: float, stays_open: bool
+    kind: str,
+    channels: int,
+    transforms: int,
+    norm: NormFactory,
+    *,
+    bias: float,
+    stays_open: bool,
+    floor: float,
 ) -> Gate | StaticGate | None:
     """The gate of a cell.
 
@@ -217,13 +238,16 @@ def build_gate(
         norm: makes the normalisation layer.
         bias: as of ``GateBase``.
         stays_open: as of ``GateBase``.
+        floor: as of ``GateBase``.
     """
     if kind in ("none", "early"):
         return None
     if kind == "static":
-        return StaticGate(transforms, bias=bias, stays_open=stays_open)
+        return StaticGate(transforms, bias=bias, stays_open=stays_open, floor=floor)
     small = kind == "small"
-    return Gate(channels, transforms, norm, small=small, bias=bias, stays_open=stays_open)
+    return Gate(
+        channels, transforms, norm, small=small, bias=bias, stays_open=stays_open, floor=floor
+    )
 
 
 def kept_open(logits: Tensor) -> Tensor:
@@ -235,10 +259,13 @@ def kept_open(logits: Tensor) -> Tensor:
 
 
 def constant_bias(values: Tensor, gate: StaticGate) -> Tensor:
-    """(T,) bias of a gate that looks at nothing, so that it has these values in (0, 1], float64."""
+    """(T,) bias of a gate that looks at nothing, so that it has these values in (0, 1], float64.
+
+    Values below the gate's floor become the floor.
+    """
     logits = values.double().clamp(max=1 - 2.0**-24).atanh()  # 1 has none that is finite
     if not gate.stays_open:
-        return logits
+        return (logits - gate.lift).clamp(min=1e-9) if gate.lift else logits
     return (logits - _LEAST).clamp(min=1e-9).expm1().log()
 
 

@@ -46,6 +46,7 @@ class DynamicRoutingNetwork(nn.Module):
             ``EarlyLook``), or "none" (the paper's "Fix" network: every path open at weight 1).
         gate_bias: start value of the gates' last bias, in logits.
         gate_bias_cost: by how much it is lower for a transform that costs as much as its cell.
+        gate_floor: least value of a gate that is open, see ``GateBase``.
         norm: makes a normalisation layer for a number of channels.
         drop_path: largest drop path probability (last layer, end of training).
         in_channels: channels of the image.
@@ -74,6 +75,7 @@ class DynamicRoutingNetwork(nn.Module):
         gate: str = RoutingSettings.gate,
         gate_bias: float = RoutingSettings.gate_bias,
         gate_bias_cost: float = RoutingSettings.gate_bias_cost,
+        gate_floor: float = RoutingSettings.gate_floor,
         norm: NormFactory = BatchNorm,
         drop_path: float = RoutingSettings.drop_path,
         in_channels: int = 3,
@@ -87,6 +89,8 @@ class DynamicRoutingNetwork(nn.Module):
             raise ConfigError(f'route_gates is "open" or "decide", not {route_gates!r}')
         if gate not in GATE_KINDS:
             raise ConfigError(f"unknown gate {gate!r}; known are {', '.join(GATE_KINDS)}")
+        if not 0.0 <= gate_floor < 1.0:
+            raise ConfigError(f"the floor of gates is at least 0 and below 1, not {gate_floor}")
         if reach not in REACH_KINDS:
             raise ConfigError(f"unknown reach {reach!r}; known are {', '.join(REACH_KINDS)}")
         if channels < 2 or channels % 2:
@@ -113,6 +117,7 @@ class DynamicRoutingNetwork(nn.Module):
             conditional=conditional_training,
             op_gate=op_gate,
             stays_open=self._built_open,
+            gate_floor=gate_floor,
         )
         self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)
@@ -125,7 +130,13 @@ class DynamicRoutingNetwork(nn.Module):
             for node in space.cells:
                 exists[node.index, list(node.gated)] = True
             self.early = EarlyLook(
-                in_channels, channels, exists, norm, bias=gate_bias, stays_open=self._built_open
+                in_channels,
+                channels,
+                exists,
+                norm,
+                bias=gate_bias,
+                stays_open=self._built_open,
+                floor=gate_floor,
             )
         self._gate_bias_cost = gate_bias_cost
         self.reset_parameters()

@@ -395,6 +395,16 @@ class RoutingSettings(Settings):
         unit="logits",
         low=0,
     )
+    gate_floor: float = setting(
+        0.0,
+        "Least value of a gate that is open: a logit x above 0 gives tanh(x + artanh(GATE_FLOOR)), "
+        "so that a cost target cannot press all gates to next to nothing in place of closing some. "
+        "That is what happens in long trainings of an early look; 0.5 keeps them away from it. "
+        "Gates that a route keeps open do without.",
+        unit="gate value",
+        low=0,
+        below=1,
+    )
     gate_threshold: float = setting(
         0.0,
         "Transforms whose gates are not further open are closed: what is open least goes first, "

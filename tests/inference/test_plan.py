@@ -22,6 +22,7 @@ def test_a_batch_of_mixed_routes_equals_the_network():
     gate=st.sampled_from(["small", "full", "static", "early", "none"]),
     reach=st.sampled_from(["open", "published"]),
     shift=st.floats(-2.0, 1.0),
+    floor=st.sampled_from([0.0, 0.5]),
     layers=st.integers(1, 5),
     scales=st.integers(1, 4),
     count=st.integers(1, 8),
@@ -29,9 +30,11 @@ def test_a_batch_of_mixed_routes_equals_the_network():
     width=st.integers(3, 60),
 )
 def test_any_space_gate_batch_and_size_equals_the_network(
-    seed, gate, reach, shift, layers, scales, count, height, width
+    seed, gate, reach, shift, floor, layers, scales, count, height, width
 ):
-    network = routed_network(layers, scales, seed=seed, gate=gate, reach=reach, shift=shift)
+    network = routed_network(
+        layers, scales, seed=seed, gate=gate, reach=reach, shift=shift, gate_floor=floor
+    )
     agrees(network, pictures(count, height, width, seed))
 
 

@@ -40,7 +40,8 @@ def test_the_images_take_the_same_routes_at_less_cost(seed, shift):
     bound = 1e-5 if route.constant else 1e-9  # routes are kept in float32
     with torch.no_grad():
         same_maps(made(batch)[0], maps, bound)
-    torch.testing.assert_close(after.activations, before.activations, rtol=1e-6, atol=bound)
+    left = after.activations.double()  # in single precision where no gate is left
+    torch.testing.assert_close(left, before.activations, rtol=1e-6, atol=bound)
     # Every part that is left is used: some image opens it, or passes a cell by it.
     gates = before.activations.unflatten(1, (-1, 3))
     for node, cell in zip(made.space.cells, whole.cells(), strict=True):
@@ -135,10 +136,12 @@ def test_gates_that_are_always_open_become_their_mean_when_asked():
         assert len(own[reached[:, column], column].unique(dim=0)) <= 1
 
 
-@pytest.mark.parametrize("stays_open", [False, True])
-def test_a_gate_that_looks_at_nothing_has_the_values_it_is_given(stays_open):
-    gate = StaticGate(4, bias=0.0, stays_open=stays_open).double()
-    values = torch.tensor([0.011, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("stays_open", "floor", "least"), [(False, 0.0, 0.011), (True, 0.0, 0.011), (False, 0.25, 0.25)]
+)
+def test_a_gate_that_looks_at_nothing_has_the_values_it_is_given(stays_open, floor, least):
+    gate = StaticGate(4, bias=0.0, stays_open=stays_open, floor=floor).double()
+    values = torch.tensor([least, 0.3, 0.9, 1.0])
     gate.bias.data = constant_bias(values, gate)
     found = open_gates(gate(torch.zeros(2, 1, 1, 1)))
     for row in found.tolist():

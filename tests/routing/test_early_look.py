@@ -8,6 +8,7 @@ from divdr.errors import ConfigError
 from divdr.inference import InferencePlan
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.cost import cost_table
+from divdr.routing.gate import open_gates
 
 
 def test_images_take_their_own_routes_which_are_known_before_the_stem():
@@ -73,6 +74,47 @@ def test_a_route_may_be_fixed_and_a_threshold_closes():
     assert torch.equal(fixed.activations > 0, opened.flatten().expand(5, -1))
     network.fix_route(None)
     assert network.fixed_route is None
+
+
+def test_a_floor_lifts_what_is_open_and_opens_nothing():
+    free, floored = (mixed_network(3, 3, gate="early", gate_floor=f) for f in (0.0, 0.5))
+    batch = images(40)
+    with torch.no_grad():
+        logits = free.early(batch)[free(batch)[1].reached.repeat_interleave(3, 1)]
+        before, after = (network(batch)[1].activations for network in (free, floored))
+    is_open = before > 0
+    assert before[is_open].min() < 0.5, "something must be lifted"
+    assert ((logits < 0) & (logits > -0.5)).any(), "something must be nearly open"
+    # The tangent of a sum: tanh(a + artanh(f)) = (tanh a + f) / (1 + f tanh a).
+    lifted = torch.where(is_open, (before + 0.5) / (1 + 0.5 * before), 0.0)
+    assert torch.allclose(after, lifted, rtol=1e-9)
+    assert after[is_open].min() >= 0.5
+    # The same of a gate that looks at a cell's input, and of one that looks at nothing.
+    for gate in ("small", "static"):
+        free, floored = (
+            mixed_network(3, 3, gate=gate, gate_floor=f).layers[1][1].gate for f in (0.0, 0.5)
+        )
+        with torch.no_grad():
+            x = torch.rand(4, 8, 12, 12, dtype=torch.float64)
+            least, most = open_gates(free(x)), open_gates(floored(x))
+        assert torch.equal(least > 0, most > 0)
+        assert (least > 0).any()
+        assert torch.allclose(most[most > 0], ((least + 0.5) / (1 + 0.5 * least))[least > 0])
+
+
+def test_a_threshold_is_of_lifted_gates_and_a_floor_is_below_1():
+    network = mixed_network(3, 3, gate="early", gate_floor=0.5, shift=0.3)
+    batch = images(5)
+    with torch.no_grad():
+        values = open_gates(network.early(batch))
+        network.set_gate_threshold(0.9)  # of tanh 0.716298
+        closed = network(batch)[1]
+    wanted = (values > 0.716298) & closed.reached.repeat_interleave(3, 1)
+    assert torch.equal(closed.activations > 0, wanted)
+    assert ((values > 0) & ~(values > 0.716298) & closed.reached.repeat_interleave(3, 1)).any()
+    for floor in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="floor of gates"):
+            DynamicRoutingNetwork(RoutingSpace.build(1, 1), gate_floor=floor)
 
 
 def test_a_plan_of_it_expects_no_routes():
