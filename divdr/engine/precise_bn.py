@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_IMAGES = 4
 """Images by which BatchNorm in training should normalise at least."""
+_FEW = 32  # images, by which a statistic of evaluation is noise still
 
 
 class CommonBNHook(HookBase):
@@ -85,6 +86,7 @@ class PreciseBNHook(HookBase):
         self.loader = loader
         self.num_iter = num_iter
         self.max_iter = max_iter
+        self._told = False
 
     def after_step(self) -> None:
         """Update the statistics if an evaluation follows."""
@@ -92,11 +94,19 @@ class PreciseBNHook(HookBase):
         end = self.trainer.max_iter if self.max_iter is None else self.max_iter
         if done == end or (self.period > 0 and done % self.period == 0):
             with EventStorage():  # the passes are no training; nothing of them is logged
-                update_precise_bn(self.model, self.loader(), self.num_iter)
+                few = update_precise_bn(self.model, self.loader(), self.num_iter)
+            if few and not self._told:
+                self._told = True
+                logger.warning(
+                    "%d layers of BatchNorm are evaluated by statistics of fewer than %d images, "
+                    "as few images reach their cells: accuracy may come out points too low. Raise "
+                    "TEST.PRECISE_BN.NUM_ITER (now %d)",
+                    *(few, _FEW, self.num_iter),
+                )
 
 
 @torch.no_grad()
-def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> None:
+def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> int:
     """Statistics of BatchNorm's inputs over ``num_iter`` batches of every process together.
 
     The passes normalise by their batches' own statistics, as training does (Wu and Johnson,
@@ -108,12 +118,18 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> Non
         model: its BatchNorm layers in training mode are updated.
         batches: inputs of the model; this process's.
         num_iter: how many of them to look at.
+
+    Returns:
+        How many layers fewer than 32 images came to, and less than half of those that came to the
+        layers that most came to.
     """
     layers = precise_bn_layers(model)
     found: dict[nn.Module, Tensor] = {}
+    images: dict[nn.Module, int] = dict.fromkeys(layers, 0)
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen = moments(args[0])
+        images[layer] += len(args[0])
         found[layer] = seen if layer not in found else _together(torch.stack([found[layer], seen]))
 
     momentum = [layer.momentum for layer in layers]
@@ -127,13 +143,18 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> Non
         for layer, value, handle in zip(layers, momentum, handles, strict=True):
             layer.momentum = value
             handle.remove()
+    if not layers:
+        return 0
     own = [found[m] if m in found else _nothing(m) for m in layers]
-    for layer, parts in zip(layers, _each_from_all(own), strict=True):
+    *each, counts = _each_from_all([*own, own[0].new_tensor([images[m] for m in layers])])
+    for layer, parts in zip(layers, each, strict=True):
         mean, var, count = merge_moments(parts)
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(torch.where(count > 1, mean, layer.running_mean))
         layer.running_var.copy_(torch.where(count > 1, var, layer.running_var))
+    came = counts.sum(dim=0)  # images that came to each layer
+    return int(((came > 0) & (came < _FEW) & (2 * came < came.max())).sum())
 
 
 def precise_bn_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -189,7 +210,5 @@ def _nothing(layer: _BatchNorm) -> Tensor:
 
 def _each_from_all(own: list[Tensor]) -> list[Tensor]:
     """Tensors (D,) of any lengths → (P, D) those of all P processes; a collective call."""
-    if not own:
-        return []
     parts = from_all_processes(torch.cat(own))  # one message in place of hundreds
     return list(parts.split([len(one) for one in own], dim=1))

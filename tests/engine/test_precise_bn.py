@@ -66,10 +66,40 @@ def test_two_values_are_one():
 
 def test_layers_in_evaluation_keep_their_statistics():
     frozen = nn.BatchNorm2d(2).eval()
+    assert update_precise_bn(frozen, [torch.randn(4, 2, 3, 3)], 1) == 0
     model = nn.Sequential(nn.BatchNorm2d(2), frozen)
     update_precise_bn(model, [torch.randn(4, 2, 3, 3) + 5], 1)
     assert model[0].running_mean.min() > 3
     assert frozen.running_mean.eq(0).all()
+
+
+class _Parts(nn.Module):
+    """The first layer gets all images, each other one those that its number says."""
+
+    def __init__(self, *counts):
+        super().__init__()
+        self.counts = counts
+        self.norms = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(1 + len(counts)))
+
+    def forward(self, x):
+        for layer, count in zip(self.norms, (len(x), *self.counts), strict=True):
+            if count:
+                layer(x[:count])
+
+
+def test_layers_that_few_images_came_to_are_counted_and_told_once(caplog):
+    # Of 20 images a batch, and 60 together: nothing, 3, 27, 33 (enough) and 60.
+    model = _Parts(0, 1, 9, 11, 20).train()
+    batches = [torch.randn(20, 2, 3, 3)] * 3
+    assert update_precise_bn(model, batches, 3) == 2
+    # Of 20 together, 9 are less than half of them and 11 are not.
+    assert update_precise_bn(model, batches, 1) == 2
+    hook = PreciseBNHook(2, model, lambda: batches, 3)
+    _Loop(hook).train(0, 6)
+    told = [r.getMessage() for r in caplog.records if "statistics of fewer" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("2 layers of BatchNorm")
+    assert "TEST.PRECISE_BN.NUM_ITER (now 3)" in told[0]
 
 
 class _Loop(TrainerBase):
