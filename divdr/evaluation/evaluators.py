@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import ConfigError
-from ..modeling import attached_experts, attached_routing, unwrap
+from ..modeling import DynamicRouting, attached_experts, attached_routing, unwrap
 from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from ..modeling.segmentors import segmentation_mixture_of
@@ -33,6 +34,8 @@ from .expert_cost_evaluator import ExpertCostEvaluator
 from .head_cost import BoxHeadCostEvaluator, SegmentationHeadCostEvaluator
 from .mixture_evaluator import MixtureEvaluator
 from .routing_evaluator import RoutingEvaluator, check_sizes
+
+logger = logging.getLogger(__name__)
 
 
 def build_routing_evaluator(cfg: CfgNode, dataset_name: str, model: nn.Module) -> RoutingEvaluator:
@@ -52,7 +55,7 @@ def build_cost_evaluator(
 ) -> DatasetEvaluator | None:
     """The evaluator of cost: routing for a model with routing attached, what ran for one whose
     backbone chooses experts, the backbone's GFLOPs for another one with a backbone, what ran for an
-    image classifier, else None.
+    image classifier, else None, as for a routed backbone without routing attached.
     """
     sizes = check_sizes(cfg.MODEL.ROUTING.COST_SIZES)
     if attached_routing(model) is not None:
@@ -66,9 +69,16 @@ def build_cost_evaluator(
     experts = attached_experts(model)
     if experts is not None:
         return ExpertCostEvaluator(inner.backbone, experts, sizes)
-    if isinstance(getattr(inner, "backbone", None), Backbone):
-        return BackboneCostEvaluator(inner.backbone, sizes)
-    return None
+    backbone = getattr(inner, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return None
+    if any(isinstance(part, DynamicRouting) for part in backbone.modules()):
+        logger.warning(
+            "What images cost is not reported: the model has a routed backbone without "
+            "divdr.attach_routing_from_config, which keeps the record of its routes"
+        )
+        return None
+    return BackboneCostEvaluator(backbone, sizes)
 
 
 def build_mixture_evaluator(cfg: CfgNode, model: nn.Module) -> MixtureEvaluator | None:

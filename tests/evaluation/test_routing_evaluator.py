@@ -7,8 +7,14 @@ from detectron2.modeling import Backbone, SemanticSegmentor
 from scipy.spatial.distance import cdist, pdist
 from sklearn.cluster import KMeans
 
+from divdr.config import get_divdr_config
 from divdr.errors import ConfigError
-from divdr.evaluation import BackboneCostEvaluator, RoutingEvaluator, summary_table
+from divdr.evaluation import (
+    BackboneCostEvaluator,
+    RoutingEvaluator,
+    build_cost_evaluator,
+    summary_table,
+)
 from divdr.evaluation.routing_evaluator import check_sizes
 from divdr.experts.routing_warnings import FILE, read_warnings
 from divdr.inference import InferencePlan, Route
@@ -32,6 +38,14 @@ def batch(count=6):
         {"image": torch.randn(3, 32, 48) * (i + 1), "file_name": f"{i}.png", **names}
         for i in range(count)
     ]
+
+
+def test_a_routed_backbone_without_routing_attached_has_no_cost_to_report(model, caplog):
+    cfg = get_divdr_config()
+    assert build_cost_evaluator(cfg, "some_set", model) is None
+    assert "attach_routing_from_config" in caplog.text
+    attach_routing(model)
+    assert isinstance(build_cost_evaluator(cfg, "some_set", model), RoutingEvaluator)
 
 
 def test_figures_are_those_of_the_records(model, tmp_path):
