@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from itertools import islice
 
 import torch
@@ -77,7 +77,7 @@ class PreciseBNHook(HookBase):
         self,
         period: int,
         model: nn.Module,
-        loader: Callable[[], Iterable],
+        loader: Callable[[], Iterable[Sized]],
         num_iter: int,
         max_iter: int | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class PreciseBNHook(HookBase):
 
 
 @torch.no_grad()
-def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> int:
+def update_precise_bn(model: nn.Module, batches: Iterable[Sized], num_iter: int) -> int:
     """Statistics of BatchNorm's inputs over ``num_iter`` batches of every process together.
 
     The passes normalise by their batches' own statistics, as training does (Wu and Johnson,
@@ -116,16 +116,16 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> int
 
     Args:
         model: its BatchNorm layers in training mode are updated.
-        batches: inputs of the model; this process's.
+        batches: inputs of the model, a length of images each; this process's.
         num_iter: how many of them to look at.
 
     Returns:
-        How many layers fewer than 32 images came to, and less than half of those that came to the
-        layers that most came to.
+        How many layers fewer than 32 images came to, and less than half of all.
     """
     layers = precise_bn_layers(model)
     found: dict[nn.Module, Tensor] = {}
     images: dict[nn.Module, int] = dict.fromkeys(layers, 0)
+    given = 0  # images
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen = moments(args[0])
@@ -138,6 +138,7 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> int
         for layer in layers:
             layer.momentum = 0.0  # running statistics stand still
         for inputs in islice(batches, num_iter):
+            given += len(inputs)
             model(inputs)
     finally:
         for layer, value, handle in zip(layers, momentum, handles, strict=True):
@@ -146,15 +147,16 @@ def update_precise_bn(model: nn.Module, batches: Iterable, num_iter: int) -> int
     if not layers:
         return 0
     own = [found[m] if m in found else _nothing(m) for m in layers]
-    *each, counts = _each_from_all([*own, own[0].new_tensor([images[m] for m in layers])])
+    numbers = own[0].new_tensor([given, *(images[m] for m in layers)])
+    *each, counts = _each_from_all([*own, numbers])
     for layer, parts in zip(layers, each, strict=True):
         mean, var, count = merge_moments(parts)
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(torch.where(count > 1, mean, layer.running_mean))
         layer.running_var.copy_(torch.where(count > 1, var, layer.running_var))
-    came = counts.sum(dim=0)  # images that came to each layer
-    return int(((came > 0) & (came < _FEW) & (2 * came < came.max())).sum())
+    total, came = counts.sum(dim=0).split([1, len(layers)])  # images, and those at each layer
+    return int(((came > 0) & (came < _FEW) & (2 * came < total)).sum())
 
 
 def precise_bn_layers(model: nn.Module) -> list[_BatchNorm]:

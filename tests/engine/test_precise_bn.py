@@ -74,7 +74,8 @@ def test_layers_in_evaluation_keep_their_statistics():
 
 
 class _Parts(nn.Module):
-    """The first layer gets all images, each other one those that its number says."""
+    """The first layer gets all images thrice, as parts of heads do, each other one those that its
+    number says."""
 
     def __init__(self, *counts):
         super().__init__()
@@ -84,7 +85,7 @@ class _Parts(nn.Module):
     def forward(self, x):
         for layer, count in zip(self.norms, (len(x), *self.counts), strict=True):
             if count:
-                layer(x[:count])
+                layer(x[:count].repeat(3 if layer is self.norms[0] else 1, 1, 1, 1))
 
 
 def test_layers_that_few_images_came_to_are_counted_and_told_once(caplog):
