@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from ..modeling import DynamicRouting, attached_routing, unwrap
+from ..modeling import attached_routing, has_routed_backbone, unwrap
 from .console import show
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _model(trainer: Trainer) -> str:
 
 
 def _routing(trainer: Trainer) -> str:
-    if not any(isinstance(module, DynamicRouting) for module in trainer.model.modules()):
+    if not has_routed_backbone(trainer.model):
         return ""
     settings, routing = trainer.cfg.MODEL.ROUTING, attached_routing(trainer.model)
     gates = f"the route {settings.ROUTE}" if settings.ROUTE else f"{settings.GATE} gates"

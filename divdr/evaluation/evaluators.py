@@ -22,7 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import ConfigError
-from ..modeling import DynamicRouting, attached_experts, attached_routing, unwrap
+from ..modeling import attached_experts, attached_routing, has_routed_backbone, unwrap
 from ..modeling.classifiers import ImageClassifier
 from ..modeling.roi_heads import box_head_of, hydra_box_head_of
 from ..modeling.segmentors import segmentation_mixture_of
@@ -72,7 +72,7 @@ def build_cost_evaluator(
     backbone = getattr(inner, "backbone", None)
     if not isinstance(backbone, Backbone):
         return None
-    if any(isinstance(part, DynamicRouting) for part in backbone.modules()):
+    if has_routed_backbone(backbone):
         logger.warning(
             "What images cost is not reported: the model has a routed backbone without "
             "divdr.attach_routing_from_config, which keeps the record of its routes"

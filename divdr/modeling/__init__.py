@@ -9,7 +9,7 @@ from .attach import (
     unwrap,
     with_routing,
 )
-from .backbone import DynamicRouting, Executor, find_backbone
+from .backbone import DynamicRouting, Executor, find_backbone, has_routed_backbone
 from .classifiers import CLASSIFIER_REGISTRY, ImageClassifier
 from .cost_dial import CostDial, DialSetting
 from .decoder import DynamicRoutingDecoder
@@ -71,6 +71,7 @@ __all__ = [
     "cluster_and_log",
     "find_backbone",
     "freeze_around_mixtures",
+    "has_routed_backbone",
     "image_keys",
     "late_figures",
     "neck_macs",

@@ -17,7 +17,7 @@ from ..experts import KnownLabels, LocalExperts
 from ..routing import CostController, CostTarget, Periods, Ramp, to_iterations
 from ..routing.cost_target import check_per
 from ..settings import BudgetSettings, ClusteringSettings, RoutingSettings
-from .backbone import DynamicRouting, find_backbone
+from .backbone import find_backbone, has_routed_backbone
 from .distillation import Distillation
 from .supervision import ClusteringLossSettings, RoutingSupervision
 
@@ -141,7 +141,7 @@ def attach_routing_from_config(
     Raises:
         ConfigError: a setting is out of its range, or needs that hook (``BANK``: subset, exact).
     """
-    if not any(isinstance(m, DynamicRouting) for m in model.modules()):
+    if not has_routed_backbone(model):
         return None
     solver = cfg.SOLVER
     return attach_settings(

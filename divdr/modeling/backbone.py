@@ -363,6 +363,11 @@ class DynamicRouting(Backbone):
         return dtype
 
 
+def has_routed_backbone(model: torch.nn.Module) -> bool:
+    """Whether a Dynamic Routing backbone is anywhere inside a model."""
+    return any(isinstance(m, DynamicRouting) for m in model.modules())
+
+
 def find_backbone(model: torch.nn.Module) -> DynamicRouting:
     """The Dynamic Routing backbone inside a model.
 

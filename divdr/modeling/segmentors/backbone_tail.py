@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..backbone import DynamicRouting
+from ..backbone import has_routed_backbone
 
 
 class Recollection(NamedTuple):
@@ -47,7 +47,7 @@ def parts_before(backbone: nn.Module, start: str) -> list[str]:
     parent, _, own = start.rpartition(".")
     holder = dict(backbone.named_modules()).get(parent)
     children = [] if holder is None else [name for name, _ in holder.named_children()]
-    if any(isinstance(m, DynamicRouting) for m in backbone.modules()):
+    if has_routed_backbone(backbone):
         raise ConfigError(
             "experts cannot begin inside of a routed backbone: BACKBONE_FROM is for others"
         )
