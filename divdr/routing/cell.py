@@ -6,7 +6,7 @@ Li et al. (CVPR 2020), Section 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .batch_norm import is_synchronised
 from .chosen_ops import OpChoice, OpGateBuilder, chosen_sum
-from .gate import build_gate, open_gates
+from .gate import GateOptions, build_gate, open_gates
 from .open_paths import is_closed, is_open, leads_on
 from .ops import DropPathSchedule, NormFactory, build_op, conv_norm, drop_path
 from .space import DOWN, KEEP, TRANSFORMS, UP, Node
@@ -86,17 +86,14 @@ class Cell(nn.Module):
         node: place in the routing space.
         channels: channels at stride 4; the cell works on channels·2^scale.
         ops: names of operations (``divdr.routing.ops``).
-        gate: "small", "full", "static" or "none" (every transform open at 1).
+        gate: as of the network; of kind "none" every transform is open at 1.
         norm: makes the normalisation layer.
-        gate_bias: start value of the gate's last bias.
         drop_path: schedule shared by the network.
         num_layers: layers of the network, for the drop path schedule.
         reach: "open" or "published", see ``DynamicRoutingNetwork``.
         conditional: train conditionally. Synchronised normalisation, for which processes wait,
             always runs.
         op_gate: makes a gate that chooses operations for each image; None sums all of them.
-        stays_open: gates say how far transforms are open, never whether.
-        gate_floor: least value of a gate that is open.
 
     Raises:
         ConfigError: no operation, the same one twice, or an unknown one.
@@ -107,16 +104,13 @@ class Cell(nn.Module):
         node: Node,
         channels: int,
         ops: Sequence[str],
-        gate: str,
+        gate: GateOptions,
         norm: NormFactory,
-        gate_bias: float,
         drop_path: DropPathSchedule,
         num_layers: int,
         reach: str,
         conditional: bool = False,
         op_gate: OpGateBuilder | None = None,
-        stays_open: bool = False,
-        gate_floor: float = 0.0,
     ) -> None:
         super().__init__()
         if not ops or len(set(ops)) != len(ops):
@@ -131,17 +125,9 @@ class Cell(nn.Module):
             self.changes["up"] = conv_norm(width, width // 2, norm)
         if DOWN in node.gated:
             self.changes["down"] = conv_norm(width, width * 2, norm, stride=2)
-        kind = gate if node.gated else "none"
+        kind = gate.kind if node.gated else "none"
         kind = "static" if node.constant and kind != "none" else kind
-        self.gate = build_gate(
-            kind,
-            width,
-            len(node.gated),
-            norm,
-            bias=gate_bias,
-            stays_open=stays_open,
-            floor=gate_floor,
-        )
+        self.gate = build_gate(width, len(node.gated), norm, replace(gate, kind=kind))
         # The initial cell, which no record tells of, sums all of its operations.
         choosing = op_gate is not None and node.index >= 0
         self.op_gate = (

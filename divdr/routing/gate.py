@@ -6,12 +6,14 @@ Li et al. (CVPR 2020), Section 3.2, Eq. 3 and 4.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..settings import RoutingSettings
 from .ops import NormFactory, conv_norm
 
@@ -19,18 +21,42 @@ _LEAST = 0.01
 GATE_KINDS = RoutingSettings.choices("gate")
 
 
-class GateBase(nn.Module):
-    """What all gates have: a start value, and what closes some transforms whatever they say.
+@dataclass(frozen=True)
+class GateOptions:
+    """What kind of gates a network has, where they start and what they may say.
 
-    Args:
+    Attributes:
+        kind: one of ``GATE_KINDS``.
         bias: start value of the last bias, in logits; 1.5 opens every gate to 0.9.
         stays_open: logits say how far transforms are open, never whether (``kept_open``).
         floor: least value of what is open, in [0, 1). Logits above 0 are lifted by artanh of it, so
             that values jump to it where they start from 0 otherwise.
 
+    Raises:
+        ConfigError: no such kind or floor.
+    """
+
+    kind: str = RoutingSettings.gate
+    bias: float = RoutingSettings.gate_bias
+    stays_open: bool = False
+    floor: float = RoutingSettings.gate_floor
+
+    def __post_init__(self) -> None:
+        if self.kind not in GATE_KINDS:
+            raise ConfigError(f"unknown gate {self.kind!r}; known are {', '.join(GATE_KINDS)}")
+        if not 0.0 <= self.floor < 1.0:
+            raise ConfigError(f"the floor of gates is at least 0 and below 1, not {self.floor}")
+
+
+class GateBase(nn.Module):
+    """What all gates have: a start value, and what closes some transforms whatever they say.
+
+    Args:
+        options: as given to the network.
+
     Attributes:
-        stays_open: as given.
-        lift: in logits.
+        stays_open: as in the options.
+        lift: that of the floor, in logits.
         threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
             above it, what is open least closes first, and what stays open stays as far open.
         route: bool for each logit, what is open for every image, all else being closed; None where
@@ -39,12 +65,12 @@ class GateBase(nn.Module):
 
     route: Tensor | None
 
-    def __init__(self, bias: float, stays_open: bool, floor: float = 0.0) -> None:
+    def __init__(self, options: GateOptions) -> None:
         super().__init__()
-        self.stays_open = stays_open
-        self.lift = math.atanh(floor)
+        self.stays_open = options.stays_open
+        self.lift = math.atanh(options.floor)
         self.threshold = 0.0
-        self.initial_bias = bias
+        self.initial_bias = options.bias
         self.register_buffer("route", None, persistent=False)
 
     @property
@@ -100,26 +126,16 @@ class Gate(LookingGate):
         channels: C of the cell's input.
         transforms: number of gates.
         norm: makes the normalisation layer.
-        small: shrink the input ×1/4 (bilinear) first, which cuts the gate's cost by 16.
-        bias: as of ``GateBase``.
-        stays_open: as of ``GateBase``.
-        floor: as of ``GateBase``.
+        options: of kind "small" it shrinks the input ×1/4 (bilinear) first, which cuts the gate's
+            cost by 16.
     """
 
     def __init__(
-        self,
-        channels: int,
-        transforms: int,
-        norm: NormFactory,
-        *,
-        small: bool,
-        bias: float,
-        stays_open: bool = False,
-        floor: float = 0.0,
+        self, channels: int, transforms: int, norm: NormFactory, options: GateOptions
     ) -> None:
-        super().__init__(bias, stays_open, floor)
+        super().__init__(options)
         inner = max(1, channels // 2)
-        self.small = small
+        self.small = options.kind == "small"
         self.reduce = conv_norm(channels, inner, norm)
         self.pool = _MeanPool(1)
         self.predict = nn.Conv2d(inner, transforms, 1)
@@ -144,16 +160,12 @@ class StaticGate(GateBase):
 
     Args:
         transforms: number of gates.
-        bias: start value of the logits.
-        stays_open: as of ``GateBase``.
-        floor: as of ``GateBase``.
+        options: as of ``GateBase``.
     """
 
-    def __init__(
-        self, transforms: int, *, bias: float, stays_open: bool = False, floor: float = 0.0
-    ) -> None:
-        super().__init__(bias, stays_open, floor)
-        self.bias = nn.Parameter(torch.full((transforms,), bias))
+    def __init__(self, transforms: int, options: GateOptions) -> None:
+        super().__init__(options)
+        self.bias = nn.Parameter(torch.full((transforms,), options.bias))
 
     @property
     def last_bias(self) -> Tensor:
@@ -178,9 +190,7 @@ class EarlyLook(LookingGate):
         channels: C of the network at stride 4, and of what the look ends with.
         exists: (cells, T) bool, the transforms that have a gate.
         norm: makes the normalisation layer.
-        bias: as of ``GateBase``.
-        stays_open: as of ``GateBase``.
-        floor: as of ``GateBase``.
+        options: as of ``GateBase``.
 
     Attributes:
         in_channels: as given.
@@ -192,12 +202,9 @@ class EarlyLook(LookingGate):
         channels: int,
         exists: Tensor,
         norm: NormFactory,
-        *,
-        bias: float,
-        stays_open: bool = False,
-        floor: float = 0.0,
+        options: GateOptions,
     ) -> None:
-        super().__init__(bias, stays_open, floor)
+        super().__init__(options)
         self.in_channels = in_channels
         self._exists: Tensor
         self.register_buffer("_exists", exists.flatten(), persistent=False)
@@ -220,34 +227,21 @@ class EarlyLook(LookingGate):
 
 
 def build_gate(
-    kind: str,
-    channels: int,
-    transforms: int,
-    norm: NormFactory,
-    *,
-    bias: float,
-    stays_open: bool,
-    floor: float,
+    channels: int, transforms: int, norm: NormFactory, options: GateOptions
 ) -> Gate | StaticGate | None:
-    """The gate of a cell.
+    """The gate of a cell; None for the kinds "none" and "early", which is the whole network's.
 
     Args:
-        kind: one of ``GATE_KINDS``; "none" gives None, and so does "early", the whole network's.
         channels: C of the cell's input.
         transforms: number of gates.
         norm: makes the normalisation layer.
-        bias: as of ``GateBase``.
-        stays_open: as of ``GateBase``.
-        floor: as of ``GateBase``.
+        options: as of ``GateBase``.
     """
-    if kind in ("none", "early"):
+    if options.kind in ("none", "early"):
         return None
-    if kind == "static":
-        return StaticGate(transforms, bias=bias, stays_open=stays_open, floor=floor)
-    small = kind == "small"
-    return Gate(
-        channels, transforms, norm, small=small, bias=bias, stays_open=stays_open, floor=floor
-    )
+    if options.kind == "static":
+        return StaticGate(transforms, options)
+    return Gate(channels, transforms, norm, options)
 
 
 def kept_open(logits: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .batch_norm import BatchNorm, is_synchronised, several_processes
 from .cell import Cell
 from .chosen_ops import OpChoice, OpGateBuilder
 from .cost import SIZES_KEPT, CostTensors, cost_table
-from .gate import GATE_KINDS, EarlyLook, Gate, GateBase, open_gates
+from .gate import EarlyLook, Gate, GateBase, GateOptions, open_gates
 from .layer_inputs import LayerInputs, Visit, to_batch_rows
 from .ops import DropPathSchedule, NormFactory, Stem, initialise_fan_in
 from .record import Routing
@@ -46,7 +46,7 @@ class DynamicRoutingNetwork(nn.Module):
             ``EarlyLook``), or "none" (the paper's "Fix" network: every path open at weight 1).
         gate_bias: start value of the gates' last bias, in logits.
         gate_bias_cost: by how much it is lower for a transform that costs as much as its cell.
-        gate_floor: least value of a gate that is open, see ``GateBase``.
+        gate_floor: least value of a gate that is open, see ``GateOptions``.
         norm: makes a normalisation layer for a number of channels.
         drop_path: largest drop path probability (last layer, end of training).
         in_channels: channels of the image.
@@ -87,10 +87,6 @@ class DynamicRoutingNetwork(nn.Module):
         super().__init__()
         if route_gates not in RoutingSettings.choices("route_gates"):
             raise ConfigError(f'route_gates is "open" or "decide", not {route_gates!r}')
-        if gate not in GATE_KINDS:
-            raise ConfigError(f"unknown gate {gate!r}; known are {', '.join(GATE_KINDS)}")
-        if not 0.0 <= gate_floor < 1.0:
-            raise ConfigError(f"the floor of gates is at least 0 and below 1, not {gate_floor}")
         if reach not in REACH_KINDS:
             raise ConfigError(f"unknown reach {reach!r}; known are {', '.join(REACH_KINDS)}")
         if channels < 2 or channels % 2:
@@ -103,21 +99,19 @@ class DynamicRoutingNetwork(nn.Module):
         self.space = space
         self.channels = channels
         self._built_open = space.opened is not None and route_gates == "open"
+        gates = GateOptions(gate, gate_bias, self._built_open, gate_floor)
         self.drop_path = DropPathSchedule(drop_path)
         build = partial(
             Cell,
             channels=channels,
             ops=ops,
-            gate=gate,
+            gate=gates,
             norm=norm,
-            gate_bias=gate_bias,
             drop_path=self.drop_path,
             num_layers=space.num_layers,
             reach=reach,
             conditional=conditional_training,
             op_gate=op_gate,
-            stays_open=self._built_open,
-            gate_floor=gate_floor,
         )
         self.stem = Stem(in_channels, channels, norm, stem_channels)
         self.initial = build(space.initial)
@@ -129,15 +123,7 @@ class DynamicRoutingNetwork(nn.Module):
             exists = torch.zeros(space.num_cells, len(TRANSFORMS), dtype=torch.bool)
             for node in space.cells:
                 exists[node.index, list(node.gated)] = True
-            self.early = EarlyLook(
-                in_channels,
-                channels,
-                exists,
-                norm,
-                bias=gate_bias,
-                stays_open=self._built_open,
-                floor=gate_floor,
-            )
+            self.early = EarlyLook(in_channels, channels, exists, norm, gates)
         self._gate_bias_cost = gate_bias_cost
         self.reset_parameters()
         self._costs: dict[tuple[int, int, str], CostTensors] = {}

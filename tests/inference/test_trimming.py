@@ -13,7 +13,7 @@ from divdr.inference import Route, read_route
 from divdr.inference.trimming import used_route, weights_on_route
 from divdr.routing import DynamicRoutingNetwork, RoutingSpace
 from divdr.routing.cost import cost_table
-from divdr.routing.gate import StaticGate, constant_bias, open_gates
+from divdr.routing.gate import GateOptions, StaticGate, constant_bias, open_gates
 
 
 def trimmed(whole, routing, gate="small", at_mean=False):
@@ -140,7 +140,7 @@ def test_gates_that_are_always_open_become_their_mean_when_asked():
     ("stays_open", "floor", "least"), [(False, 0.0, 0.011), (True, 0.0, 0.011), (False, 0.25, 0.25)]
 )
 def test_a_gate_that_looks_at_nothing_has_the_values_it_is_given(stays_open, floor, least):
-    gate = StaticGate(4, bias=0.0, stays_open=stays_open, floor=floor).double()
+    gate = StaticGate(4, GateOptions("static", 0.0, stays_open, floor)).double()
     values = torch.tensor([least, 0.3, 0.9, 1.0])
     gate.bias.data = constant_bias(values, gate)
     found = open_gates(gate(torch.zeros(2, 1, 1, 1)))
