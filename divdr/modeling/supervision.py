@@ -224,9 +224,6 @@ class RoutingSupervision:
             state["cost"] = self.cost.state_dict()
         if self.opened is not None:
             state["opened"] = {"shares": self.opened.clone(), "size": list(self.opened_size)}
-        route = self.backbone.network.fixed_route
-        if route is not None:
-            state["route"] = list(route)
         if self.dial is not None:
             state["dial"] = self.dial.state_dict()
         return state
@@ -247,7 +244,7 @@ class RoutingSupervision:
         if "opened" in state:
             height, width = state["opened"]["size"]
             self.opened, self.opened_size = state["opened"]["shares"], (height, width)
-        if "route" in state:
+        if "route" in state:  # where the weights have none yet
             self.backbone.fix_route(*state["route"])
         if "threshold" in state:
             self.backbone.set_gate_threshold(float(state["threshold"]))

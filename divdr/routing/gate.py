@@ -6,8 +6,9 @@ Li et al. (CVPR 2020), Section 3.2, Eq. 3 and 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class GateBase(nn.Module):
         threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
             above it, what is open least closes first, and what stays open stays as far open.
         route: bool for each logit, what is open for every image, all else being closed; None where
-            the gate decides.
+            the gate decides. It is saved and loaded with the weights.
     """
 
     route: Tensor | None
@@ -71,7 +72,20 @@ class GateBase(nn.Module):
         self.lift = math.atanh(options.floor)
         self.threshold = 0.0
         self.initial_bias = options.bias
-        self.register_buffer("route", None, persistent=False)
+        self.register_buffer("route", None)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Whoever loads the weights gets the route with them, as gates that were not asked any more
+        # decide badly. Other weights of gates take it away.
+        bias = self.last_bias
+        saved = state_dict.get(f"{prefix}route")
+        if saved is not None and saved.shape == bias.shape:
+            self.route = torch.zeros_like(bias, dtype=torch.bool)
+        elif any(f"{prefix}{name}" in state_dict for name, _ in self.named_parameters()):
+            self.route = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def last_bias(self) -> Tensor:

@@ -54,8 +54,8 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
         assert torch.equal(resumed["model"][name], value), name
     if target:
         assert resumed["routing"]["cost"] == straight["routing"]["cost"]
-        # From iteration 7 on all images take one route.
-        assert all(map(torch.equal, resumed["routing"]["route"], straight["routing"]["route"]))
+        # From iteration 7 on all images take one route, which is among the weights.
+        assert any(name.endswith("gate.route") for name in straight["model"])
         results = json.loads((tmp_path / "straight/inference/results.json").read_text())
         figures = next(iter(results.values()))["routing"]
         assert figures["real_gflops_std"] == 0.0
