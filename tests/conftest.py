@@ -69,6 +69,8 @@ def _seeded() -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
+    # One begun last would have a process to itself for as long as it takes.
+    items.sort(key=lambda item: "long" not in item.keywords)
     skip = pytest.mark.skip(reason="needs a CUDA device")
     if not torch.cuda.is_available():
         for item in items:

@@ -1,5 +1,6 @@
 """Static experts of a detector whose routed backbone sits under a neck."""
 
+import pytest
 import torch
 
 from divdr.engine import Trainer, load_config
@@ -7,6 +8,8 @@ from divdr.engine.execution_modes import load_trained, read_modes
 from divdr.engine.export_experts import export_experts
 from divdr.engine.static_experts import ExpertSettings
 from divdr.modeling import attached_routing
+
+pytestmark = pytest.mark.long
 
 
 def test_experts_of_a_detector_are_made_evaluated_and_exported(repository, drawn, small, tmp_path):

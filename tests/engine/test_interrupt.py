@@ -12,6 +12,8 @@ from detectron2.engine import HookBase
 
 from divdr.engine import Trainer, load_config
 
+pytestmark = pytest.mark.long
+
 
 class _Interrupt(HookBase):
     def __init__(self, iteration):

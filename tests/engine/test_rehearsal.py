@@ -9,6 +9,8 @@ import torch
 from divdr.engine.rehearsal import Rehearsal, failures_of, rehearse
 from divdr.errors import DivdrError
 
+pytestmark = pytest.mark.long
+
 SMALL = {
     "MODEL.ROUTING.LAYERS": 3,
     "MODEL.ROUTING.SCALES": 3,

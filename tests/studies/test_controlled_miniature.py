@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from divdr.verbs import STUDY
+
+pytestmark = pytest.mark.long
 
 
 def test_experts_recover_easy_subsets_move_apart_and_tighten(repository, tmp_path, monkeypatch):

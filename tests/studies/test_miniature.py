@@ -9,6 +9,8 @@ from PIL import Image
 
 from divdr.verbs import STUDY
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def miniature(repository, tmp_path_factory):

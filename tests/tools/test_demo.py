@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def demo(repository, tmp_path_factory):
