@@ -3,7 +3,14 @@
 from ..command_line import one_sentence, report_errors
 from .calibration import CalibrationHook, calibrate_cost
 from .checkpointer import RoutingCheckpointer, load_for_evaluation
-from .hooks import ClusteringHook, CostTargetHook, DropPathHook, FixRouteHook, SeedHook
+from .hooks import (
+    ClusteringHook,
+    CostTargetHook,
+    DropPathHook,
+    FixRouteHook,
+    FreezeGatesHook,
+    SeedHook,
+)
 from .own_data import fit_to_data
 from .partition_hook import BoxPartitionHook
 from .precise_bn import PreciseBNHook, update_precise_bn
@@ -20,6 +27,7 @@ __all__ = [
     "CostTargetHook",
     "DropPathHook",
     "FixRouteHook",
+    "FreezeGatesHook",
     "PreciseBNHook",
     "Predictor",
     "RoutingCheckpointer",

@@ -17,6 +17,7 @@ from ..experts import LocalExperts
 from ..inference.controls import real_share, route_of_share
 from ..modeling import DynamicRouting, RoutingSupervision, cluster_and_log, unwrap
 from ..routing import TRANSFORMS, CostController, DynamicRoutingNetwork, Periods, Routing
+from .precise_bn import average_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,26 @@ class FixRouteHook(HookBase):
             int((route.gates > 0).any(dim=1).sum()),
             real_share(network, route, size),
         )
+
+
+class FreezeGatesHook(HookBase):
+    """From an iteration on each image keeps its route.
+
+    Args:
+        network: whose gates are of an early look.
+        start: the iteration, from 0.
+    """
+
+    def __init__(self, network: DynamicRoutingNetwork, start: int) -> None:
+        self.network = network
+        self.start = start
+
+    def before_step(self) -> None:
+        """Freeze the gates if it is time; a run that goes on later does so at once."""
+        if self.trainer.iter >= self.start and not self.network.frozen:
+            average_statistics(self.network)  # the same image has one route on all processes
+            self.network.freeze_gates()
+            logger.info("From now on each image keeps its route")
 
 
 class SeedHook(HookBase):

@@ -43,18 +43,24 @@ class CommonBNHook(HookBase):
         """Average the statistics if an evaluation or a checkpoint follows."""
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
-        world = comm.get_world_size()
-        if world == 1 or not (last or any(done % period == 0 for period in self.periods)):
-            return
-        # Also of layers that stand still by now, for they may have been trained before; not of a
-        # finished model, whose equal numbers a mean would still round.
-        layers = (
-            m for m in self.model.modules() if isinstance(m, _BatchNorm) and not _is_finished(m)
-        )
-        for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
-            if statistic is not None:
-                dist.all_reduce(statistic)
-                statistic /= world
+        if last or any(done % period == 0 for period in self.periods):
+            average_statistics(self.model)
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give BatchNorm's running statistics of all processes their mean.
+
+    Also of layers that stand still by now, for they may have been trained before; not of a finished
+    model, whose equal numbers a mean would still round.
+    """
+    world = comm.get_world_size()
+    if world == 1:
+        return
+    layers = (m for m in model.modules() if isinstance(m, _BatchNorm) and not _is_finished(m))
+    for statistic in (s for bn in layers for s in (bn.running_mean, bn.running_var)):
+        if statistic is not None:
+            dist.all_reduce(statistic)
+            statistic /= world
 
 
 def _is_finished(layer: _BatchNorm) -> bool:

@@ -71,6 +71,7 @@ from .hooks import (
     CostTargetHook,
     DropPathHook,
     FixRouteHook,
+    FreezeGatesHook,
     SeedHook,
     refill_bank,
 )
@@ -320,6 +321,9 @@ class Trainer(DefaultTrainer):
             fixed = to_iterations(cfg.MODEL.ROUTING.BUDGET.FIX_ROUTE, cfg.SOLVER.MAX_ITER)
             if fixed:
                 own.append(FixRouteHook(routing, fixed))
+            frozen = to_iterations(cfg.MODEL.ROUTING.BUDGET.FREEZE_GATES, cfg.SOLVER.MAX_ITER)
+            if frozen:
+                own.append(FreezeGatesHook(routing.backbone.network, frozen))
             images = cfg.MODEL.ROUTING.BUDGET.TARGET_CALIBRATION
             if images > 0:
                 loader = partial(build_test_loader, cfg, cfg.DATASETS.TRAIN, images)

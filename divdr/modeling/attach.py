@@ -183,6 +183,8 @@ def attach_settings(
     """
     clustering, budget = settings.clustering, settings.budget
     _check_bank(clustering, batch_size, cluster)
+    if budget.freeze_gates and not find_backbone(model).network.can_freeze:
+        raise ConfigError(f'{budget.KEY}.FREEZE_GATES is for MODEL.ROUTING.GATE "early" alone')
     return attach_routing(
         model,
         num_experts=clustering.num_experts if clustering.enabled else 0,
@@ -239,18 +241,22 @@ def _check_bank(clustering: ClusteringSettings, batch_size: int, cluster: bool) 
 
 def _cost_target(budget: BudgetSettings, max_iter: int) -> CostTarget | None:
     """What the real cost is driven to; None if to nothing."""
-    key, fixed = f"{budget.KEY}.FIX_ROUTE", to_iterations(budget.fix_route, max_iter)
+    ends = {"FIX_ROUTE": budget.fix_route, "FREEZE_GATES": budget.freeze_gates}
+    set_ends = {f"{budget.KEY}.{k}": to_iterations(v, max_iter) for k, v in ends.items() if v}
     if budget.target_share == 0 and budget.target_gflops == 0:
-        if fixed:
-            raise ConfigError(f"{key} fixes the route of a cost: set TARGET_SHARE or TARGET_GFLOPS")
+        for key in set_ends:
+            raise ConfigError(f"{key} keeps routes of a cost: set TARGET_SHARE or TARGET_GFLOPS")
         return None
+    if len(set_ends) > 1:
+        raise ConfigError(f"{' and '.join(set_ends)}: a route for all, or one for each image")
     start = to_iterations(budget.target_start, max_iter)
     ramp = to_iterations(budget.target_ramp, max_iter)
-    if 0 < fixed < start + ramp:
-        raise ConfigError(
-            f"{key} is iteration {fixed}, before the cost target has come down (TARGET_START and "
-            f"TARGET_RAMP: iteration {start + ramp})"
-        )
+    for key, iteration in set_ends.items():
+        if iteration < start + ramp:
+            raise ConfigError(
+                f"{key} is iteration {iteration}, before the cost target has come down "
+                f"(TARGET_START and TARGET_RAMP: iteration {start + ramp})"
+            )
     return CostTarget(
         share=budget.target_share,
         gflops=budget.target_gflops,

@@ -321,9 +321,10 @@ class RoutingSupervision:
         Known subsets need its images' ``keys``; a cost target is logged in ``storage``.
         """
         losses = {}
-        if self.cost is not None and not self.backbone.network.stays_open:
+        network = self.backbone.network
+        if self.cost is not None and not (network.stays_open or network.frozen):
             losses["loss_budget"] = cost_target_loss(
-                self.cost, self.backbone.network, routing, iteration, storage
+                self.cost, network, routing, iteration, storage
             )
         elif self.budget.weight > 0:
             value = budget_loss(routing, self.budget_target, self.budget_per).mean()

@@ -208,7 +208,11 @@ class EarlyLook(LookingGate):
 
     Attributes:
         in_channels: as given.
+        frozen: it is trained no longer, and normalises as in evaluation; see :meth:`freeze`.
+        leaves_parameters_out: frozen, it gets no gradient, and DDP has to look for that.
     """
+
+    leaves_parameters_out = True
 
     def __init__(
         self,
@@ -220,6 +224,7 @@ class EarlyLook(LookingGate):
     ) -> None:
         super().__init__(options)
         self.in_channels = in_channels
+        self.frozen = False
         self._exists: Tensor
         self.register_buffer("_exists", exists.flatten(), persistent=False)
         inner = channels // 2
@@ -235,9 +240,19 @@ class EarlyLook(LookingGate):
         """Size of what is looked at of an image of this size."""
         return _quarter_size(height, width)
 
+    def freeze(self) -> None:
+        """Say from now on the same of an image, whatever is trained."""
+        self.frozen = True
+        self.train(False)
+
+    def train(self, mode: bool = True) -> EarlyLook:
+        """As of any module, but for what is frozen."""
+        return super().train(mode and not self.frozen)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, D), fp32 at least; 0 where there is no transform."""
-        return torch.where(self._exists, self.predicted(self.look(_quarter(x))), 0.0)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return torch.where(self._exists, self.predicted(self.look(_quarter(x))), 0.0)
 
 
 def build_gate(

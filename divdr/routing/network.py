@@ -214,6 +214,26 @@ class DynamicRoutingNetwork(nn.Module):
                 cell.gate.route = None if row is None else row.bool().to(device)
 
     @property
+    def can_freeze(self) -> bool:
+        """Whether gates look at what no training of other parts changes."""
+        return self.early is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether gates are trained no longer, see :meth:`freeze_gates`."""
+        return self.early is not None and self.early.frozen
+
+    def freeze_gates(self) -> None:
+        """Let each image keep its route from now on.
+
+        Raises:
+            ConfigError: gates look at maps that go on changing (they are not of an early look).
+        """
+        if self.early is None:
+            raise ConfigError('only MODEL.ROUTING.GATE "early" can be frozen (BUDGET.FREEZE_GATES)')
+        self.early.freeze()
+
+    @property
     def gate_threshold(self) -> float:
         """What :meth:`set_gate_threshold` set last; 0 as trained."""
         return next((gate.threshold for gate in self._deciding()), 0.0)

@@ -93,6 +93,13 @@ class BudgetSettings(Settings):
         unit=WHEN,
         low=0,
     )
+    freeze_gates: float = setting(
+        0.0,
+        'When gates of an early look (`GATE "early"`) are trained no longer, so that each image '
+        "keeps its route while the rest learns. 0 is never.",
+        unit=WHEN,
+        low=0,
+    )
     target_temperature: float = setting(
         1.0,
         "Gates up to about this far from their threshold feel the loss.",

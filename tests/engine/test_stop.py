@@ -11,6 +11,10 @@ COST_TARGET = [
     *("MODEL.ROUTING.BUDGET.TARGET_START", "0.0", "MODEL.ROUTING.BUDGET.TARGET_RAMP", "2.0"),
     *("MODEL.ROUTING.BUDGET.FIX_ROUTE", "7.0", "MODEL.ROUTING.GATE_BIAS", "0.3"),
 ]
+FROZEN = [
+    *COST_TARGET[:-4],
+    *("MODEL.ROUTING.BUDGET.FREEZE_GATES", "4.0", "MODEL.ROUTING.GATE", "early"),
+]
 
 
 def trained(repository, folder, options):
@@ -36,7 +40,9 @@ def eager(monkeypatch):
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("target", [[], COST_TARGET], ids=["published", "cost target"])
+@pytest.mark.parametrize(
+    "target", [[], COST_TARGET, FROZEN], ids=["published", "cost target", "frozen gates"]
+)
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(
     repository, scenes, overrides, names_under, tmp_path, target
 ):
@@ -52,7 +58,14 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
     assert resumed["iteration"] == straight["iteration"] == 9
     for name, value in straight["model"].items():
         assert torch.equal(resumed["model"][name], value), name
-    if target:
+    if target == FROZEN:  # from iteration 4 on, before the run stopped and after it
+        own = [name for name in straight["model"] if ".early." in name]
+        assert any("running_mean" in name for name in own)
+        for name in own:
+            assert torch.equal(straight["model"][name], half["model"][name]), name
+        other = next(name for name in half["model"] if ".stem." in name)
+        assert not torch.equal(straight["model"][other], half["model"][other])
+    if target == COST_TARGET:
         assert resumed["routing"]["cost"] == straight["routing"]["cost"]
         # From iteration 7 on all images take one route, which is among the weights.
         assert any(name.endswith("gate.route") for name in straight["model"])

@@ -105,6 +105,7 @@ def test_contradictions_are_reported_in_a_sentence():
         ("FIX_ROUTE 0.6", "set TARGET_SHARE or TARGET_GFLOPS"),
         # 0.2 and 0.3 of 200 iterations are the defaults of start and ramp.
         ("FIX_ROUTE 0.4 TARGET_SHARE 0.5", r"is iteration 80, before .* iteration 100"),
+        ("FREEZE_GATES 0.4 TARGET_SHARE 0.5", 'for MODEL.ROUTING.GATE "early" alone'),
     ],
 )
 def test_a_route_is_fixed_when_it_costs_the_target(keys, message):
@@ -112,6 +113,24 @@ def test_a_route_is_fixed_when_it_costs_the_target(keys, message):
     words[::2] = [f"MODEL.ROUTING.BUDGET.{word}" for word in words[::2]]
     with pytest.raises(ConfigError, match=message):
         attach_routing_from_config(_Model(), load_config("", [*words, "SOLVER.MAX_ITER", "200"]))
+
+
+def test_frozen_gates_are_driven_to_no_cost():
+    words = ["BUDGET.FREEZE_GATES", "0.6", "BUDGET.TARGET_SHARE", "0.5"]
+    words[::2] = [f"MODEL.ROUTING.{word}" for word in words[::2]]
+    model = _Model(gate="early")
+    routing = attach_routing_from_config(model, load_config("", words))
+    found = []
+    for _ in range(2):
+        model.train()
+        model.backbone(torch.rand(2, 3, 64, 64))
+        with EventStorage() as storage:
+            found.append(set(routing.losses(model.backbone.routing, 0, storage=storage)))
+        model.backbone.network.freeze_gates()
+    assert [kinds & {"loss_budget"} for kinds in found] == [{"loss_budget"}, set()]
+    both = load_config("", [*words, "MODEL.ROUTING.BUDGET.FIX_ROUTE", "0.6"])
+    with pytest.raises(ConfigError, match="a route for all, or one for each image"):
+        attach_routing_from_config(_Model(gate="early"), both)
 
 
 def test_settings_come_from_the_config():

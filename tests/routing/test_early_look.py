@@ -39,6 +39,27 @@ def test_the_task_and_the_cost_reach_the_look_and_nothing_else_does_the_deciding
         assert network.early.look[0][0].weight.grad.abs().sum() > 0
 
 
+def test_frozen_it_says_the_same_of_an_image_and_learns_no_more():
+    network = mixed_network(3, 3, gate="early", shift=0.2)
+    batch = images(4)
+    with torch.no_grad():
+        alone = [network(x[None])[1].activations[0] for x in batch]
+    assert not network.frozen
+    network.freeze_gates()
+    network.train()
+
+    maps, routing = network(batch)
+
+    assert network.frozen
+    # In the training of others, too, by no statistics of its batch.
+    assert torch.allclose(routing.activations, torch.stack(alone), atol=1e-6)
+    sum(m.mean() for m in maps).backward()
+    assert all(p.grad is None for p in network.early.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in network.stem.parameters()) > 0
+    with pytest.raises(ConfigError, match="can be frozen"):
+        mixed_network(3, 3).freeze_gates()
+
+
 def test_its_cost_by_hand():
     network = DynamicRoutingNetwork(RoutingSpace.build(2, 2), channels=8, gate="early")
     table = cost_table(network, 64, 96)
