@@ -8,7 +8,7 @@ from divdr.modeling import DynamicRouting, attach_routing
 from divdr.settings import RoutingSettings
 
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-# GATE_BIAS 0 has some gates of random weights open and some closed.
+# A bias near 0 has some gates of random weights open and some closed.
 KINDS = ["small", "early", "static"]
 
 
