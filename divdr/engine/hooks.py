@@ -128,8 +128,9 @@ class FreezeGatesHook(HookBase):
     def before_step(self) -> None:
         """Freeze the gates if it is time; a run that goes on later does so at once."""
         if self.trainer.iter >= self.start and not self.network.frozen:
-            average_statistics(self.network)  # the same image has one route on all processes
-            self.network.freeze_gates()
+            gates = self.network.gates_to_freeze()
+            average_statistics(gates)  # the same image has one route on all processes
+            gates.freeze()
             logger.info("From now on each image keeps its route")
 
 

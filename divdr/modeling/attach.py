@@ -183,8 +183,8 @@ def attach_settings(
     """
     clustering, budget = settings.clustering, settings.budget
     _check_bank(clustering, batch_size, cluster)
-    if budget.freeze_gates and not find_backbone(model).network.can_freeze:
-        raise ConfigError(f'{budget.KEY}.FREEZE_GATES is for MODEL.ROUTING.GATE "early" alone')
+    if budget.freeze_gates:
+        find_backbone(model).network.gates_to_freeze()
     return attach_routing(
         model,
         num_experts=clustering.num_experts if clustering.enabled else 0,

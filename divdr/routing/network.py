@@ -214,24 +214,21 @@ class DynamicRoutingNetwork(nn.Module):
                 cell.gate.route = None if row is None else row.bool().to(device)
 
     @property
-    def can_freeze(self) -> bool:
-        """Whether gates look at what no training of other parts changes."""
-        return self.early is not None
-
-    @property
     def frozen(self) -> bool:
-        """Whether gates are trained no longer, see :meth:`freeze_gates`."""
+        """Whether gates are trained no longer, see :meth:`gates_to_freeze`."""
         return self.early is not None and self.early.frozen
 
-    def freeze_gates(self) -> None:
-        """Let each image keep its route from now on.
+    def gates_to_freeze(self) -> EarlyLook:
+        """What decides, if each image can keep its route while all else is trained on.
 
         Raises:
             ConfigError: gates look at maps that go on changing (they are not of an early look).
         """
         if self.early is None:
-            raise ConfigError('only MODEL.ROUTING.GATE "early" can be frozen (BUDGET.FREEZE_GATES)')
-        self.early.freeze()
+            raise ConfigError(
+                'MODEL.ROUTING.BUDGET.FREEZE_GATES is for MODEL.ROUTING.GATE "early" alone'
+            )
+        return self.early
 
     @property
     def gate_threshold(self) -> float:

@@ -126,7 +126,7 @@ def test_frozen_gates_are_driven_to_no_cost():
         model.backbone(torch.rand(2, 3, 64, 64))
         with EventStorage() as storage:
             found.append(set(routing.losses(model.backbone.routing, 0, storage=storage)))
-        model.backbone.network.freeze_gates()
+        model.backbone.network.gates_to_freeze().freeze()
     assert [kinds & {"loss_budget"} for kinds in found] == [{"loss_budget"}, set()]
     both = load_config("", [*words, "MODEL.ROUTING.BUDGET.FIX_ROUTE", "0.6"])
     with pytest.raises(ConfigError, match="a route for all, or one for each image"):

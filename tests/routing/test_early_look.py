@@ -45,7 +45,7 @@ def test_frozen_it_says_the_same_of_an_image_and_learns_no_more():
     with torch.no_grad():
         alone = [network(x[None])[1].activations[0] for x in batch]
     assert not network.frozen
-    network.freeze_gates()
+    network.gates_to_freeze().freeze()
     network.train()
 
     maps, routing = network(batch)
@@ -56,8 +56,8 @@ def test_frozen_it_says_the_same_of_an_image_and_learns_no_more():
     sum(m.mean() for m in maps).backward()
     assert all(p.grad is None for p in network.early.parameters())
     assert sum(float(p.grad.abs().sum()) for p in network.stem.parameters()) > 0
-    with pytest.raises(ConfigError, match="can be frozen"):
-        mixed_network(3, 3).freeze_gates()
+    with pytest.raises(ConfigError, match="early"):
+        mixed_network(3, 3).gates_to_freeze()
 
 
 def test_its_cost_by_hand():
