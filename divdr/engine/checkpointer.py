@@ -35,6 +35,7 @@ from ..checkpoint.fit import (
 from ..command_line import one_sentence
 from ..errors import CheckpointError, DivdrError
 from ..modeling import RoutedResNet
+from ..routing import lasting
 from .about import KEY, About
 from .setup import together
 
@@ -241,7 +242,7 @@ class RoutingCheckpointer(DetectionCheckpointer):
 
     def _fill(self, file: str, checkpoint: dict[str, Any]) -> None:
         """Give the model the weights; say in a line what did not fit."""
-        own = self.model.state_dict()
+        own = lasting(self.model.state_dict())
         weights = self._for_routed_resnets(file, checkpoint)
         if not checkpoint.get("matching_heuristics", False):
             weights, taken_off = rename(weights, own)
@@ -249,7 +250,7 @@ class RoutingCheckpointer(DetectionCheckpointer):
                 logger.info(
                     "Taken off the names of the weights in %s: %s", file, ", ".join(taken_off)
                 )
-            check_routing_space(file, weights, own)
+            check_routing_space(file, lasting(weights), own)
             for sentence in other_shapes(file, weights, own):
                 if self.strict:
                     raise CheckpointError(sentence)

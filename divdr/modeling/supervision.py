@@ -209,15 +209,11 @@ class RoutingSupervision:
         self._clustered = -1  # the iteration of the last clustering from here
 
     def state_dict(self) -> dict[str, Any]:
-        """Bank, centres, σ², cost control, threshold of the gates and step count.
+        """Bank, centres, σ², cost control, dial and step count.
 
         Tensors, numbers, strings and lists.
         """
         state: dict[str, Any] = {"steps": self._steps}
-        threshold = self.backbone.network.gate_threshold
-        # A dial's position belongs to who turned it.
-        if threshold and self.dial is None:
-            state["threshold"] = threshold
         if self.experts is not None:
             state["experts"] = self.experts.state_dict(bank=self.save_bank)
         if self.cost is not None:
@@ -246,7 +242,7 @@ class RoutingSupervision:
             self.opened, self.opened_size = state["opened"]["shares"], (height, width)
         if "route" in state:  # where the weights have none yet
             self.backbone.fix_route(*state["route"])
-        if "threshold" in state:
+        if "threshold" in state:  # likewise
             self.backbone.set_gate_threshold(float(state["threshold"]))
 
     def turn_dial(self, position: float) -> DialSetting:

@@ -17,6 +17,7 @@ from .batch_norm import (
 )
 from .cost import CellCost, CostTable, CostTensors, cost_table, count_macs
 from .cost_target import BatchCost, CostController, CostTarget, budget_loss
+from .gate import lasting
 from .network import DEFAULT_OPS, DynamicRoutingNetwork
 from .ops import build_op, op_names, register_op
 from .record import Routing
@@ -50,6 +51,7 @@ __all__ = [
     "cost_table",
     "count_macs",
     "from_all_processes",
+    "lasting",
     "merge_moments",
     "moments",
     "no_negative",

@@ -20,6 +20,7 @@ from .ops import NormFactory, conv_norm
 
 _LEAST = 0.01
 GATE_KINDS = RoutingSettings.choices("gate")
+_SET_LATER = ("gate.route", "gate.threshold", "early.route", "early.threshold")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class GateBase(nn.Module):
         stays_open: as in the options.
         lift: that of the floor, in logits.
         threshold: logit up to which a transform is closed, at least 0. The trained gate's is 0;
-            above it, what is open least closes first, and what stays open stays as far open.
+            above it, what is open least closes first, and what stays open stays as far open. It is
+            saved and loaded with the weights.
         route: bool for each logit, what is open for every image, all else being closed; None where
             the gate decides. It is saved and loaded with the weights.
     """
@@ -74,11 +76,22 @@ class GateBase(nn.Module):
         self.initial_bias = options.bias
         self.register_buffer("route", None)
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        # Whoever loads the weights gets the route with them, as gates that were not asked any more
-        # decide badly. Other weights of gates take it away.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.threshold:
+            destination[f"{prefix}threshold"] = torch.tensor(self.threshold, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Whoever loads the weights gets the cost that they were calibrated for.
+        threshold = state_dict.pop(f"{prefix}threshold", None)
+        if threshold is not None:
+            self.threshold = float(threshold)
+        # And the route, as gates that were not asked any more decide badly. Other weights of gates
+        # take it away.
         bias = self.last_bias
         saved = state_dict.get(f"{prefix}route")
         if saved is not None and saved.shape == bias.shape:
@@ -271,6 +284,11 @@ def build_gate(
     if options.kind == "static":
         return StaticGate(transforms, options)
     return Gate(channels, transforms, norm, options)
+
+
+def lasting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a state dict holds whatever gates are set to: no routes, no thresholds of gates."""
+    return {name: value for name, value in weights.items() if not name.endswith(_SET_LATER)}
 
 
 def kept_open(logits: Tensor) -> Tensor:

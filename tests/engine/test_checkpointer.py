@@ -50,6 +50,27 @@ def test_what_is_saved_comes_back(tmp_path):
         assert a.equal(b)
 
 
+def test_what_gates_are_set_to_comes_back_and_is_no_other_space(tmp_path):
+    saved = model()
+    network = saved.backbone.network
+    saved.backbone.set_gate_threshold(0.25)
+    opened = torch.zeros(network.space.num_cells, 3, dtype=torch.bool)
+    for node in network.space.cells:
+        opened[node.index, 1] = 1 in node.gated
+    saved.backbone.fix_route(
+        opened, torch.tensor([t in network.space.initial.gated for t in range(3)])
+    )
+    RoutingCheckpointer(saved, str(tmp_path)).save("model_set")
+    other = model()
+    load_for_evaluation(other, str(tmp_path / "model_set.pth"))
+    assert other.backbone.network.gate_threshold == 0.25
+    assert other.backbone.network.fixed_route[0].equal(opened)
+    # And a model that is set takes weights that are not.
+    RoutingCheckpointer(model(), str(tmp_path)).save("model_plain")
+    load_for_evaluation(other, str(tmp_path / "model_plain.pth"))
+    assert other.backbone.network.fixed_route is None
+
+
 def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
     checkpointer = RoutingCheckpointer(model(), str(tmp_path))
     checkpointer.save("model_1")

@@ -1,4 +1,4 @@
-"""A fixed route goes with the weights, whoever saves and loads them."""
+"""A fixed route and a calibrated cost go with the weights, whoever saves and loads them."""
 
 import pytest
 import torch
@@ -64,6 +64,39 @@ def test_weights_without_a_route_take_it_away(gate):
     expected = _maps(model)
     for name, value in _maps(other).items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("gate", KINDS)
+def test_a_plain_checkpointer_brings_the_threshold(gate, tmp_path):
+    model, other = _model(gate, 1), _model(gate, 2)
+    whole = _maps(model)
+    model.backbone.set_gate_threshold(0.12)
+    cost = float(model.backbone.routing.real_cost.mean())
+    expected = _maps(model)
+    DetectionCheckpointer(model, str(tmp_path)).save("calibrated")
+    _maps(other)
+
+    DetectionCheckpointer(other).load(str(tmp_path / "calibrated.pth"))
+
+    assert other.backbone.network.gate_threshold == 0.12
+    for name, value in _maps(other).items():
+        assert torch.equal(value, expected[name]), name
+    assert float(other.backbone.routing.real_cost.mean()) < cost  # it does close something
+    assert any(not torch.equal(whole[name], value) for name, value in expected.items())
+
+
+def test_weights_without_a_threshold_leave_that_of_the_config():
+    model, other = _model("small", 1), _model("small", 2)
+    other.backbone.set_gate_threshold(0.2)
+    other.load_state_dict(model.state_dict())
+    assert other.backbone.network.gate_threshold == 0.2
+
+
+def test_a_checkpoint_that_has_the_threshold_beside_the_weights_is_understood():
+    model = _model("small", 1)
+    routing = attach_routing(model)
+    routing.load_state_dict({**routing.state_dict(), "threshold": 0.3})
+    assert model.backbone.network.gate_threshold == 0.3
 
 
 def test_a_checkpoint_that_has_the_route_beside_the_weights_is_understood():
