@@ -184,7 +184,7 @@ def attach_settings(
     clustering, budget = settings.clustering, settings.budget
     _check_bank(clustering, batch_size, cluster)
     if budget.freeze_gates:
-        find_backbone(model).network.gates_to_freeze()
+        find_backbone(model).network.gates_to_freeze()  # refused where there are none
     return attach_routing(
         model,
         num_experts=clustering.num_experts if clustering.enabled else 0,
